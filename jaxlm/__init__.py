@@ -1,0 +1,1 @@
+"""Language models in JAX with swappable position encodings."""

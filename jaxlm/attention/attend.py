@@ -1,0 +1,44 @@
+"""The one door to attention: picks the implementation by name or by platform."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jaxtyping import Array, Float
+
+from jaxlm.attention.blockwise import attend_blockwise
+from jaxlm.attention.inputs import AttentionInputs, AttentionSpec
+from jaxlm.attention.reference import attend_reference
+
+Implementation = Callable[[AttentionSpec, AttentionInputs], tuple[Array, Array]]
+
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    "blockwise": attend_blockwise,
+    "reference": attend_reference,
+}
+
+
+def attend(
+    spec: AttentionSpec, x: AttentionInputs, implementation: str = "auto"
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
+    """Softmax attention.
+
+    Args:
+        spec: the static description.
+        x: the arrays.
+        implementation: "blockwise", "reference", or "auto": blockwise for self-attention, and the
+            reference form for few queries against a cache, where scores [T, S] are the small thing.
+
+    Returns:
+        The output [batch, length, heads, head_dim] in q's dtype and the float32 log-sum-exp of the
+        visible scores [batch, length, heads], by which two partial attentions can be merged.
+
+    Raises:
+        ValueError: unknown implementation, or one that cannot do what the call needs.
+    """
+    if implementation == "auto":
+        implementation = "blockwise" if spec.aligned else "reference"
+    if implementation not in IMPLEMENTATIONS:
+        allowed = ", ".join(["auto", *IMPLEMENTATIONS])
+        raise ValueError(f"implementation={implementation!r}; allowed: {allowed}")
+    return IMPLEMENTATIONS[implementation](spec, x)

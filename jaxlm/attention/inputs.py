@@ -1,0 +1,67 @@
+"""What one attention call is: a static description and the arrays it applies to."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float, Int
+
+from jaxlm.attention.mask import AttentionMask
+
+# (parameters of one head, scores [T, S], distance [T, S], query positions [T, 1]) -> scores [T, S]
+ScoreFunction = Callable[[Any, Array, Array, Array], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionSpec:
+    """The static half: hashable, so a call with an equal spec never compiles twice.
+
+    Attributes:
+        mask: which keys a query sees, by position.
+        scale: multiplies q·k; usually head_dim**-0.5.
+        softcap: scores become softcap·tanh(scores / softcap), before any position bias.
+        score: the position encoding's change to the scores of one head, evaluated tile by tile:
+            `score(head_parameters, scores, distance, q_positions)`. None: unchanged.
+        ceiling: distances at or above it count as the ceiling: `score` sees the clamped distance,
+            and the dot product is that of `q_far`, `k_far` where those are given.
+        aligned: q and k are the same tokens in the same order, and within a segment the position
+            grows by one a slot. Then hidden tiles are known from slot numbers alone.
+    """
+
+    mask: AttentionMask
+    scale: float
+    softcap: float | None = None
+    score: ScoreFunction | None = None
+    ceiling: int | None = None
+    aligned: bool = False
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AttentionInputs:
+    """The arrays. B batch, T queries, S keys, N query heads, K kv heads (N = K·G), H head dim.
+
+    Segment 0 is padding: as a key it is never seen; a query in it sees nothing and gives zeros.
+
+    Attributes:
+        head_parameters: pytree of arrays [num_heads, ...] that `AttentionSpec.score` reads, head by
+            head; differentiable.
+        q_far, k_far: queries and keys as they are at the distance ceiling, or None.
+        sink_logits: a learned logit per head that takes part in the softmax and has no value
+            (gpt-oss); not to be confused with kept sink tokens.
+    """
+
+    q: Float[Array, "B T N H"]
+    k: Float[Array, "B S K H"]
+    v: Float[Array, "B S K H"]
+    q_positions: Int[Array, "B T"]
+    k_positions: Int[Array, "B S"]
+    q_segment_ids: Int[Array, "B T"]
+    k_segment_ids: Int[Array, "B S"]
+    head_parameters: Any = None
+    q_far: Float[Array, "B T N H"] | None = None
+    k_far: Float[Array, "B S K H"] | None = None
+    sink_logits: Float[Array, "N"] | None = None

@@ -1,0 +1,161 @@
+"""The attention sublayer: project, encode positions, attend, project back."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxlm.attention import mask as masks
+from jaxlm.attention.attend import attend
+from jaxlm.attention.cached import attend_cached
+from jaxlm.attention.inputs import AttentionInputs, AttentionSpec
+from jaxlm.model.config import ModelConfig
+from jaxlm.model.norms import Norm
+from jaxlm.model.projection import Projection
+from jaxlm.positions import Rotation
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """What attention knows of a sequence of tokens, beside their keys and values.
+
+    Attributes:
+        positions: in their document.
+        segment_ids: which document; 0 is padding.
+        rotation: the position encoding's angles; None: no rotation.
+        contiguous: within a segment the position grows by one a slot. Static.
+    """
+
+    positions: Int[Array, "B T"]
+    segment_ids: Int[Array, "B T"]
+    rotation: Rotation | None
+    contiguous: bool = dataclasses.field(metadata={"static": True})
+
+
+class Attention(nn.Module):
+    """Multi-head attention with grouped keys and values.
+
+    Attributes:
+        kind: "global" or "sliding".
+    """
+
+    config: ModelConfig
+    kind: str
+
+    def spec(self, contiguous: bool) -> AttentionSpec:
+        """The static description of this layer's attention."""
+        c, a, encoding = self.config, self.config.attention, self.config.encoding
+        mask = masks.causal()
+        if self.kind == "sliding":
+            assert a.sliding_window is not None
+            mask = masks.sliding_window(a.sliding_window)
+        return AttentionSpec(
+            mask=encoding.restrict(mask),
+            scale=c.head_dim**-0.5 if a.scale is None else a.scale,
+            softcap=a.softcap,
+            score=encoding.score if encoding.changes_scores else None,
+            ceiling=encoding.ceiling,
+            aligned=contiguous,
+        )
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        tokens: Tokens,
+        head_parameters: Any,
+        cached: tuple[Array, Array, Tokens] | None,
+    ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
+        """Attends to these tokens and, before them, to `cached` = (k, v, their Tokens).
+
+        Returns:
+            The output, and the new tokens' keys and values [batch, length, kv_heads, head_dim] as a
+            cache should keep them: unrotated where the encoding says so.
+        """
+        c, a, encoding = self.config, self.config.attention, self.config.encoding
+        q_raw, k_raw, v = self._project(x)
+        k = encoding.rotate_keys(k_raw, tokens.rotation)
+        inputs = AttentionInputs(
+            q=encoding.rotate_queries(q_raw, tokens.rotation),
+            k=k,
+            v=v,
+            q_positions=tokens.positions,
+            k_positions=tokens.positions,
+            q_segment_ids=tokens.segment_ids,
+            k_segment_ids=tokens.segment_ids,
+            head_parameters=head_parameters,
+            q_far=encoding.far_queries(q_raw),
+            k_far=encoding.far_keys(k_raw),
+            sink_logits=self._sink_logits(),
+        )
+        spec = self.spec(tokens.contiguous)
+        if cached is None:
+            y, _ = attend(spec, inputs, a.implementation)
+        else:
+            y = attend_cached(spec, inputs, self._cached_inputs(inputs, cached))
+        project = Projection(
+            (a.num_heads, c.head_dim),
+            (c.d_model,),
+            ("heads", "head_dim", "embed"),
+            a.out_bias,
+            c.param_dtype,
+            (2 * c.num_layers) ** -0.5,
+            name="out",
+        )
+        kept = k_raw if encoding.caches_unrotated else k
+        return project(y), (kept, v)
+
+    def _project(self, x):
+        """Queries, keys, values, [batch, length, heads, head_dim]; normalised if asked for."""
+        c, a = self.config, self.config.attention
+
+        def project(name, heads, axis):
+            return Projection(
+                (c.d_model,),
+                (heads, c.head_dim),
+                ("embed", axis, "head_dim"),
+                a.qkv_bias,
+                c.param_dtype,
+                name=name,
+            )(x)
+
+        q = project("q", a.num_heads, "heads")
+        k = project("k", c.num_kv_heads, "kv_heads")
+        v = project("v", c.num_kv_heads, "kv_heads")
+        if a.qk_norm != "none":
+            q, k = self._normalize("q_norm", q), self._normalize("k_norm", k)
+        return q, k, v
+
+    def _normalize(self, name, x):
+        """Over head_dim, or over all heads together."""
+        norm = Norm(self.config.norm, self.config.param_dtype, None, name=name)
+        if self.config.attention.qk_norm == "head":
+            return norm(x)
+        return norm(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
+
+    def _sink_logits(self):
+        a = self.config.attention
+        if not a.sink_logits:
+            return None
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("heads",))
+        sinks = self.param("sink_logits", zeros, (a.num_heads,), self.config.param_dtype)
+        return sinks.astype(jnp.float32)
+
+    def _cached_inputs(self, inputs, cached):
+        """The same queries against the cache's keys and values."""
+        k, v, where = cached
+        encoding = self.config.encoding
+        return dataclasses.replace(
+            inputs,
+            k=encoding.rotate_keys(k, where.rotation) if encoding.caches_unrotated else k,
+            v=v,
+            k_positions=where.positions,
+            k_segment_ids=where.segment_ids,
+            k_far=encoding.far_keys(k),
+        )

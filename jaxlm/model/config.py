@@ -1,0 +1,422 @@
+"""Every choice a model is made of: frozen, validated once, hashable.
+
+`ModelConfig.from_dict` is the only place where a dictionary (a ConfigDict, a checkpoint's JSON)
+becomes a config; no other code reads the dictionary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxlm import positions
+from jaxlm.positions import PositionEncoding
+
+
+def check(owner: str, **fields: tuple[Any, bool, str]) -> None:
+    """Raises ValueError for the first field whose test fails: field=(value, test, allowed)."""
+    for name, (value, fine, allowed) in fields.items():
+        if not fine:
+            raise ValueError(f"{owner}: {name}={value!r}; allowed: {allowed}")
+
+
+def one_of(value: Any, *allowed: Any) -> tuple[Any, bool, str]:
+    """A field's test: one of a few values."""
+    return value, value in allowed, ", ".join(str(a) for a in allowed)
+
+
+def at_least(value: Any, low: float) -> tuple[Any, bool, str]:
+    """A field's test: a number not below `low`."""
+    return value, value >= low, f"a number >= {low}"
+
+
+def build(cls: type, values: Mapping[str, Any], owner: str = "model") -> Any:
+    """A dataclass from a mapping; nested mappings become the nested dataclasses.
+
+    Raises:
+        ValueError: an unknown field, with the nearest known name.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    made = {}
+    for name, value in values.items():
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, 1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise ValueError(f"{owner}.{name}: unknown field{hint}; allowed: {', '.join(fields)}")
+        part = _PARTS.get(name)
+        if part is not None and isinstance(value, Mapping):
+            value = build(part, value, f"{owner}.{name}")
+        made[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**made)
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionConfig:
+    """Self-attention.
+
+    Attributes:
+        num_heads: query heads.
+        num_kv_heads: key/value heads; None is num_heads (MHA), 1 is MQA, between is GQA.
+        head_dim: None is d_model / num_heads.
+        qkv_bias, out_bias: biases of the projections.
+        qk_norm: "none"; "head": queries and keys normalised over head_dim before the position
+            encoding (Qwen 3, Gemma 3); "full": over all heads at once (OLMo 2).
+        softcap: scores become softcap·tanh(scores/softcap) (Gemma 2); None: off.
+        scale: of q·k; None is head_dim**-0.5.
+        sink_logits: a learned logit per head in the softmax that carries no value (gpt-oss).
+        sliding_window: keys seen by the layers that `layer_pattern` calls "sliding".
+        implementation: "auto", "blockwise", "reference".
+    """
+
+    num_heads: int = 8
+    num_kv_heads: int | None = None
+    head_dim: int | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: str = "none"
+    softcap: float | None = None
+    scale: float | None = None
+    sink_logits: bool = False
+    sliding_window: int | None = None
+    implementation: str = "auto"
+
+    def __post_init__(self):
+        kv = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+        object.__setattr__(self, "num_kv_heads", kv)
+        check(
+            "attention",
+            num_heads=at_least(self.num_heads, 1),
+            num_kv_heads=(
+                kv,
+                kv >= 1 and self.num_heads % kv == 0,
+                f"a divisor of num_heads={self.num_heads}",
+            ),
+            head_dim=(
+                self.head_dim,
+                self.head_dim is None or self.head_dim >= 1,
+                "None or an integer >= 1",
+            ),
+            qk_norm=one_of(self.qk_norm, "none", "head", "full"),
+            softcap=(self.softcap, self.softcap is None or self.softcap > 0, "None or > 0"),
+            scale=(self.scale, self.scale is None or self.scale > 0, "None or > 0"),
+            sliding_window=(
+                self.sliding_window,
+                self.sliding_window is None or self.sliding_window >= 1,
+                "None or an integer >= 1",
+            ),
+            implementation=one_of(self.implementation, "auto", "blockwise", "reference"),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class FeedForwardConfig:
+    """The MLP of a block.
+
+    Attributes:
+        d_ff: hidden width; None is 4·d_model for a plain MLP, and for a gated one 8/3·d_model
+            rounded up to a multiple of 128, which costs about the same.
+        kind: gated: "swiglu", "geglu", "geglu_tanh"; plain: "gelu", "gelu_tanh", "relu", "relu2".
+        bias: biases of all its projections.
+    """
+
+    d_ff: int | None = None
+    kind: str = "swiglu"
+    bias: bool = False
+
+    GATED = ("swiglu", "geglu", "geglu_tanh")
+    PLAIN = ("gelu", "gelu_tanh", "relu", "relu2")
+
+    def __post_init__(self):
+        check(
+            "feed_forward",
+            d_ff=(self.d_ff, self.d_ff is None or self.d_ff >= 1, "None or an integer >= 1"),
+            kind=one_of(self.kind, *self.GATED, *self.PLAIN),
+        )
+
+    @property
+    def gated(self) -> bool:
+        """Whether a second projection gates the first."""
+        return self.kind in self.GATED
+
+
+@dataclasses.dataclass(frozen=True)
+class MoEConfig:
+    """A mixture of experts in place of the MLP: every token goes to its `top_k` experts, none is
+    dropped (`jax.lax.ragged_dot` over tokens sorted by expert).
+
+    Attributes:
+        num_experts: routed experts; each is an MLP of `feed_forward`'s kind and width `d_ff`.
+        top_k: experts a token uses.
+        d_ff: width of an expert; None is the feed-forward width.
+        num_shared_experts: experts that every token uses beside the routed ones.
+        normalize: the chosen experts' probabilities are rescaled to sum 1.
+        load_balance_weight: of the Switch balance loss E·Σ_e f_e·p_e (Fedus et al. 2021).
+        router_z_weight: of mean logsumexp(router logits)² (ST-MoE, Zoph et al. 2022).
+    """
+
+    num_experts: int = 8
+    top_k: int = 2
+    d_ff: int | None = None
+    num_shared_experts: int = 0
+    normalize: bool = True
+    load_balance_weight: float = 0.01
+    router_z_weight: float = 0.001
+
+    def __post_init__(self):
+        check(
+            "moe",
+            num_experts=at_least(self.num_experts, 1),
+            top_k=(
+                self.top_k,
+                1 <= self.top_k <= self.num_experts,
+                f"1 to num_experts={self.num_experts}",
+            ),
+            d_ff=(self.d_ff, self.d_ff is None or self.d_ff >= 1, "None or an integer >= 1"),
+            num_shared_experts=at_least(self.num_shared_experts, 0),
+            load_balance_weight=at_least(self.load_balance_weight, 0),
+            router_z_weight=at_least(self.router_z_weight, 0),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class NormConfig:
+    """Normalisation.
+
+    Attributes:
+        kind: "rmsnorm" or "layernorm".
+        placement: "pre" (before each sublayer), "post" (after each sublayer, before the residual
+            is added; OLMo 2) or "sandwich" (both; Gemma 2).
+        epsilon: added to the mean square or variance.
+        scale_plus_one: the learned scale is stored minus one (Gemma).
+        bias: a learned bias (LayerNorm only).
+    """
+
+    kind: str = "rmsnorm"
+    placement: str = "pre"
+    epsilon: float = 1e-5
+    scale_plus_one: bool = False
+    bias: bool = False
+
+    def __post_init__(self):
+        check(
+            "norm",
+            kind=one_of(self.kind, "rmsnorm", "layernorm"),
+            placement=one_of(self.placement, "pre", "post", "sandwich"),
+            epsilon=(self.epsilon, self.epsilon > 0, "a number > 0"),
+            bias=(self.bias, not self.bias or self.kind == "layernorm", "False with rmsnorm"),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingConfig:
+    """The two ends of the model.
+
+    Attributes:
+        tied: the output head is the embedding's transpose.
+        scale: multiplies the embeddings (Gemma: √d_model); None: 1.
+        head_bias: a bias on the output logits.
+        logit_softcap: logits become cap·tanh(logits/cap) (Gemma 2); None: off.
+    """
+
+    tied: bool = False
+    scale: float | None = None
+    head_bias: bool = False
+    logit_softcap: float | None = None
+
+    def __post_init__(self):
+        cap = self.logit_softcap
+        check("embedding", logit_softcap=(cap, cap is None or cap > 0, "None or a number > 0"))
+
+
+@dataclasses.dataclass(frozen=True)
+class NumericsConfig:
+    """How the model is computed, none of which changes what it computes.
+
+    Attributes:
+        dtype: of activations and matmuls; norms, softmax and loss are float32 in any case.
+        param_dtype: of the parameters.
+        remat: what the backward pass recomputes: "none"; "dots": all but matmul results; "full":
+            each layer from its input.
+        scan_layers: one compiled layer looped over; False unrolls, for capture and debugging.
+    """
+
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    remat: str = "none"
+    scan_layers: bool = True
+
+    def __post_init__(self):
+        kinds = ("float32", "bfloat16", "float16", "float64")
+        check(
+            "numerics",
+            dtype=one_of(self.dtype, *kinds),
+            param_dtype=one_of(self.param_dtype, *kinds),
+            remat=one_of(self.remat, "none", "dots", "full"),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A decoder-only Transformer.
+
+    Attributes:
+        vocab_size: rows of the embedding; at least the tokenizer's.
+        num_layers, d_model: depth and width.
+        context_length: tokens the model is trained on at a time.
+        position_encoding: an encoding or its text, e.g. "rope(base=500000)", "alibi", "nope".
+        attention, feed_forward, norm, embedding, numerics: see there.
+        moe: a mixture of experts instead of the MLP; None: dense.
+        layer_pattern: kinds of attention, repeated over the layers: "global" sees all (that the
+            position encoding shows), "sliding" the last `attention.sliding_window` tokens.
+        parallel: "none"; "shared": attention and MLP read one norm of the block's input and are
+            added together (GPT-J, Falcon); "separate": the same with a norm each (GPT-NeoX).
+        dropout: of embeddings and of each sublayer's output, in training.
+    """
+
+    vocab_size: int
+    num_layers: int = 4
+    d_model: int = 256
+    context_length: int = 512
+    position_encoding: PositionEncoding | str = "rope"
+    attention: AttentionConfig = AttentionConfig()
+    feed_forward: FeedForwardConfig = FeedForwardConfig()
+    moe: MoEConfig | None = None
+    norm: NormConfig = NormConfig()
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    numerics: NumericsConfig = NumericsConfig()
+    layer_pattern: tuple[str, ...] = ("global",)
+    parallel: str = "none"
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        check(
+            "model",
+            vocab_size=at_least(self.vocab_size, 1),
+            num_layers=at_least(self.num_layers, 1),
+            d_model=at_least(self.d_model, 1),
+            context_length=at_least(self.context_length, 1),
+            parallel=one_of(self.parallel, "none", "shared", "separate"),
+            dropout=(self.dropout, 0 <= self.dropout < 1, "a number in [0, 1)"),
+            layer_pattern=(
+                self.layer_pattern,
+                bool(self.layer_pattern) and set(self.layer_pattern) <= {"global", "sliding"},
+                "a sequence of global, sliding",
+            ),
+        )
+        self._check_together()
+        head_dim = self.attention.head_dim or self.d_model // self.attention.num_heads
+        attention = dataclasses.replace(self.attention, head_dim=head_dim)
+        object.__setattr__(self, "attention", attention)
+        width = self.feed_forward.d_ff
+        if width is None:
+            third = -(-8 * self.d_model // 3)
+            width = -(-third // 128) * 128 if self.feed_forward.gated else 4 * self.d_model
+            forward = dataclasses.replace(self.feed_forward, d_ff=width)
+            object.__setattr__(self, "feed_forward", forward)
+        encoding = positions.parse(self.position_encoding).bind(self.dimensions)
+        object.__setattr__(self, "position_encoding", encoding)
+
+    def _check_together(self):
+        heads, window = self.attention.num_heads, self.attention.sliding_window
+        post = self.norm.placement == "post"
+        check(
+            "model",
+            d_model=(
+                self.d_model,
+                self.attention.head_dim is not None or self.d_model % heads == 0,
+                f"a multiple of attention.num_heads={heads}, or set attention.head_dim",
+            ),
+            layer_pattern=(
+                self.layer_pattern,
+                "sliding" not in self.layer_pattern or window is not None,
+                "sliding only with attention.sliding_window",
+            ),
+            parallel=(self.parallel, self.parallel == "none" or not post, "none with norm post"),
+        )
+
+    @property
+    def encoding(self) -> PositionEncoding:
+        """The position encoding, bound to this model's dimensions."""
+        assert isinstance(self.position_encoding, PositionEncoding)
+        return self.position_encoding
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        assert self.attention.head_dim is not None
+        return self.attention.head_dim
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key/value heads."""
+        assert self.attention.num_kv_heads is not None
+        return self.attention.num_kv_heads
+
+    @property
+    def d_ff(self) -> int:
+        """Width of the MLP, or of one expert."""
+        width = self.feed_forward.d_ff
+        if self.moe is not None and self.moe.d_ff is not None:
+            width = self.moe.d_ff
+        assert width is not None
+        return width
+
+    @property
+    def dimensions(self) -> positions.Dimensions:
+        """What a position encoding may depend on."""
+        return positions.Dimensions(
+            self.attention.num_heads, self.head_dim, self.d_model, self.context_length
+        )
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of activations."""
+        return jnp.dtype(self.numerics.dtype)
+
+    @property
+    def param_dtype(self) -> jnp.dtype:
+        """Of parameters."""
+        return jnp.dtype(self.numerics.param_dtype)
+
+    def layer_kind(self, layer: int) -> str:
+        """ "global" or "sliding"."""
+        return self.layer_pattern[layer % len(self.layer_pattern)]
+
+    def replace(self, **changes: Any) -> ModelConfig:
+        """A copy with other fields, validated anew."""
+        return dataclasses.replace(self, **changes)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
+        """From a nested mapping such as `config.model` or a checkpoint's JSON.
+
+        Raises:
+            ValueError: an unknown field (the nearest name is told) or a value that is not allowed.
+        """
+        return build(cls, values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able mapping that `from_dict` turns back into an equal config."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, PositionEncoding):
+                return str(value)
+            if dataclasses.is_dataclass(value):
+                return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+            return list(value) if isinstance(value, tuple) else value
+
+        return plain(self)
+
+
+_PARTS = {
+    "attention": AttentionConfig,
+    "feed_forward": FeedForwardConfig,
+    "moe": MoEConfig,
+    "norm": NormConfig,
+    "embedding": EmbeddingConfig,
+    "numerics": NumericsConfig,
+}

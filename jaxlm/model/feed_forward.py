@@ -1,0 +1,51 @@
+"""The MLP of a block, gated or plain."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxlm.model.config import ModelConfig
+from jaxlm.model.projection import Projection
+
+# The function between the projections; gated kinds apply it to the gate.
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "swiglu": jax.nn.silu,
+    "geglu": functools.partial(jax.nn.gelu, approximate=False),
+    "geglu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),
+}
+
+
+class FeedForward(nn.Module):
+    """down(activation(gate(x)) · up(x)), or down(activation(up(x)))."""
+
+    config: ModelConfig
+    d_ff: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """The MLP at every token."""
+        c, f = self.config, self.config.feed_forward
+
+        def project(name, inputs, outputs, axes, gain=1.0):
+            return Projection(
+                (inputs,), (outputs,), axes, f.bias, c.param_dtype, gain, name=name
+            )
+
+        activate = ACTIVATIONS[f.kind]
+        h = project("up", c.d_model, self.d_ff, ("embed", "mlp"))(x)
+        if f.gated:
+            h = activate(project("gate", c.d_model, self.d_ff, ("embed", "mlp"))(x)) * h
+        else:
+            h = activate(h)
+        gain = (2 * c.num_layers) ** -0.5
+        return project("down", self.d_ff, c.d_model, ("mlp", "embed"), gain)(h)

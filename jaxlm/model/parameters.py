@@ -1,0 +1,46 @@
+"""Parameters of a model as a plain pytree: made, counted, and named for sharding."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxlm.model.transformer import Transformer
+
+# The length of the dummy input is of no consequence: no parameter's shape depends on it.
+_TOKENS = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+
+
+def _boxed(model: Transformer, key: jax.Array) -> Any:
+    tokens = jnp.zeros(_TOKENS.shape, _TOKENS.dtype)
+    return model.init(key, tokens)["params"]
+
+
+def init_params(model: Transformer, seed: int = 0) -> dict[str, Any]:
+    """Fresh parameters, a nested dict of arrays; a pure function of (config, seed).
+
+    Each array's randomness comes from its own name, so a model with another position encoding has
+    bit-identical values in every parameter the two share.
+    """
+    return nn.meta.unbox(jax.jit(lambda key: _boxed(model, key))(jax.random.key(seed)))
+
+
+def abstract_params(model: Transformer) -> dict[str, Any]:
+    """The parameters' shapes and dtypes, without computing any."""
+    return nn.meta.unbox(jax.eval_shape(lambda key: _boxed(model, key), jax.random.key(0)))
+
+
+def logical_axes(model: Transformer) -> dict[str, Any]:
+    """For every parameter a PartitionSpec of logical axis names, e.g. ("layers", "embed", "mlp")."""
+    return nn.get_partition_spec(
+        jax.eval_shape(lambda key: _boxed(model, key), jax.random.key(0))
+    )
+
+
+def count_params(params: Any) -> int:
+    """How many numbers a pytree of arrays holds."""
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(params))

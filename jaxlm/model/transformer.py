@@ -1,0 +1,267 @@
+"""The whole model: a decoder-only Transformer as one pure function of parameters and tokens.
+
+    logits, cache = model.apply({"params": params}, tokens, positions=..., segment_ids=...)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxlm import positions as position_encodings
+from jaxlm.caches.dense import DenseCache
+from jaxlm.model.attention import Attention, Tokens
+from jaxlm.model.config import ModelConfig
+from jaxlm.model.feed_forward import FeedForward
+from jaxlm.model.moe import MixtureOfExperts
+from jaxlm.model.norms import Norm
+
+REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Block(nn.Module):
+    """One layer: attention and an MLP (or experts), each with its norms and residual."""
+
+    config: ModelConfig
+    kind: str
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], tokens: Tokens, head_parameters: Any, cached: Any
+    ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
+        """The layer's output and its new keys and values."""
+        c = self.config
+        kv = None
+
+        def norm(name: str, y: Array) -> Array:
+            return Norm(c.norm, c.param_dtype, name=name)(y)
+
+        def attention(y: Array) -> Array:
+            nonlocal kv
+            layer = Attention(c, self.kind, name="attention")
+            y, kv = layer(y, tokens, head_parameters, cached)
+            return y
+
+        def feed_forward(y: Array) -> Array:
+            if c.moe is None:
+                return FeedForward(c, c.d_ff, name="feed_forward")(y)
+            return MixtureOfExperts(c, name="experts")(y, tokens.segment_ids != 0)
+
+        def drop(y: Array) -> Array:
+            return nn.Dropout(c.dropout, deterministic=not self.has_rng("dropout"))(y)
+
+        if c.parallel != "none":
+            first = norm("attention_norm", x)
+            second = first if c.parallel == "shared" else norm("feed_forward_norm", x)
+            y = attention(first) + feed_forward(second)
+            y = norm("post_norm", y) if c.norm.placement == "sandwich" else y
+            return x + drop(y), kv
+        for name, sublayer in (("attention", attention), ("feed_forward", feed_forward)):
+            y = x if c.norm.placement == "post" else norm(f"{name}_norm", x)
+            y = sublayer(y)
+            y = y if c.norm.placement == "pre" else norm(f"{name}_post_norm", y)
+            x = x + drop(y)
+        return x, kv
+
+
+class Period(nn.Module):
+    """One repetition of the layer pattern: what is scanned over."""
+
+    config: ModelConfig
+    kinds: tuple[str, ...]
+
+    @nn.compact
+    def __call__(self, x, tokens, head_parameters, where, layer_caches):
+        """Runs the blocks in turn; their caches and new keys and values are stacked on axis 0."""
+        block = Block
+        if self.config.numerics.remat != "none":
+            policy = REMAT_POLICIES[self.config.numerics.remat]
+            block = nn.remat(Block, policy=policy, prevent_cse=not self.config.numerics.scan_layers)
+        new = []
+        for i, kind in enumerate(self.kinds):
+            cached = None
+            if layer_caches is not None:
+                keys, values = jax.tree.map(lambda a, i=i: a[i], layer_caches)
+                cached = (keys, values, where)
+            layer = block(self.config, kind, name=f"block_{i}")
+            x, kv = layer(x, tokens, head_parameters, cached)
+            new.append(kv)
+        return x, jax.tree.map(lambda *a: jnp.stack(a), *new)
+
+
+class Transformer(nn.Module):
+    """The model. Methods are pure functions through `apply`; see `jaxlm.init_params`.
+
+    Attributes:
+        config: every choice.
+    """
+
+    config: ModelConfig
+
+    def setup(self):
+        c = self.config
+        embed = nn.initializers.normal(c.d_model**-0.5)
+        self.embedding = self.param(
+            "embedding",
+            nn.with_logical_partitioning(embed, ("vocab", "embed")),
+            (c.vocab_size, c.d_model),
+            c.param_dtype,
+        )
+        self.position = {
+            name: self.param(
+                f"position_{name}",
+                nn.with_logical_partitioning(p.init, p.axes),
+                p.shape,
+                c.param_dtype,
+            )
+            for name, p in c.encoding.parameters(c.dimensions).items()
+        }
+        self.dropout = nn.Dropout(c.dropout)
+        period = len(c.layer_pattern)
+        self.rounds = c.num_layers // period if c.numerics.scan_layers else 0
+        if self.rounds:
+            self.layers = nn.scan(
+                Period,
+                variable_axes={"params": 0, "losses": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
+                length=self.rounds,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )(c, c.layer_pattern)
+        rest = range(self.rounds * period, c.num_layers)
+        if rest:
+            self.last_layers = Period(c, tuple(c.layer_kind(i) for i in rest))
+        self.final_norm = Norm(c.norm, c.param_dtype)
+        if not c.embedding.tied:
+            self.head = self.param(
+                "head",
+                nn.with_logical_partitioning(embed, ("embed", "vocab")),
+                (c.d_model, c.vocab_size),
+                c.param_dtype,
+            )
+        if c.embedding.head_bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
+            self.head_bias = self.param("head_bias", zeros, (c.vocab_size,), c.param_dtype)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"] | None = None,
+        segment_ids: Int[Array, "B T"] | None = None,
+        cache: DenseCache | None = None,
+        contiguous: bool = True,
+    ) -> tuple[Float[Array, "B T V"], DenseCache | None]:
+        """Logits of the next token at every token.
+
+        Dropout applies if and only if `rngs={"dropout": key}` is given.
+
+        Args:
+            tokens: token ids [batch, length].
+            positions: of each token in its document; None counts on from the cache, or from 0.
+            segment_ids: tokens see only their own segment; 0 is padding. None: all 1.
+            cache: earlier tokens' keys and values; the new ones are committed to it.
+            contiguous: within a segment positions grow by one a slot, as packing, padding and
+                counting give; False for any other order, which attention then cannot exploit.
+
+        Returns:
+            float32 logits [batch, length, vocab] and the cache with these tokens (None without).
+        """
+        if positions is None:
+            start = 0 if cache is None else cache.used
+            positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1])[None], tokens.shape)
+        if segment_ids is None:
+            segment_ids = jnp.ones_like(tokens)
+        hidden, kv = self.hidden(
+            tokens, positions, segment_ids, cache, contiguous, return_kv=cache is not None
+        )
+        if cache is not None:
+            cache = cache.commit(*kv, positions, segment_ids)
+        return self.logits(hidden), cache
+
+    def hidden(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"],
+        cache: DenseCache | None = None,
+        contiguous: bool = True,
+        return_kv: bool = False,
+    ) -> tuple[Float[Array, "B T D"], tuple[Array, Array] | None]:
+        """The normalised last hidden states, and with `return_kv` the tokens' keys and values
+        [layers, batch, length, kv_heads, head_dim], not yet committed to the cache.
+        """
+        c, encoding = self.config, self.config.encoding
+        # Gathered rows are cast, not the table: a bfloat16 copy of the whole table costs more.
+        x = self.embedding[tokens].astype(c.dtype)
+        if c.embedding.scale is not None:
+            x = x * jnp.asarray(c.embedding.scale, c.dtype)
+        x = encoding.embed(self.position, x, positions)
+        x = self.dropout(x, deterministic=not self.has_rng("dropout"))
+        length = positions.max(-1) + 1
+        where = None
+        if cache is not None:
+            where = Tokens(
+                cache.positions,
+                cache.segment_ids,
+                encoding.rotation(cache.positions, length, c.head_dim)
+                if encoding.caches_unrotated
+                else None,
+                contiguous=False,
+            )
+        rotation = encoding.rotation(positions, length, c.head_dim)
+        now = Tokens(positions, segment_ids, rotation, contiguous)
+        heads = encoding.head_parameters(self.position, c.attention.num_heads)
+        x, kv = self._run_layers(x, (now, heads, where), cache)
+        return self.final_norm(x), kv if return_kv else None
+
+    def _run_layers(self, x, shared, cache):
+        """The scanned repetitions of the layer pattern, then what is left of one."""
+        caches = None if cache is None else cache.view()
+        period = len(self.config.layer_pattern)
+        count = self.rounds * period
+        new = []
+        if self.rounds:
+            part = jax.tree.map(
+                lambda a: a[:count].reshape(self.rounds, period, *a.shape[1:]), caches
+            )
+            x, kv = self.layers(x, *shared, part)
+            new.append(jax.tree.map(lambda a: a.reshape(count, *a.shape[2:]), kv))
+        if count < self.config.num_layers:
+            part = jax.tree.map(lambda a: a[count:], caches)
+            x, kv = self.last_layers(x, *shared, part)
+            new.append(kv)
+        return x, jax.tree.map(lambda *a: jnp.concatenate(a) if len(a) > 1 else a[0], *new)
+
+    def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """float32 logits of hidden states."""
+        c = self.config
+        matrix = self.embedding.T if c.embedding.tied else self.head
+        y = jnp.einsum(
+            "btd,dv->btv", hidden, matrix.astype(hidden.dtype), preferred_element_type=jnp.float32
+        )
+        if c.embedding.head_bias:
+            y = y + self.head_bias.astype(jnp.float32)[None, None]
+        cap = c.embedding.logit_softcap
+        return y if cap is None else cap * jnp.tanh(y / cap)
+
+    @nn.nowrap
+    def with_position_encoding(self, encoding: str, **options: Any) -> Transformer:
+        """The same model, the same parameters, another position encoding.
+
+        `lm_infinite` wraps the present encoding unless `inner` says otherwise:
+
+            longer = model.with_position_encoding("lm_infinite", window=256, num_sinks=4)
+        """
+        if encoding == "lm_infinite" and "inner" not in options:
+            options["inner"] = self.config.encoding
+        new = position_encodings.parse(encoding)
+        if options:
+            new = position_encodings.get(encoding, **options)
+        return Transformer(self.config.replace(position_encoding=new), parent=None)

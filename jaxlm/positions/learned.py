@@ -1,0 +1,56 @@
+"""A trained vector per absolute position, added to the token embedding."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.positions.encoding import Dimensions, Parameter, PositionEncoding, require
+from jaxlm.positions.registry import register
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Learned(PositionEncoding):
+    """x_t + table[t]; the table ends at `table_length`.
+
+    A position past the table gives NaN rather than a clamped row: entry points check lengths
+    before they compile, and a mistake that slips through must not look like an answer.
+
+    Attributes:
+        table_length: rows; None: the model's context length.
+    """
+
+    table_length: int | None = None
+
+    name: ClassVar[str] = "learned"
+    relative: ClassVar[bool] = False
+
+    @property
+    def max_length(self):
+        """Positions at or past it have no row."""
+        return self.table_length
+
+    def bind(self, dims: Dimensions) -> Learned:
+        """Takes the table's length from the model where none was given."""
+        length = dims.context_length if self.table_length is None else self.table_length
+        require(length >= 1, "learned: table_length", length, "an integer >= 1")
+        return dataclasses.replace(self, table_length=length)
+
+    def parameters(self, dims):
+        """One row a position, as small as a token's embedding."""
+        init = jax.nn.initializers.normal(dims.d_model**-0.5)
+        return {"table": Parameter((self.table_length, dims.d_model), init, (None, "embed"))}
+
+    def embed(self, params, x, positions):
+        """x + table[position]."""
+        if x.shape[1] > self.table_length:
+            raise ValueError(
+                f"length={x.shape[1]}; allowed: at most table_length={self.table_length} "
+                "with position_encoding=learned"
+            )
+        rows = params["table"].at[positions].get(mode="fill", fill_value=jnp.nan)
+        return x + rows.astype(x.dtype)

@@ -1,0 +1,126 @@
+"""LM-Infinite: a Λ-shaped mask and a ceiling on distance, around any relative encoding.
+
+No parameters and no training: it goes onto a trained model when its input grows past the length it
+was trained at. (Han et al. 2024, arXiv 2308.16137, section 4.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax.numpy as jnp
+
+from jaxlm.attention.mask import AttentionMask, lambda_shaped
+from jaxlm.positions.encoding import Dimensions, PositionEncoding, require
+from jaxlm.positions.registry import register
+from jaxlm.positions.rope import RoPE
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class LMInfinite(PositionEncoding):
+    """Token i sees the last `window` tokens and the first `num_sinks`, none farther than `ceiling`.
+
+    For the rope family a key at or past the ceiling is met as at the ceiling: the query rotated to
+    position `ceiling`, the key unrotated. For score biases the distance is min(i - j, ceiling).
+
+    Attributes:
+        inner: the encoding that is wrapped.
+        window: None is the model's context length.
+        num_sinks: kept first tokens; the authors use 10 for retrieval, 100 for perplexity.
+        ceiling: None is `window`, the paper's choice.
+        mask: False leaves all keys visible and only clamps distances: one of the paper's factors
+            alone, for studies.
+    """
+
+    inner: PositionEncoding = RoPE()
+    window: int | None = None
+    num_sinks: int = 10
+    ceiling_distance: int | None = None
+    mask: bool = True
+
+    name: ClassVar[str] = "lm_infinite"
+
+    @property
+    def caches_unrotated(self):
+        """Keys of a rotating encoding are needed unrotated at the ceiling."""
+        return self.inner.caches_unrotated or isinstance(self.inner, RoPE)
+
+    @property
+    def max_length(self):
+        """The inner encoding's."""
+        return self.inner.max_length
+
+    @property
+    def ceiling(self):
+        """Distances at or above it count as this distance."""
+        return self.ceiling_distance
+
+    @property
+    def changes_scores(self):
+        """As the inner encoding does."""
+        return self.inner.changes_scores
+
+    def bind(self, dims: Dimensions) -> LMInfinite:
+        """Fills window and ceiling, and refuses encodings that are not relative."""
+        inner = self.inner
+        nested = isinstance(inner, LMInfinite)
+        require(
+            isinstance(inner, PositionEncoding) and inner.relative and not nested,
+            "lm_infinite: inner",
+            str(inner),
+            "a relative encoding (rope, alibi, nope, t5, kerple, sandwich, rope_alibi, xpos): "
+            "the method needs distances",
+        )
+        window = dims.context_length if self.window is None else self.window
+        ceiling = window if self.ceiling_distance is None else self.ceiling_distance
+        require(window >= 1, "lm_infinite: window", window, "an integer >= 1")
+        require(self.num_sinks >= 0, "lm_infinite: num_sinks", self.num_sinks, "an integer >= 0")
+        require(ceiling >= window, "lm_infinite: ceiling_distance", ceiling, f">= window={window}")
+        return dataclasses.replace(
+            self, inner=inner.bind(dims), window=window, ceiling_distance=ceiling
+        )
+
+    def parameters(self, dims):
+        """The inner encoding's."""
+        return self.inner.parameters(dims)
+
+    def rotation(self, positions, length, head_dim):
+        """The inner encoding's, at true positions."""
+        return self.inner.rotation(positions, length, head_dim)
+
+    def rotate_queries(self, q, rotation):
+        """The inner encoding's."""
+        return self.inner.rotate_queries(q, rotation)
+
+    def rotate_keys(self, k, rotation):
+        """The inner encoding's."""
+        return self.inner.rotate_keys(k, rotation)
+
+    def head_parameters(self, params, num_heads):
+        """The inner encoding's."""
+        return self.inner.head_parameters(params, num_heads)
+
+    def score(self, head, scores, distance, q_positions):
+        """The inner encoding's; attention hands it the clamped distance."""
+        return self.inner.score(head, scores, distance, q_positions)
+
+    def restrict(self, mask: AttentionMask) -> AttentionMask:
+        """The Λ mask, within the model's own."""
+        return mask & lambda_shaped(self.window, self.num_sinks) if self.mask else mask
+
+    def far_queries(self, q):
+        """As at position `ceiling_distance`."""
+        rotation = self._rotation_at(self.ceiling_distance, q.shape[-1])
+        return None if rotation is None else self.inner.rotate_queries(q, rotation)
+
+    def far_keys(self, k):
+        """As at position 0."""
+        rotation = self._rotation_at(0, k.shape[-1])
+        return None if rotation is None else self.inner.rotate_keys(k, rotation)
+
+    def _rotation_at(self, position, head_dim):
+        at = jnp.asarray([[position]], jnp.int32)
+        length = jnp.asarray([self.ceiling_distance + 1], jnp.int32)
+        return self.inner.rotation(at, length, head_dim)

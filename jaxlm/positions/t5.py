@@ -1,0 +1,64 @@
+"""T5's relative bias: one trained number per head and bucket of distances."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from jaxlm.positions.encoding import Dimensions, Parameter, PositionEncoding, require
+from jaxlm.positions.registry import register
+
+
+def bucket(distance: Int[Array, "*T"], num_buckets: int, max_distance: int) -> Int[Array, "*T"]:
+    """Causal buckets: exact below num_buckets/2, logarithmic up to max_distance, then the last."""
+    exact = num_buckets // 2
+    n = jnp.maximum(distance, 0)
+    ratio = jnp.log(jnp.maximum(n, 1).astype(jnp.float32) / exact) / math.log(max_distance / exact)
+    coarse = exact + (ratio * (num_buckets - exact)).astype(jnp.int32)
+    return jnp.where(n < exact, n, jnp.minimum(coarse, num_buckets - 1))
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class T5(PositionEncoding):
+    """score + table[head, bucket(i - j)] (Raffel et al. 2020, section 2.1), one table for all layers.
+
+    Attributes:
+        num_buckets: even, at least 4; half of them hold one distance each.
+        max_distance: distances from here on share the last bucket.
+    """
+
+    num_buckets: int = 32
+    max_distance: int = 128
+
+    name: ClassVar[str] = "t5"
+
+    @property
+    def changes_scores(self):
+        """Adds a bias."""
+        return True
+
+    def bind(self, dims: Dimensions) -> T5:
+        """Checks the buckets."""
+        n = self.num_buckets
+        require(n >= 4 and n % 2 == 0, "t5: num_buckets", n, "an even number >= 4")
+        require(self.max_distance > n // 2, "t5: max_distance", self.max_distance, f"> {n // 2}")
+        return self
+
+    def parameters(self, dims):
+        """The table, zero at the start: the model begins as NoPE."""
+        shape = (dims.num_heads, self.num_buckets)
+        return {"table": Parameter(shape, jax.nn.initializers.zeros, ("heads", None))}
+
+    def head_parameters(self, params, num_heads):
+        """A row of the table for each head."""
+        return params["table"].astype(jnp.float32)
+
+    def bias(self, head, distance, q_positions):
+        """table[bucket(distance)]."""
+        return head[bucket(distance, self.num_buckets, self.max_distance)]

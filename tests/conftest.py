@@ -1,0 +1,23 @@
+"""Strict settings for every test: promotion raises, warnings are errors, shapes are checked."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from jaxtyping import install_import_hook
+
+import tests.typechecker  # noqa: F401  the hook looks it up by name
+
+# Before the first import of the package: every annotated function then checks its arguments.
+install_import_hook("jaxlm", "tests.typechecker.check")
+
+import hypothesis
+import jax
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+hypothesis.settings.register_profile(
+    "jaxlm", deadline=None, max_examples=20, derandomize=True, print_blob=True
+)
+hypothesis.settings.load_profile("jaxlm")
