@@ -7,51 +7,14 @@ becomes a config; no other code reads the dictionary.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
 from jaxlm import positions
+from jaxlm.config import at_least, build, check, one_of
 from jaxlm.positions import PositionEncoding
-
-
-def check(owner: str, **fields: tuple[Any, bool, str]) -> None:
-    """Raises ValueError for the first field whose test fails: field=(value, test, allowed)."""
-    for name, (value, fine, allowed) in fields.items():
-        if not fine:
-            raise ValueError(f"{owner}: {name}={value!r}; allowed: {allowed}")
-
-
-def one_of(value: Any, *allowed: Any) -> tuple[Any, bool, str]:
-    """A field's test: one of a few values."""
-    return value, value in allowed, ", ".join(str(a) for a in allowed)
-
-
-def at_least(value: Any, low: float) -> tuple[Any, bool, str]:
-    """A field's test: a number not below `low`."""
-    return value, value >= low, f"a number >= {low}"
-
-
-def build(cls: type, values: Mapping[str, Any], owner: str = "model") -> Any:
-    """A dataclass from a mapping; nested mappings become the nested dataclasses.
-
-    Raises:
-        ValueError: an unknown field, with the nearest known name.
-    """
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    made = {}
-    for name, value in values.items():
-        if name not in fields:
-            near = difflib.get_close_matches(name, fields, 1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            raise ValueError(f"{owner}.{name}: unknown field{hint}; allowed: {', '.join(fields)}")
-        part = _PARTS.get(name)
-        if part is not None and isinstance(value, Mapping):
-            value = build(part, value, f"{owner}.{name}")
-        made[name] = tuple(value) if isinstance(value, list) else value
-    return cls(**made)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,6 +255,15 @@ class ModelConfig:
     parallel: str = "none"
     dropout: float = 0.0
 
+    PARTS = {
+        "attention": AttentionConfig,
+        "feed_forward": FeedForwardConfig,
+        "moe": MoEConfig,
+        "norm": NormConfig,
+        "embedding": EmbeddingConfig,
+        "numerics": NumericsConfig,
+    }
+
     def __post_init__(self):
         check(
             "model",
@@ -397,7 +369,7 @@ class ModelConfig:
         Raises:
             ValueError: an unknown field (the nearest name is told) or a value that is not allowed.
         """
-        return build(cls, values)
+        return build(cls, values, "model")
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able mapping that `from_dict` turns back into an equal config."""
@@ -410,13 +382,3 @@ class ModelConfig:
             return list(value) if isinstance(value, tuple) else value
 
         return plain(self)
-
-
-_PARTS = {
-    "attention": AttentionConfig,
-    "feed_forward": FeedForwardConfig,
-    "moe": MoEConfig,
-    "norm": NormConfig,
-    "embedding": EmbeddingConfig,
-    "numerics": NumericsConfig,
-}

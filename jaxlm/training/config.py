@@ -1,0 +1,110 @@
+"""Choices of a training run, apart from the model and the data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jaxlm.config import at_least, build, check, one_of
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """An optax optimizer and its learning-rate schedule, by name.
+
+    Attributes:
+        name: "adamw", "adafactor", "lion", "muon", "sgd".
+        learning_rate: the schedule's peak.
+        schedule: after the warm-up: "cosine" or "linear" to `end_fraction` of the peak, "wsd"
+            (constant, then linear over the last `decay_fraction` of the run), "rsqrt", "constant".
+        warmup_steps: linear from 0.
+        end_fraction: last learning rate over the peak.
+        decay_fraction: share of the run that "wsd" decays over.
+        weight_decay: decoupled; on matrices and embeddings, not on norms, biases and position
+            encodings.
+        b1, b2: decay rates of the moments (b1 is the momentum of sgd).
+        epsilon: of the denominator.
+        clip_norm: largest global gradient norm; None: no clipping.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 1e-3
+    schedule: str = "cosine"
+    warmup_steps: int = 100
+    end_fraction: float = 0.1
+    decay_fraction: float = 0.2
+    weight_decay: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.95
+    epsilon: float = 1e-8
+    clip_norm: float | None = 1.0
+
+    def __post_init__(self):
+        check(
+            "optimizer",
+            name=one_of(self.name, "adamw", "adafactor", "lion", "muon", "sgd"),
+            learning_rate=at_least(self.learning_rate, 0),
+            schedule=one_of(self.schedule, "cosine", "linear", "wsd", "rsqrt", "constant"),
+            warmup_steps=at_least(self.warmup_steps, 0),
+            end_fraction=(self.end_fraction, 0 <= self.end_fraction <= 1, "0 to 1"),
+            decay_fraction=(self.decay_fraction, 0 < self.decay_fraction <= 1, "in (0, 1]"),
+            weight_decay=at_least(self.weight_decay, 0),
+            b1=(self.b1, 0 <= self.b1 < 1, "in [0, 1)"),
+            b2=(self.b2, 0 <= self.b2 < 1, "in [0, 1)"),
+            epsilon=(self.epsilon, self.epsilon > 0, "a number > 0"),
+            clip_norm=(self.clip_norm, self.clip_norm is None or self.clip_norm > 0, "None or > 0"),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The run.
+
+    Attributes:
+        steps: optimizer steps.
+        microbatches: parts that a batch is cut into; gradients are summed over them.
+        optimizer: see there.
+        z_weight: of the squared log-sum-exp in the loss.
+        loss_chunk: positions of each row whose logits exist at one time.
+        ema_decay: of an exponential average of the parameters, kept beside them; None: none.
+        log_every: steps between two lines of metrics.
+        evaluate_every: steps between two passes over the held-out text; None: only at the end.
+        max_bad_steps: steps in a row with a non-finite loss or gradient before the run stops; each
+            such step is skipped and counted.
+        seed: of parameters and dropout.
+        profile: (first step, last step) of an xprof trace into the workdir; None: no trace.
+    """
+
+    steps: int = 1000
+    microbatches: int = 1
+    optimizer: OptimizerConfig = OptimizerConfig()
+    z_weight: float = 0.0
+    loss_chunk: int = 64
+    ema_decay: float | None = None
+    log_every: int = 10
+    evaluate_every: int | None = None
+    max_bad_steps: int = 10
+    seed: int = 0
+    profile: tuple[int, int] | None = None
+
+    PARTS = {"optimizer": OptimizerConfig}
+
+    def __post_init__(self):
+        every, decay = self.evaluate_every, self.ema_decay
+        check(
+            "train",
+            steps=at_least(self.steps, 0),
+            microbatches=at_least(self.microbatches, 1),
+            z_weight=at_least(self.z_weight, 0),
+            loss_chunk=at_least(self.loss_chunk, 1),
+            ema_decay=(decay, decay is None or 0 < decay < 1, "None or in (0, 1)"),
+            log_every=at_least(self.log_every, 1),
+            evaluate_every=(every, every is None or every >= 1, "None or an integer >= 1"),
+            max_bad_steps=at_least(self.max_bad_steps, 1),
+        )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """From a nested mapping; an unknown field is an error that tells the nearest name."""
+        return build(cls, values, "train")

@@ -1,0 +1,105 @@
+"""Optimizers and schedules of optax, by name."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import optax
+
+from jaxlm.training.config import OptimizerConfig
+
+# Parameters that are no matrix of a linear map, by the last name of their path.
+UNDECAYED = ("scale", "bias", "sink_logits", "head_bias")
+
+
+def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """step → learning rate, over a run of `steps`."""
+    peak, warmup = config.learning_rate, config.warmup_steps
+    rest = max(steps - warmup, 1)
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, rest, config.end_fraction)
+    elif config.schedule == "linear":
+        after = optax.linear_schedule(peak, peak * config.end_fraction, rest)
+    elif config.schedule == "wsd":
+        decay = max(round(steps * config.decay_fraction), 1)
+        end = optax.linear_schedule(peak, peak * config.end_fraction, decay)
+        after = optax.join_schedules([optax.constant_schedule(peak), end], [max(rest - decay, 0)])
+    elif config.schedule == "rsqrt":
+        start = max(warmup, 1)
+
+        def after(step):
+            return peak * math.sqrt(start) * (step + start) ** -0.5
+
+    else:
+        after = optax.constant_schedule(peak)
+    if warmup == 0:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+
+
+def decayed(params: Any) -> Any:
+    """A pytree of booleans: which parameters weight decay applies to."""
+
+    def is_matrix(path: Any, _: Any) -> bool:
+        names = [str(k.key) for k in path]
+        return names[-1] not in UNDECAYED and not names[0].startswith("position_")
+
+    return jax.tree_util.tree_map_with_path(is_matrix, params)
+
+
+def _muon_dimensions(params: Any) -> Any:
+    """Which axes of a parameter muon sees as a matrix's rows and columns; None: adamw's business.
+
+    Leading "layers" and "expert" axes are batches of matrices.
+    """
+
+    def dimensions(path: Any, x: Any) -> optax.contrib.MuonDimensionNumbers | None:
+        names = [str(k.key) for k in path]
+        batch = ("layers" in names) + ("experts" in names and names[-1] in ("up", "gate", "down"))
+        inner = x.ndim - batch
+        if names[-1] not in ("kernel", "up", "gate", "down") or inner < 2:
+            return None
+        split = inner - 1 if "out" in names else 1
+        return optax.contrib.MuonDimensionNumbers(
+            tuple(range(batch, batch + split)), tuple(range(batch + split, x.ndim))
+        )
+
+    return jax.tree_util.tree_map_with_path(dimensions, params)
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Clipping, the optimizer, decoupled weight decay, the schedule."""
+    c, rate = config, learning_rate(config, steps)
+    if c.name == "adamw":
+        inner = optax.adamw(
+            rate, c.b1, c.b2, c.epsilon, weight_decay=c.weight_decay, mask=decayed
+        )
+    elif c.name == "lion":
+        inner = optax.lion(rate, c.b1, c.b2, weight_decay=c.weight_decay, mask=decayed)
+    elif c.name == "muon":
+        inner = optax.contrib.muon(
+            rate,
+            adam_b1=c.b1,
+            adam_b2=c.b2,
+            weight_decay=c.weight_decay,
+            weight_decay_mask=decayed,
+            muon_weight_dimension_numbers=_muon_dimensions,
+        )
+    elif c.name == "adafactor":
+        inner = optax.chain(
+            optax.scale_by_factored_rms(),
+            optax.clip_by_block_rms(1.0),
+            optax.add_decayed_weights(c.weight_decay, decayed),
+            optax.scale_by_learning_rate(rate),
+        )
+    else:
+        inner = optax.chain(
+            optax.trace(c.b1),
+            optax.add_decayed_weights(c.weight_decay, decayed),
+            optax.scale_by_learning_rate(rate),
+        )
+    if c.clip_norm is None:
+        return inner
+    return optax.chain(optax.clip_by_global_norm(c.clip_norm), inner)

@@ -1,0 +1,140 @@
+"""One optimizer step, compiled once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from jaxlm.model.config import ModelConfig
+from jaxlm.model.transformer import Transformer
+from jaxlm.training.config import TrainConfig
+from jaxlm.training.objectives.next_token import LossSpec, LossSums, next_token_loss
+from jaxlm.training.state import TrainState
+
+# tokens, targets, positions, segment_ids: int32 [batch, length]; loss_weights: float32.
+Batch = Mapping[str, Array]
+Metrics = dict[str, Float[Array, ""]]
+
+
+def loss_spec(model: ModelConfig, train: TrainConfig) -> LossSpec:
+    """The loss's static half."""
+    return LossSpec(train.loss_chunk, model.embedding.logit_softcap, train.z_weight)
+
+
+def loss_sums(
+    model: Transformer, spec: LossSpec, params: Any, batch: Batch, rngs: Any = None
+) -> tuple[Float[Array, ""], tuple[LossSums, Float[Array, ""]]]:
+    """The weighted loss summed over a batch, its parts, and the sum of the experts' losses.
+
+    The experts' losses are means over the batch; they are not in the first value.
+    """
+    c = model.config
+    (hidden, _), sown = model.apply(
+        {"params": params},
+        batch["tokens"],
+        batch["positions"],
+        batch["segment_ids"],
+        method="hidden",
+        rngs=rngs,
+        mutable=["losses"],
+    )
+    matrix = params["embedding"].T if c.embedding.tied else params["head"]
+    total, sums = next_token_loss(
+        spec,
+        hidden,
+        matrix.astype(c.dtype),
+        params["head_bias"].astype(c.dtype) if c.embedding.head_bias else None,
+        batch["targets"],
+        batch["loss_weights"],
+    )
+    experts = sum((x.sum() for x in jax.tree.leaves(sown)), jnp.zeros((), jnp.float32))
+    return total, (sums, experts)
+
+
+def make_train_step(
+    model: Transformer, optimizer: optax.GradientTransformation, config: TrainConfig
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """`train_step(state, batch) → (state, metrics)`; jit it with the state donated.
+
+    The loss is the mean over all weighted targets of the batch, whatever the number of
+    microbatches. A step whose loss or gradient is not finite changes nothing but the counters.
+    """
+    spec = loss_spec(model.config, config)
+
+    def gradients(params, batch, key):
+        """Loss sums and gradients of one microbatch, as sums over targets / all targets."""
+        weight = batch.pop("weight")
+
+        def scalar(p):
+            rngs = {"dropout": key} if model.config.dropout else None
+            total, (sums, experts) = loss_sums(model, spec, p, batch, rngs)
+            return total / weight + experts / config.microbatches, (sums, experts)
+
+        (_, aux), grads = jax.value_and_grad(scalar, has_aux=True)(params)
+        return grads, aux
+
+    def accumulated(params, batch, key):
+        """The same over all microbatches, one at a time."""
+        m = config.microbatches
+        weight = jnp.maximum(batch["loss_weights"].sum(), 1.0)
+        if m == 1:
+            return *gradients(params, dict(batch, weight=weight), key), weight
+        parts = jax.tree.map(lambda x: x.reshape(m, x.shape[0] // m, *x.shape[1:]), dict(batch))
+
+        def body(carry, x):
+            part, i = x
+            new = gradients(params, dict(part, weight=weight), jax.random.fold_in(key, i))
+            return jax.tree.map(jnp.add, carry, new), None
+
+        shapes = jax.eval_shape(
+            gradients, params, dict(jax.tree.map(lambda x: x[0], parts), weight=weight), key
+        )
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        (grads, (sums, experts)), _ = jax.lax.scan(body, zeros, (parts, jnp.arange(m)))
+        return grads, (sums, experts / m), weight
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        grads, (sums, experts), weight = accumulated(state.params, batch, key)
+        norm = optax.global_norm(grads)
+        loss = sums.nll / weight
+        fine = jnp.isfinite(loss) & jnp.isfinite(norm)
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if config.ema_decay is not None:
+            d = config.ema_decay
+            ema = jax.tree.map(lambda e, p: (e * d + p * (1 - d)).astype(e.dtype), ema, params)
+
+        def keep(new, old):
+            return jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, old)
+
+        bad = jnp.where(fine, 0, 1)
+        state = TrainState(
+            step=state.step + 1,
+            params=keep(params, state.params),
+            optimizer=keep(optimizer_state, state.optimizer),
+            ema=keep(ema, state.ema),
+            bad_steps=jnp.stack(
+                [state.bad_steps[0] + bad, jnp.where(fine, 0, state.bad_steps[1] + 1)]
+            ),
+        )
+        metrics = {
+            "loss": loss,
+            "z": sums.z / weight,
+            "accuracy": sums.correct / weight,
+            "grad_norm": norm,
+            "targets": weight,
+            "bad_steps": state.bad_steps[0].astype(jnp.float32),
+            "bad_in_a_row": state.bad_steps[1].astype(jnp.float32),
+        }
+        if model.config.moe is not None:
+            metrics["expert_losses"] = experts
+        return state, metrics
+
+    return train_step
