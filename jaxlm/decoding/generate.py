@@ -1,0 +1,132 @@
+"""Text in, text out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.caches.dense import DenseCache
+from jaxlm.data.tokenizers import Tokenizer
+from jaxlm.decoding.engine import DecodeState, decode, prefill
+from jaxlm.decoding.sampling import Sampling
+from jaxlm.model.transformer import Transformer
+
+# Prompts are padded to the next power of two from here on, so that few programs serve all lengths.
+SMALLEST_BUCKET = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """A checked batch of prompts, left-padded, with room for what is drawn."""
+
+    prompt: tuple[np.ndarray, np.ndarray]
+    max_new_tokens: int
+    sampling: Sampling
+    stop_tokens: np.ndarray
+
+
+def _request(model, tokenizer, prompts, max_new_tokens, settings) -> _Request:
+    if isinstance(prompts, str) or not prompts:
+        raise ValueError(f"prompts={prompts!r}; allowed: a non-empty list of strings")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens}; allowed: an integer >= 1")
+    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    rows = [start + list(tokenizer.encode(p)) for p in prompts]
+    for prompt, row in zip(prompts, rows, strict=True):
+        if not row:
+            raise ValueError(f"prompt={prompt!r} is empty and the tokenizer has no start token")
+    lengths = np.array([len(r) for r in rows], np.int32)
+    limit, total = model.config.encoding.max_length, int(lengths.max()) + max_new_tokens
+    if limit is not None and total > limit:
+        raise ValueError(
+            f"prompt + max_new_tokens = {total}; allowed: at most {limit} with "
+            f"position_encoding={model.config.encoding}"
+        )
+    width = max(SMALLEST_BUCKET, 1 << int(lengths.max() - 1).bit_length())
+    tokens = np.zeros((len(rows), width), np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, width - len(row) :] = row
+    sampling = Sampling.make(len(rows), **settings)
+    stops = np.array([tokenizer.eos_id], np.int32)
+    return _Request((tokens, lengths), max_new_tokens, sampling, stops)
+
+
+def _start(model: Transformer, params: Any, r: _Request) -> DecodeState:
+    tokens, lengths = r.prompt
+    cache = DenseCache.init(model.config, len(lengths), tokens.shape[1] + r.max_new_tokens)
+    prompt = (jnp.asarray(tokens), jnp.asarray(lengths))
+    stops = jnp.asarray(r.stop_tokens)
+    return prefill(model, params, prompt, cache, r.max_new_tokens, r.sampling, stops)
+
+
+def _rows(state: DecodeState, stop_tokens: np.ndarray) -> list[list[int]]:
+    """Each row's tokens up to its stop token, which is left out."""
+    tokens = np.asarray(state.tokens)[:, : int(state.count)]
+    cut = []
+    for row in tokens:
+        at = np.flatnonzero(np.isin(row, stop_tokens))
+        cut.append(row[: at[0]].tolist() if len(at) else row.tolist())
+    return cut
+
+
+def generate(
+    model: Transformer,
+    params: Any,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    max_new_tokens: int = 64,
+    **settings: Any,
+) -> list[str]:
+    """Continues each prompt; the text returned begins with the prompt's continuation.
+
+    Args:
+        model, params, tokenizer: as from `jaxlm.load`.
+        prompts: a batch; a row's text does not depend on the other rows.
+        max_new_tokens: most tokens to draw for each.
+        **settings: temperature (0: greedy), top_k, top_p, seed — a number, or one for each prompt;
+            see `jaxlm.decoding.sampling.Sampling`.
+
+    Raises:
+        ValueError: no or empty prompts, a setting out of range, more positions than the position
+            encoding has.
+    """
+    r = _request(model, tokenizer, prompts, max_new_tokens, settings)
+    state = _start(model, params, r)
+    until, stops = jnp.asarray(max_new_tokens), jnp.asarray(r.stop_tokens)
+    state = decode(model, params, state, until, r.sampling, stops)
+    return [tokenizer.decode(row) for row in _rows(state, r.stop_tokens)]
+
+
+def stream(
+    model: Transformer,
+    params: Any,
+    tokenizer: Tokenizer,
+    prompt: str,
+    max_new_tokens: int = 64,
+    tokens_per_update: int = 4,
+    **settings: Any,
+) -> Iterator[str]:
+    """Like `generate` for one prompt, in pieces as they are drawn; joined they are its text.
+
+    A piece never ends within a character: bytes of an unfinished one are held back.
+    """
+    r = _request(model, tokenizer, [prompt], max_new_tokens, settings)
+    state = _start(model, params, r)
+    stops = jnp.asarray(r.stop_tokens)
+    sent = ""
+    while True:
+        count = int(state.count)
+        done = bool(state.done.all()) or count >= max_new_tokens
+        text = tokenizer.decode(_rows(state, r.stop_tokens)[0])
+        ready = text if done else text.rstrip("\ufffd")
+        if len(ready) > len(sent):
+            yield ready[len(sent) :]
+            sent = ready
+        if done:
+            return
+        until = jnp.asarray(min(count + tokens_per_update, max_new_tokens))
+        state = decode(model, params, state, until, r.sampling, stops)

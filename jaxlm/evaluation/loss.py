@@ -1,0 +1,151 @@
+"""Loss on held-out text: as one number, and by position far beyond the training length."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxlm.model.transformer import Transformer
+from jaxlm.training.objectives.next_token import LossSpec
+from jaxlm.training.step import loss_sums
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _batch_sums(model: Transformer, params: Any, batch: Mapping[str, Array]):
+    spec = LossSpec(softcap=model.config.embedding.logit_softcap)
+    _, (sums, _) = loss_sums(model, spec, params, batch)
+    return sums, batch["loss_weights"].sum()
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """Loss on a text.
+
+    Attributes:
+        loss: nats a token.
+        perplexity: exp(loss).
+        accuracy: share of tokens that were the most probable one.
+        bits_per_byte: bits over the text's UTF-8 bytes, comparable between tokenizers; None if the
+            number of bytes is not known.
+        tokens: predicted.
+    """
+
+    loss: float
+    perplexity: float
+    accuracy: float
+    bits_per_byte: float | None
+    tokens: int
+
+
+def evaluate(
+    model: Transformer,
+    params: Any,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    num_bytes: int | None = None,
+) -> HeldOut:
+    """The mean loss over all weighted targets of `batches` (see jaxlm.data).
+
+    Raises:
+        ValueError: there is no target.
+    """
+    nll = correct = tokens = 0.0
+    for batch in batches:
+        sums, weight = jax.device_get(_batch_sums(model, params, dict(batch)))
+        nll, correct = nll + float(sums.nll), correct + float(sums.correct)
+        tokens += float(weight)
+    if tokens == 0:
+        raise ValueError("batches hold no target to predict; allowed: at least one")
+    bits = None if num_bytes is None else nll / math.log(2) / num_bytes
+    loss = nll / tokens
+    return HeldOut(loss, math.exp(min(loss, 700)), correct / tokens, bits, int(tokens))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _token_losses(
+    model: Transformer, params: Any, window: Int[Array, "B S"], chunk: int
+) -> Float[Array, "B T"]:
+    """-log p of every next token of contiguous windows, T = S - 1; logits a chunk at a time."""
+    tokens, targets = window[:, :-1], window[:, 1:]
+    B, T = tokens.shape
+    positions = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
+    variables = {"params": params}
+    hidden, _ = model.apply(
+        variables, tokens, positions, jnp.ones_like(tokens), method="hidden"
+    )
+
+    def cut(x):
+        x = jnp.pad(x, ((0, 0), (0, -T % chunk)) + ((0, 0),) * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(B, -1, chunk, *x.shape[2:]), 1, 0)
+
+    def one(part):
+        h, y = part
+        logits = model.apply(variables, h, method="logits")
+        picked = jnp.take_along_axis(logits, y[..., None], axis=-1)[..., 0]
+        return jax.nn.logsumexp(logits, axis=-1) - picked
+
+    losses = jax.lax.map(one, (cut(hidden), cut(targets)))
+    return jnp.moveaxis(losses, 0, 1).reshape(B, -1)[:, :T]
+
+
+@dataclasses.dataclass(frozen=True)
+class LossByPosition:
+    """Mean loss of the tokens in each bucket of positions.
+
+    Attributes:
+        start: first position of each bucket; the last bucket ends at `length`.
+        loss: nats a token, the mean over the bucket's positions and all windows.
+        length: of the windows.
+        windows: how many were evaluated.
+    """
+
+    start: tuple[int, ...]
+    loss: tuple[float, ...]
+    length: int
+    windows: int
+
+
+def evaluate_loss_by_position(
+    model: Transformer,
+    params: Any,
+    windows: Int[np.ndarray, "W S"],
+    bucket: int = 64,
+    batch_size: int = 1,
+) -> LossByPosition:
+    """Loss as a function of position: what a model makes of contexts longer than it has seen.
+
+    Args:
+        model: try `model.with_position_encoding("lm_infinite", …)` on the same parameters.
+        params: its parameters.
+        windows: token ids of contiguous text, [windows, length + 1].
+        bucket: positions averaged into one number.
+        batch_size: windows evaluated at a time.
+
+    Raises:
+        ValueError: windows too short, or longer than the position encoding's table.
+    """
+    count, length = windows.shape[0], windows.shape[1] - 1
+    limit = model.config.encoding.max_length
+    if length < 1 or count < 1:
+        raise ValueError(f"windows of shape {windows.shape}; allowed: [>= 1, >= 2] token ids")
+    if limit is not None and length > limit:
+        raise ValueError(
+            f"length={length}; allowed: at most {limit} with "
+            f"position_encoding={model.config.encoding}"
+        )
+    total = np.zeros(length, np.float64)
+    for i in range(0, count, batch_size):
+        part = np.asarray(windows[i : i + batch_size], np.int32)
+        rows = np.resize(part, (min(batch_size, count), length + 1))  # one shape: one program
+        losses = np.asarray(_token_losses(model, params, jnp.asarray(rows), min(64, length)))
+        total += losses[: len(part)].astype(np.float64).sum(0)
+    starts = range(0, length, bucket)
+    means = tuple(float(total[s : s + bucket].mean() / count) for s in starts)
+    return LossByPosition(tuple(starts), means, length, count)

@@ -1,0 +1,52 @@
+"""How much arithmetic a model needs, and how much the device can do."""
+
+from __future__ import annotations
+
+import time
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.model.config import ModelConfig
+
+
+def matmul_parameters(config: ModelConfig) -> int:
+    """Weights that each token is multiplied by: no embedding lookup, only the experts it uses."""
+    c, a = config, config.attention
+    attention = c.d_model * c.head_dim * (2 * a.num_heads + 2 * c.num_kv_heads)
+    matrices = 3 if c.feed_forward.gated else 2
+    experts = 1 if c.moe is None else c.moe.top_k + c.moe.num_shared_experts
+    router = 0 if c.moe is None else c.d_model * c.moe.num_experts
+    layer = attention + matrices * c.d_model * c.d_ff * experts + router
+    return c.num_layers * layer + c.d_model * c.vocab_size
+
+
+def train_flops_per_token(config: ModelConfig, length: int) -> float:
+    """Model FLOPs of forward and backward per token in sequences of `length`.
+
+    6 for every weight, and 12·length/2 per layer and attention dim, counting only the pairs that a
+    causal mask shows (PaLM's appendix B counts all of them); a sliding layer's pairs are its
+    window's. Recomputation does not count.
+    """
+    pairs = 0.0
+    for layer in range(config.num_layers):
+        window = config.attention.sliding_window
+        sliding = config.layer_kind(layer) == "sliding" and window is not None
+        pairs += min(length / 2, window or 0) if sliding else length / 2
+    width = config.attention.num_heads * config.head_dim
+    return 6.0 * matmul_parameters(config) + 12.0 * pairs * width
+
+
+def matmul_peak(size: int = 2048, repeats: int = 3) -> float:
+    """FLOP/s of one large float32 matmul on the default device, the best of a few: what "share of
+    peak" refers to, measured on the same device in the same run.
+    """
+    x = jax.random.normal(jax.random.key(0), (size, size))
+    multiply = jax.jit(jnp.matmul)
+    multiply(x, x).block_until_ready()
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        multiply(x, x).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * size**3 / best

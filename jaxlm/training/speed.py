@@ -1,0 +1,52 @@
+"""How fast the steps between two records were, and what they waited for."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+
+class Stopwatch:
+    """Collects step times and data waits; `read` sums them up and starts anew.
+
+    Args:
+        flops_per_token: model FLOPs, see jaxlm.training.flops.
+        peak: the device's matmul FLOP/s.
+    """
+
+    def __init__(self, flops_per_token: float, peak: float):
+        self._flops, self._peak = flops_per_token, peak
+        self._steps: list[float] = []
+        self._waits: list[float] = []
+        self._last = time.perf_counter()
+
+    def start(self) -> None:
+        """Begins now: what came before (compiling, evaluating, saving) counts for no step."""
+        self._last = time.perf_counter()
+
+    def waited(self, seconds: float) -> None:
+        """A batch took so long to come."""
+        self._waits.append(seconds)
+
+    def step(self) -> None:
+        """One more step is done."""
+        now = time.perf_counter()
+        self._steps.append(now - self._last)
+        self._last = now
+
+    def read(self, tokens_per_step: int) -> dict[str, float]:
+        """Speed since the last reading; empty if there was no step."""
+        steps, waits = np.asarray(self._steps), sum(self._waits)
+        self._steps, self._waits = [], []
+        if not len(steps):
+            return {}
+        rate = tokens_per_step * len(steps) / float(steps.sum())
+        return {
+            "tokens_per_second": rate,
+            "model_flops_per_second": rate * self._flops,
+            "matmul_peak_share": rate * self._flops / self._peak,
+            "step_ms_p50": float(np.percentile(steps, 50)) * 1e3,
+            "step_ms_p95": float(np.percentile(steps, 95)) * 1e3,
+            "data_wait_fraction": float(waits / steps.sum()),
+        }
