@@ -1,0 +1,71 @@
+"""config.json of a workdir: a run goes on only under the config it began with."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+CONFIG = "config.json"
+_ABSENT = object()
+
+
+class ConfigMismatchError(ValueError):
+    """The workdir holds another config; the text has one line per differing field."""
+
+
+def check_config(
+    workdir: str | os.PathLike[str], config: Mapping[str, Any], allow_change: bool = False
+) -> None:
+    """Write the config into a new workdir, or compare it with the one that is there.
+
+    Args:
+        workdir: made if absent.
+        config: nested, JSON-able (tuples count as lists).
+        allow_change: take the new config, log the differences as warnings.
+
+    Raises:
+        ConfigMismatchError: another config, and allow_change is False.
+        ValueError: config.json is there but unreadable.
+    """
+    path = Path(workdir) / CONFIG
+    text = json.dumps(dict(config), indent=1, sort_keys=True) + "\n"
+    if path.exists():
+        try:
+            saved = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON ({error}); remove it or restore it") from error
+        lines = differences(json.loads(text), saved)
+        if not lines:
+            return
+        if not allow_change:
+            head = f"{workdir} holds a run with another config:"
+            raise ConfigMismatchError("\n".join([head, *lines]))
+        for line in lines:
+            logging.warning("config changed: %s", line)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(CONFIG + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def differences(here: Any, saved: Any, name: str = "") -> list[str]:
+    """One line per differing field: "train.learning_rate: 0.001 here, 0.002 in the workdir"."""
+    if isinstance(here, dict) and isinstance(saved, dict):
+        lines = []
+        for key in sorted(here.keys() | saved.keys()):
+            below = f"{name}.{key}" if name else key
+            lines += differences(here.get(key, _ABSENT), saved.get(key, _ABSENT), below)
+        return lines
+    # As text: 1 and 1.0 and True are equal in Python, not in a config; NaN equals itself.
+    if _text(here) == _text(saved):
+        return []
+    return [f"{name}: {_text(here)} here, {_text(saved)} in the workdir"]
+
+
+def _text(value: Any) -> str:
+    return "absent" if value is _ABSENT else json.dumps(value, sort_keys=True)

@@ -1,0 +1,160 @@
+"""Restore the newest good step, and say why newer ones were refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from jaxlm.checkpoints.layout import UNFINISHED, available_steps, step_folder, step_folders
+from jaxlm.checkpoints.leaves import LeafSpec, named_leaves, nest
+from jaxlm.checkpoints.manifest import BadStepError, Manifest
+from jaxlm.checkpoints.verify import verified_arrays, verified_manifest
+
+
+class NoCheckpointError(FileNotFoundError):
+    """There is no good step to restore; the text lists each one that was refused, and why."""
+
+
+class StateMismatchError(ValueError):
+    """The checkpoint is good but of another state than the one asked for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """One verified step.
+
+    Attributes:
+        state: as asked for: the structure of `abstract_state`, or nested dicts of NumPy arrays.
+        metadata: what the caller gave to `Saver.save`.
+        digest: SHA-256 of the whole saved state.
+        folder: the step's folder, with the files given to `Saver.save` (verified).
+        refused: a line for each newer step that was passed over.
+    """
+
+    step: int
+    state: Any
+    metadata: dict[str, Any]
+    digest: str
+    folder: Path
+    refused: tuple[str, ...]
+
+
+def restore(
+    directory: str | os.PathLike[str],
+    abstract_state: Any = None,
+    *,
+    step: int | None = None,
+    prefix: str = "",
+) -> Restored:
+    """Restore a step after checking every SHA-256 of what it loads.
+
+    Args:
+        directory: that was given to Saver.
+        abstract_state: pytree of `jax.ShapeDtypeStruct` (or arrays) to restore into; a leaf's
+            `sharding` is where it goes, whatever mesh it was saved on. None: nested dicts of NumPy
+            arrays (key data for typed PRNG keys, Python lists and dataclasses by their names).
+        step: this one or an error. None: the newest good one; refused ones are logged as warnings.
+        prefix: only the part of the state below this path ("params"), read without the rest.
+
+    Raises:
+        NoCheckpointError: no step, or no good one.
+        StateMismatchError: `abstract_state` differs from what was saved; one line a leaf.
+    """
+    directory = Path(directory)
+    refused: list[str] = []
+    for candidate, folder in _candidates(directory, step):
+        try:
+            if folder.name.endswith(UNFINISHED):
+                raise BadStepError("unfinished: its save was killed, or goes on just now")
+            manifest = verified_manifest(folder)
+            if manifest.step != candidate:
+                raise BadStepError(f"its manifest is that of step {manifest.step}")
+            state = _load(folder, manifest, abstract_state, prefix)
+        except BadStepError as error:
+            refused.append(f"step {candidate} refused ({folder}): {error}")
+            logging.warning("checkpoint %s", refused[-1])
+            continue
+        if refused:
+            logging.warning("checkpoint of step %d is used instead", candidate)
+        return Restored(
+            candidate, state, manifest.metadata, manifest.digest, folder, tuple(refused)
+        )
+    reasons = refused or [f"saved steps: {available_steps(directory)}"]
+    asked = "" if step is None else f" of step {step}"
+    raise NoCheckpointError("\n".join([f"no good checkpoint{asked} in {directory}", *reasons]))
+
+
+def load_numpy(directory: str | os.PathLike[str], step: int | None = None) -> dict[str, Any]:
+    """The newest good step's state as nested dicts of NumPy arrays; needs no mesh and no model.
+
+    Raises:
+        NoCheckpointError: no good step.
+    """
+    return restore(directory, step=step).state
+
+
+def _candidates(directory: Path, step: int | None) -> list[tuple[int, Path]]:
+    """Newest first; a finished folder before an unfinished one of the same step."""
+    if step is not None:
+        folder = step_folder(directory, step)
+        return [(step, folder)] if folder.is_dir() else []
+    unfinished = list(step_folders(directory, UNFINISHED).items())
+    return sorted(
+        [*unfinished, *step_folders(directory).items()],
+        key=lambda item: (-item[0], item[1].name),
+    )
+
+
+def _load(folder: Path, manifest: Manifest, abstract_state: Any, prefix: str) -> Any:
+    """Arrays below the prefix, in the structure asked for."""
+    start = prefix + "/" if prefix else ""
+    specs = {n.removeprefix(start): s for n, s in manifest.leaves.items() if n.startswith(start)}
+    if not specs and prefix:
+        raise StateMismatchError(f"prefix={prefix!r}; no leaf of the checkpoint lies below it")
+    wanted = None if abstract_state is None else named_leaves(abstract_state)
+    if wanted is not None:
+        _check_match(specs, wanted)
+    arrays = verified_arrays(folder, manifest, [start + name for name in specs])
+    if wanted is None:
+        return nest({name: arrays[start + name] for name in specs})
+    # pop: the host copy of a leaf can go as soon as the leaf is on its devices.
+    leaves = [
+        _placed(name, specs[name], arrays.pop(start + name), like) for name, like in wanted.items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
+
+
+def _check_match(specs: Mapping[str, LeafSpec], wanted: Mapping[str, Any]) -> None:
+    lines = []
+    for name in sorted(specs.keys() | wanted.keys()):
+        if name not in wanted:
+            lines.append(f"{name}: in the checkpoint, not asked for")
+        elif name not in specs:
+            lines.append(f"{name}: asked for, not in the checkpoint")
+        else:
+            saved, like = specs[name].abstract(), wanted[name]
+            # A Python number has no dtype of its own; it was saved with JAX's default.
+            shape, dtype = jnp.shape(like), getattr(like, "dtype", jnp.result_type(like))
+            if (saved.shape, saved.dtype) != (shape, dtype):
+                lines.append(
+                    f"{name}: {saved.dtype}{list(saved.shape)} in the checkpoint, "
+                    f"{dtype}{list(shape)} asked for"
+                )
+    if lines:
+        raise StateMismatchError("\n".join(["the state asked for is not the saved one:", *lines]))
+
+
+def _placed(name: str, spec: LeafSpec, array: np.ndarray, like: Any) -> jax.Array:
+    """The leaf on the devices of `like.sharding`, or on the default one."""
+    placed = jax.device_put(spec.wrap(array), getattr(like, "sharding", None))
+    if placed.dtype != spec.abstract().dtype:
+        raise StateMismatchError(f"{name}: {spec.dtype} needs jax_enable_x64")
+    return placed

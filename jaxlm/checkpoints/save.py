@@ -1,0 +1,168 @@
+"""Save a training state step by step, in the background, so that nothing saved is ever lost."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+
+from jaxlm.checkpoints.commit import Snapshot, commit
+from jaxlm.checkpoints.layout import available_steps
+from jaxlm.checkpoints.leaves import named_leaves, start_transfers, to_host
+from jaxlm.checkpoints.manifest import MANIFEST, MARKER, STATE, check_file_name
+from jaxlm.checkpoints.retention import Retention
+
+
+class SaveError(RuntimeError):
+    """A step was not saved; earlier steps are as they were."""
+
+
+class Saver:
+    """Writes steps into one directory, one at a time, on a thread of its own.
+
+    Use it in a `with` block: leaving it waits for the save in flight. A directory has one writer;
+    hold its `workdir_lock` meanwhile.
+
+    Args:
+        directory: where the step folders go; made if absent.
+        keep_last, keep_every: see Retention.
+
+    Raises:
+        ValueError: a retention number below 1, or more than one JAX process.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        keep_last: int = 3,
+        keep_every: int | None = None,
+    ):
+        if jax.process_count() > 1:
+            raise ValueError(f"jax.process_count()={jax.process_count()}; allowed: 1")
+        self.directory = Path(directory)
+        self.retention = Retention(keep_last, keep_every)
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        self._pending: concurrent.futures.Future[None] | None = None
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        metadata: Mapping[str, Any] | None = None,
+        files: Mapping[str, bytes | str | os.PathLike[str]] | None = None,
+    ) -> None:
+        """Take a snapshot and return; its buffers may be donated or changed from then on.
+
+        Waits first for the previous save, if that one is still being written.
+
+        Args:
+            step: >= 0. A step that is there already is replaced, unless its contents are the same.
+            state: pytree of JAX or NumPy arrays, typed PRNG keys and numbers.
+            metadata: JSON (config, counters); finite numbers only.
+            files: contents, or a file or folder to copy, by path inside the step folder:
+                {"tokenizer": tokenizer_folder}.
+
+        Raises:
+            SaveError: the previous save failed.
+            ValueError, TypeError: the step, state, metadata or a file name can't be stored.
+        """
+        self.wait()
+        if step < 0:
+            raise ValueError(f"step={step}; allowed: an integer >= 0")
+        named = named_leaves(state)
+        start_transfers(named.values())
+        snapshot = Snapshot(
+            step=int(step),
+            leaves={name: to_host(name, leaf) for name, leaf in named.items()},
+            metadata=_json_copy(metadata or {}),
+            files={_free_name(name): _source(name, file) for name, file in (files or {}).items()},
+        )
+        self._pending = self._thread.submit(self._write, snapshot)
+
+    def wait(self) -> None:
+        """Block until the save in flight is on disk.
+
+        Raises:
+            SaveError: it failed; the text has the reason and the last good step. Raised once.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Wait, and end the thread; the Saver can't be used after.
+
+        Raises:
+            SaveError: as wait.
+        """
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _write(self, snapshot: Snapshot) -> None:
+        try:
+            commit(self.directory, snapshot)
+        except Exception as error:
+            explanation = self._explanation(snapshot, error)
+            # At once: the next wait may be far off.
+            logging.error("%s", explanation)
+            raise SaveError(explanation) from error
+        try:
+            self.retention.apply(self.directory, snapshot.step)
+        except OSError as error:
+            # The step is saved; the next save tries again.
+            logging.warning("an old checkpoint could not be deleted: %s", error)
+
+    def _explanation(self, snapshot: Snapshot, error: Exception) -> str:
+        """The cause, the room there is, and what a person still has."""
+        existing = next(p for p in (self.directory, *self.directory.parents) if p.exists())
+        free = shutil.disk_usage(existing).free
+        earlier = [step for step in available_steps(self.directory) if step < snapshot.step]
+        kept = f"The last saved step is {earlier[-1]}." if earlier else "No earlier step is saved."
+        return (
+            f"step {snapshot.step} was not saved in {self.directory}: {error}\n"
+            f"It needs {snapshot.nbytes} bytes; {free} are free there. {kept}"
+        )
+
+
+def _json_copy(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy as it will be read back (tuples become lists).
+
+    Raises:
+        TypeError, ValueError: a value which JSON doesn't have, with the name of its field.
+    """
+    for field, value in metadata.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"metadata[{field!r}]: {error}; allowed: JSON") from error
+    return json.loads(json.dumps(dict(metadata)))
+
+
+def _free_name(name: str) -> str:
+    if check_file_name(name).split("/")[0] in (STATE, MANIFEST, MARKER):
+        raise ValueError(f"file name {name!r}; {STATE}, {MANIFEST} and {MARKER} are taken")
+    return name
+
+
+def _source(name: str, source: bytes | str | os.PathLike[str]) -> bytes | Path:
+    if isinstance(source, bytes):
+        return source
+    if not Path(source).exists():
+        raise ValueError(f"files[{name!r}]={source}; allowed: bytes or a path that exists")
+    return Path(source)
