@@ -1,1 +1,54 @@
-"""Language models in JAX with swappable position encodings."""
+"""Language models in JAX with swappable position encodings.
+
+    model, params, tokenizer = jaxlm.load("runs/quickstart")
+    longer = model.with_position_encoding("lm_infinite", window=256, num_sinks=4)
+    print(jaxlm.generate(longer, params, tokenizer, ["Emma was"], max_new_tokens=64))
+"""
+
+from jaxlm import positions
+from jaxlm.caches.dense import DenseCache
+from jaxlm.data.config import DataConfig
+from jaxlm.data.tokenizers import load_tokenizer
+from jaxlm.decoding.generate import generate, stream
+from jaxlm.evaluation.charts import draw_loss_by_position
+from jaxlm.evaluation.loss import evaluate, evaluate_loss_by_position
+from jaxlm.load import load
+from jaxlm.model.config import (
+    AttentionConfig,
+    EmbeddingConfig,
+    FeedForwardConfig,
+    ModelConfig,
+    MoEConfig,
+    NormConfig,
+    NumericsConfig,
+)
+from jaxlm.model.parameters import count_params, init_params, logical_axes
+from jaxlm.model.transformer import Transformer
+from jaxlm.training.loop import train
+from jaxlm.training.run import RunConfig
+
+__all__ = [
+    "AttentionConfig",
+    "DataConfig",
+    "DenseCache",
+    "EmbeddingConfig",
+    "FeedForwardConfig",
+    "MoEConfig",
+    "ModelConfig",
+    "NormConfig",
+    "NumericsConfig",
+    "RunConfig",
+    "Transformer",
+    "count_params",
+    "draw_loss_by_position",
+    "evaluate",
+    "evaluate_loss_by_position",
+    "generate",
+    "init_params",
+    "load",
+    "load_tokenizer",
+    "logical_axes",
+    "positions",
+    "stream",
+    "train",
+]

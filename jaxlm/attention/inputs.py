@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,8 @@ class AttentionSpec:
     aligned: bool = False
 
 
+# Unchecked at construction: transforms rebuild the pytree with specs or batched arrays inside.
+@typing.no_type_check
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AttentionInputs:

@@ -1,0 +1,82 @@
+"""What a run reads, and how it is cut into batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jaxlm.config import at_least, build, check
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """One source of documents.
+
+    Attributes:
+        path: "builtin:NAME" (see jaxlm.data.sources.BUILTIN), a file, a glob, a Hugging Face
+            `datasets` folder, or an address such as gs://bucket/*.jsonl.zst.
+        format: "auto" goes by the file name; else a name in jaxlm.data.sources.FORMATS.
+        weight: share of the batches' rows, relative to the other sources.
+        text_field: the field that holds the text, in records that have fields.
+    """
+
+    path: str
+    format: str = "auto"
+    weight: float = 1.0
+    text_field: str = "text"
+
+    def __post_init__(self):
+        check(
+            f"source {self.path!r}",
+            path=(self.path, bool(self.path), "a non-empty path"),
+            weight=(self.weight, self.weight > 0, "a number > 0"),
+        )
+
+
+def as_source(value: Any) -> SourceConfig:
+    """From a path, a mapping of SourceConfig's fields, or a SourceConfig."""
+    if isinstance(value, SourceConfig):
+        return value
+    if isinstance(value, Mapping):
+        return build(SourceConfig, value, "data.sources")
+    return SourceConfig(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The data of a run.
+
+    Attributes:
+        sources: trained on; paths, mappings of SourceConfig's fields, or SourceConfigs.
+        held_out: evaluated on.
+        tokenizer: "bytes"; "bpe:4096", a byte-level BPE of that size trained on `sources`; or the
+            path of a tokenizer.json, SentencePiece .model, .tiktoken file or saved tokenizer folder.
+        sequence_length: tokens a row.
+        batch_size: rows a step, over all processes.
+        seed: of the order of rows.
+        num_threads: that read and assemble rows ahead of the training step.
+    """
+
+    sources: tuple[Any, ...] = ("builtin:austen",)
+    held_out: tuple[Any, ...] = ("builtin:austen_valid",)
+    tokenizer: str = "bytes"
+    sequence_length: int = 512
+    batch_size: int = 8
+    seed: int = 0
+    num_threads: int = 2
+
+    def __post_init__(self):
+        for name in ("sources", "held_out"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                value = tuple(part for part in value.split(",") if part)
+            object.__setattr__(self, name, tuple(as_source(s) for s in value))
+        check(
+            "data",
+            sources=(self.sources, len(self.sources) >= 1, "at least one source"),
+            sequence_length=at_least(self.sequence_length, 1),
+            batch_size=at_least(self.batch_size, 1),
+            num_threads=at_least(self.num_threads, 0),
+            seed=(self.seed, 0 <= self.seed < 2**31, "an integer in [0, 2**31)"),
+        )

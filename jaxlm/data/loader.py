@@ -1,0 +1,150 @@
+"""The batch of step n: a pure function of (seed, n), read ahead by Grain.
+
+Rows are shuffled and mixed by index, so there is no iterator state to save: a resumed run, a run on
+more processes and one on fewer read the same rows at the same step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import grain
+import numpy as np
+
+from jaxlm.data.config import DataConfig, as_source
+from jaxlm.data.sources import documents
+from jaxlm.data.store import TokenStore, build_store, source_digest
+from jaxlm.data.tokenizers import Tokenizer, load_tokenizer
+from jaxlm.data.train_bpe import train_bpe
+
+Batch = dict[str, np.ndarray]
+
+
+def _stack(rows: Sequence[Batch]) -> Batch:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Steps:
+    """Grain's view of a run: element n is this process's part of step n's batch."""
+
+    rows: grain.MapDataset
+    batch_size: int
+    process_index: int
+    process_count: int
+
+    def __len__(self) -> int:
+        return 2**40  # a run may go on for ever
+
+    def __getitem__(self, step: int) -> Batch:
+        share = self.batch_size // self.process_count
+        first = int(step) * self.batch_size + self.process_index * share
+        return _stack([self.rows[first + i] for i in range(share)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Loader:
+    """Batches of a run, and its held-out text.
+
+    Attributes:
+        config: the data's config.
+        stores: one for each training source.
+        held_out_stores: one for each held-out source.
+        process_index, process_count: this process's rows of every batch are a contiguous part.
+    """
+
+    config: DataConfig
+    stores: tuple[TokenStore, ...]
+    held_out_stores: tuple[TokenStore, ...] = ()
+    process_index: int = 0
+    process_count: int = 1
+
+    def __post_init__(self):
+        if self.config.batch_size % self.process_count:
+            raise ValueError(
+                f"batch_size={self.config.batch_size}; allowed: a multiple of the "
+                f"{self.process_count} processes"
+            )
+
+    def _steps(self) -> _Steps:
+        seeds = np.random.SeedSequence(self.config.seed).generate_state(len(self.stores))
+        sets = [
+            grain.MapDataset.source(store).shuffle(seed=int(seed)).repeat()
+            for store, seed in zip(self.stores, seeds, strict=True)
+        ]
+        rows = sets[0]
+        if len(sets) > 1:
+            weights = np.array([s.weight for s in self.config.sources])
+            rows = grain.MapDataset.mix(sets, weights=list(weights / weights.sum()))
+        return _Steps(rows, self.config.batch_size, self.process_index, self.process_count)
+
+    def batch_at(self, step: int) -> Batch:
+        """This process's rows of step `step`, arrays [batch / processes, sequence_length]."""
+        return self._steps()[step]
+
+    def iterate(self, start: int = 0) -> Iterator[Batch]:
+        """Batches of steps start, start + 1, …, assembled ahead on threads."""
+        options = grain.ReadOptions(
+            num_threads=self.config.num_threads, prefetch_buffer_size=2 * self.config.num_threads
+        )
+        steps = grain.MapDataset.source(self._steps())[start:]
+        return iter(steps.to_iter_dataset(options))
+
+    def held_out(self) -> Iterator[Batch]:
+        """The held-out text once, in order."""
+        for store in self.held_out_stores:
+            yield from in_order(store, self.config.batch_size)
+
+    @property
+    def held_out_bytes(self) -> int:
+        """UTF-8 bytes of the held-out text."""
+        return sum(store.num_bytes for store in self.held_out_stores)
+
+
+def in_order(store: TokenStore, batch_size: int) -> Iterator[Batch]:
+    """Every row once; the last batch is filled up with rows of weight 0, so shapes never change."""
+    for first in range(0, len(store), batch_size):
+        rows = [store[i] for i in range(first, min(first + batch_size, len(store)))]
+        empty = {name: np.zeros_like(value) for name, value in rows[0].items()}
+        yield _stack(rows + [empty] * (batch_size - len(rows)))
+
+
+def open_tokenizer(config: DataConfig, cache: Path) -> Tokenizer:
+    """The config's tokenizer; "bpe:SIZE" is trained on the sources, once for each content."""
+    name, _, size = config.tokenizer.partition(":")
+    if name != "bpe":
+        return load_tokenizer(config.tokenizer)
+    if not size.isdigit():
+        raise ValueError(f"tokenizer={config.tokenizer!r}; allowed: bpe:SIZE, as in bpe:4096")
+    cache.mkdir(parents=True, exist_ok=True)
+    digests = "-".join(source_digest(s, cache)[:12] for s in config.sources)
+    path = cache / f"bpe_{size}_{digests}" / "tokenizer.json"
+    if not path.exists():
+        train_bpe((t for s in config.sources for t in documents(s)), int(size), path)
+    return load_tokenizer(str(path))
+
+
+def open_loader(
+    config: DataConfig, cache: str | Path, process_index: int = 0, process_count: int = 1
+) -> tuple[Loader, Tokenizer]:
+    """Tokenizer and token stores of a run, from `cache` or built into it."""
+    cache = Path(cache)
+    tokenizer = open_tokenizer(config, cache)
+
+    def stores(sources):
+        return tuple(build_store(s, tokenizer, config.sequence_length, cache) for s in sources)
+
+    loader = Loader(
+        config, stores(config.sources), stores(config.held_out), process_index, process_count
+    )
+    return loader, tokenizer
+
+
+def held_out_batches(
+    source: str, tokenizer: Tokenizer, length: int, batch_size: int, cache: str | Path
+) -> tuple[Iterator[Batch], int]:
+    """(batches of a text in order, its UTF-8 bytes), packed to rows of `length` tokens."""
+    store = build_store(as_source(source), tokenizer, length, cache)
+    return in_order(store, batch_size), store.num_bytes

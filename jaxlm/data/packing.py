@@ -1,0 +1,78 @@
+"""Documents into rows of one length: nothing lost, little wasted, nothing mixed."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Int
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """Rows as runs of the flat token array.
+
+    Segment s predicts tokens starts[s] + 1 … starts[s] + lengths[s] from those one before them;
+    row r holds segments offsets[r] … offsets[r + 1] - 1.
+    """
+
+    offsets: Int[np.ndarray, "R1"]
+    starts: Int[np.ndarray, "S"]
+    lengths: Int[np.ndarray, "S"]
+
+    def waste(self, row_length: int) -> float:
+        """Share of slots that hold no prediction."""
+        rows = len(self.offsets) - 1
+        return 1.0 - float(self.lengths.sum()) / max(rows * row_length, 1)
+
+
+def pieces(
+    document_starts: Int[np.ndarray, "D"],
+    document_lengths: Int[np.ndarray, "D"],
+    row_length: int,
+) -> tuple[Int[np.ndarray, "P"], Int[np.ndarray, "P"]]:
+    """(starts, lengths) of the segments that documents are cut into, `row_length` at most.
+
+    A document of m tokens has m - 1 predictions. The last target of a piece is the first input of
+    the next, so cutting loses none.
+    """
+    predictions = np.maximum(document_lengths.astype(np.int64) - 1, 0)
+    counts = -(-predictions // row_length)
+    document = np.repeat(np.arange(len(counts)), counts)
+    first = np.cumsum(counts) - counts
+    offset = (np.arange(len(document)) - first[document]) * row_length
+    lengths = np.minimum(predictions[document] - offset, row_length)
+    return document_starts.astype(np.int64)[document] + offset, lengths
+
+
+def pack(
+    starts: Int[np.ndarray, "P"], lengths: Int[np.ndarray, "P"], row_length: int
+) -> Packing:
+    """Best fit, longest first: each piece goes to the fullest row that has room.
+
+    Within 22 % of the fewest rows at worst (Johnson 1973), in practice within 1 %: documents of
+    mixed length fill each other's gaps.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    rooms: list[list[int]] = [[] for _ in range(row_length + 1)]  # rows by room left
+    present = 0  # bit n is set while some row has room n
+    row_of = np.empty(len(order), np.int64)
+    rows = 0
+    for piece in order.tolist():
+        n = int(lengths[piece])
+        fitting = present >> n
+        if fitting:
+            room = n + (fitting & -fitting).bit_length() - 1
+            row = rooms[room].pop()
+            if not rooms[room]:
+                present &= ~(1 << room)
+        else:
+            room, row = row_length, rows
+            rows += 1
+        row_of[piece] = row
+        if room - n:
+            rooms[room - n].append(row)
+            present |= 1 << (room - n)
+    by_row = np.lexsort((starts, row_of))
+    offsets = np.searchsorted(row_of[by_row], np.arange(rows + 1))
+    return Packing(offsets, starts[by_row], lengths[by_row])

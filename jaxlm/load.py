@@ -1,0 +1,50 @@
+"""Open what training left behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxlm.checkpoints import restore
+from jaxlm.data.tokenizers import Tokenizer, load_tokenizer
+from jaxlm.model.config import ModelConfig
+from jaxlm.model.transformer import Transformer
+from jaxlm.training.loop import CHECKPOINTS
+
+# In the folder of a comparison: names the run that stands for it.
+DEFAULT_RUN = "default.json"
+
+
+def run_folder(path: str | Path) -> Path:
+    """The folder of one run: `path` itself, or the default run of a comparison.
+
+    Raises:
+        FileNotFoundError: no such folder, or neither a run nor a comparison.
+    """
+    path = Path(path)
+    if (path / DEFAULT_RUN).is_file():
+        path = path / json.loads((path / DEFAULT_RUN).read_text())["run"]
+    if not (path / CHECKPOINTS).is_dir():
+        found = "is not a jaxlm workdir (it has no checkpoints)" if path.exists() else "is absent"
+        raise FileNotFoundError(f"{path} {found}; allowed: the --workdir of a training run")
+    return path
+
+
+def load(path: str | Path, step: int | None = None) -> tuple[Transformer, Any, Tokenizer]:
+    """The model, its parameters and its tokenizer from a training workdir.
+
+    Args:
+        path: the workdir of a run, or of a comparison (its first run is loaded).
+        step: None: the newest good checkpoint.
+
+    Returns:
+        (model, params, tokenizer); params is a nested dict of arrays.
+
+    Raises:
+        FileNotFoundError: not a workdir, or no good checkpoint in it.
+    """
+    folder = run_folder(path)
+    restored = restore(folder / CHECKPOINTS, step=step, prefix="params")
+    model = Transformer(ModelConfig.from_dict(restored.metadata["model"]))
+    return model, restored.state, load_tokenizer(str(restored.folder / "tokenizer"))

@@ -1,0 +1,112 @@
+"""Devices as a named grid, and which axis of an array lies along which axis of the grid.
+
+Every parameter names its axes by what they mean ("embed", "mlp", "heads", …); one table maps those
+names to mesh axes. A mesh axis of size 1 costs nothing, so one table serves a laptop and a pod:
+
+    data     each device reads other rows; parameters are copied
+    fsdp     the same for rows, and parameters are cut along "embed", gathered layer by layer
+    tensor   heads, MLP columns and vocabulary are cut; activations are exchanged
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxlm.config import at_least, check
+
+AXES = ("data", "fsdp", "tensor")
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    "batch": ("data", "fsdp"),
+    "embed": "fsdp",
+    "mlp": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "vocab": "tensor",
+    "expert": None,
+    "layers": None,
+    "head_dim": None,
+    "norm": None,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; data=0 takes all devices that the others leave."""
+
+    data: int = 0
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        check(
+            "mesh",
+            data=at_least(self.data, 0),
+            fsdp=at_least(self.fsdp, 1),
+            tensor=at_least(self.tensor, 1),
+        )
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """The mesh over all devices.
+
+    Raises:
+        ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.device_count()
+    inner = config.fsdp * config.tensor
+    data = config.data or max(devices // inner, 1)
+    if data * inner != devices:
+        raise ValueError(
+            f"mesh: data={data} × fsdp={config.fsdp} × tensor={config.tensor} = {data * inner}; "
+            f"allowed: sizes whose product is the number of devices, {devices}"
+        )
+    types = (jax.sharding.AxisType.Auto,) * len(AXES)
+    return jax.make_mesh((data, config.fsdp, config.tensor), AXES, types)
+
+
+def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
+    """Rows over data and fsdp.
+
+    Raises:
+        ValueError: the rows cannot be shared out evenly.
+    """
+    shards = math.prod(mesh.shape[a] for a in ("data", "fsdp"))
+    if batch_size % shards:
+        raise ValueError(
+            f"batch_size={batch_size}; allowed: a multiple of data × fsdp = {shards}"
+        )
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+
+
+def parameter_shardings(mesh: Mesh, axes: Any, shapes: Any) -> Any:
+    """NamedShardings of parameters from their logical axes, by `RULES`.
+
+    Args:
+        mesh: the mesh.
+        axes: pytree of PartitionSpecs of logical names, see `jaxlm.model.parameters.logical_axes`.
+        shapes: the parameters, or their shapes.
+
+    Raises:
+        ValueError: an axis that its mesh axis does not divide, with both numbers.
+    """
+
+    def one(path: Any, spec: PartitionSpec, x: Any) -> NamedSharding:
+        placed = [RULES.get(name) if name is not None else None for name in spec]
+        for name, axis, size in zip(spec, placed, x.shape, strict=False):
+            count = mesh.shape[axis] if isinstance(axis, str) else 1
+            if size % count:
+                where = jax.tree_util.keystr(path)
+                raise ValueError(
+                    f"parameter {where}: {name}={size} over mesh axis {axis}={count}; "
+                    f"allowed: a divisor of {size}"
+                )
+        return NamedSharding(mesh, PartitionSpec(*placed))
+
+    return jax.tree_util.tree_map_with_path(
+        one, axes, shapes, is_leaf=lambda x: isinstance(x, PartitionSpec)
+    )

@@ -1,0 +1,125 @@
+"""A whole run as one validated object: the only reader of a run's ConfigDict."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jaxlm.config import at_least, build, check
+from jaxlm.data.config import DataConfig
+from jaxlm.model.config import ModelConfig
+from jaxlm.sharding.mesh import MeshConfig
+from jaxlm.training.config import TrainConfig
+
+# Vocabularies are rounded up to this: matrix units like round numbers, and nobody counts the rest.
+VOCABULARY_MULTIPLE = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When the state is saved, and which steps are kept.
+
+    Attributes:
+        every: steps between two saves; the last step is always saved.
+        keep_last: newest steps kept.
+        keep_every: steps divisible by it are kept for ever; None: none.
+    """
+
+    every: int = 500
+    keep_last: int = 2
+    keep_every: int | None = None
+
+    def __post_init__(self):
+        forever = self.keep_every
+        check(
+            "checkpoint",
+            every=at_least(self.every, 1),
+            keep_last=at_least(self.keep_last, 1),
+            keep_every=(forever, forever is None or forever >= 1, "None or an integer >= 1"),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareConfig:
+    """Several position encodings trained alike and drawn in one picture.
+
+    Attributes:
+        position_encodings: one run each, in a folder each; all else is bit-identical. The first is
+            the one that `jaxlm.load(workdir)` opens.
+        also: encodings put on a trained run without training, as {label: (trained, encoding)}.
+        length: of the contexts that loss by position is measured on.
+        bucket: positions averaged into one point.
+        windows: texts of that length.
+        text: held-out source they are cut from.
+        prompt: of the sample.
+    """
+
+    position_encodings: tuple[str, ...] = ("rope",)
+    also: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    length: int = 2048
+    bucket: int = 64
+    windows: int = 8
+    text: str = "builtin:austen_valid"
+    prompt: str = "Emma was"
+
+    def __post_init__(self):
+        check(
+            "compare",
+            position_encodings=(
+                self.position_encodings,
+                len(self.position_encodings) >= 1,
+                "at least one",
+            ),
+            length=at_least(self.length, 1),
+            bucket=at_least(self.bucket, 1),
+            windows=at_least(self.windows, 1),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Model, data, training, mesh and checkpoints of one run."""
+
+    model: Mapping[str, Any]
+    data: DataConfig
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    mesh: MeshConfig = MeshConfig()
+    compare: CompareConfig | None = None
+
+    PARTS = {
+        "data": DataConfig,
+        "train": TrainConfig,
+        "checkpoint": CheckpointConfig,
+        "mesh": MeshConfig,
+        "compare": CompareConfig,
+    }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        """From a nested mapping such as `config.to_dict()`.
+
+        Raises:
+            ValueError: an unknown field, with the nearest known name; a value that is not allowed.
+        """
+        return build(cls, values, "config")
+
+    def model_config(self, tokenizer_vocab_size: int) -> ModelConfig:
+        """The model's config; a vocab_size of None is the tokenizer's, rounded up.
+
+        Raises:
+            ValueError: a vocabulary smaller than the tokenizer's.
+        """
+        values = dict(self.model)
+        if values.get("vocab_size") is None:
+            m = VOCABULARY_MULTIPLE
+            values["vocab_size"] = -(-tokenizer_vocab_size // m) * m
+        values.setdefault("context_length", self.data.sequence_length)
+        config = ModelConfig.from_dict(values)
+        if config.vocab_size < tokenizer_vocab_size:
+            raise ValueError(
+                f"model.vocab_size={config.vocab_size}; allowed: at least the tokenizer's "
+                f"{tokenizer_vocab_size}, or None to take it from there"
+            )
+        return config

@@ -1,0 +1,57 @@
+"""Continue prompts with a trained model.
+
+python -m launch.generate --checkpoint=runs/quickstart --prompt="Emma was" --max_new_tokens=64
+"""
+
+from __future__ import annotations
+
+import sys
+
+from absl import app, flags
+
+import jaxlm
+from launch import console
+
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a training run.")
+PROMPT = flags.DEFINE_multi_string("prompt", [], "Text to continue; may be given several times.")
+MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "Most tokens to draw.")
+TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.")
+TOP_K = flags.DEFINE_integer("top_k", 0, "Only the k most probable tokens; 0: all.")
+TOP_P = flags.DEFINE_float("top_p", 1.0, "Only the smallest set of tokens with this mass.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
+ENCODING = flags.DEFINE_string(
+    "position_encoding", None, "Put on the trained model, e.g. 'lm_infinite(window=128)'."
+)
+STREAM = flags.DEFINE_bool("stream", True, "Print a single prompt's text as it is drawn.")
+
+
+def main(argv: list[str]) -> None:
+    """Prints each prompt with its continuation."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+    settings = {
+        "max_new_tokens": MAX_NEW_TOKENS.value,
+        "temperature": TEMPERATURE.value,
+        "top_k": TOP_K.value,
+        "top_p": TOP_P.value,
+        "seed": SEED.value,
+    }
+    with console.clear_errors():
+        model, params, tokenizer = jaxlm.load(CHECKPOINT.value)
+        if ENCODING.value is not None:
+            model = model.with_position_encoding(ENCODING.value)
+        if STREAM.value and len(PROMPT.value) == 1:
+            sys.stdout.write(PROMPT.value[0])
+            for piece in jaxlm.stream(model, params, tokenizer, PROMPT.value[0], **settings):
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+            sys.stdout.write("\n")
+            return
+        texts = jaxlm.generate(model, params, tokenizer, PROMPT.value, **settings)
+        for prompt, text in zip(PROMPT.value, texts, strict=True):
+            print(f"{prompt}{text}\n")
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("checkpoint")
+    app.run(main)

@@ -1,0 +1,46 @@
+"""From a run's config to a trained model: tokenizer, data, model, loop."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from jaxlm.data.loader import Loader, open_loader
+from jaxlm.data.tokenizers import Tokenizer
+from jaxlm.model.transformer import Transformer
+from jaxlm.training.loop import TrainResult, train
+from jaxlm.training.run import RunConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """A run and what it used."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    loader: Loader
+    result: TrainResult
+
+
+def run_training(
+    run: RunConfig,
+    workdir: str | Path,
+    description: str,
+    allow_config_change: bool,
+    cache: str | Path | None = None,
+) -> Session:
+    """Prepares the data (kept in `cache`, by default in the workdir) and trains."""
+    cache = Path(workdir) / "data" if cache is None else Path(cache)
+    loader, tokenizer = open_loader(run.data, cache)
+    tokenizer.save(Path(workdir) / "tokenizer")
+    model = Transformer(run.model_config(tokenizer.vocab_size))
+    result = train(
+        run,
+        model,
+        tokenizer,
+        loader,
+        workdir,
+        description=description,
+        allow_config_change=allow_config_change,
+    )
+    return Session(model, tokenizer, loader, result)

@@ -1,0 +1,49 @@
+"""Train a model, or several that differ in their position encoding, from one config.
+
+python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
+
+The same command goes on where a stopped or killed run left off. Any field of the config can be set:
+--config.model.num_layers=8 --config.train.optimizer.learning_rate=3e-4
+"""
+
+from __future__ import annotations
+
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from jaxlm.training.run import RunConfig
+from launch import compare, console
+from launch.session import run_training
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config file: configs/….py")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, metrics and results.")
+ALLOW_CHANGE = flags.DEFINE_bool(
+    "allow_config_change", False, "Go on with another config than the workdir's."
+)
+
+
+def main(argv: list[str]) -> None:
+    """Trains; a run stopped by a signal ends with status 0."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+    with console.clear_errors():
+        run = RunConfig.from_dict(CONFIG.value.to_dict())
+        if run.compare is not None:
+            compare.run_comparison(run, WORKDIR.value, ALLOW_CHANGE.value)
+        else:
+            session = run_training(run, WORKDIR.value, "train", ALLOW_CHANGE.value)
+            if session.result.held_out is not None:
+                console.print_held_out({"this run": session.result.held_out})
+
+
+def entry() -> None:
+    """The console's entry point."""
+    flags.mark_flags_as_required(["config", "workdir"])
+    logging.set_verbosity(logging.INFO)
+    app.run(main, sys.argv)
+
+
+if __name__ == "__main__":
+    entry()

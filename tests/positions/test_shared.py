@@ -1,0 +1,146 @@
+"""What every registered encoding must hold; a new one is tested by being registered."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm import positions
+from jaxlm.caches.dense import DenseCache
+from jaxlm.model.config import AttentionConfig, ModelConfig
+from jaxlm.model.parameters import init_params
+from jaxlm.model.transformer import Transformer
+
+# Encodings whose defaults make no sense in a model this small, or that have variants of their own.
+CASES = {name: name for name in positions.available()} | {
+    "lm_infinite": "lm_infinite(window=6, num_sinks=2)",
+    "lm_infinite_alibi": "lm_infinite(alibi, window=6, num_sinks=2)",
+    "lm_infinite_nope": "lm_infinite(nope, window=6, num_sinks=2)",
+    "lm_infinite_xpos": "lm_infinite(xpos, window=5, num_sinks=1, ceiling_distance=7)",
+    "rope_partial": "rope(fraction=0.25)",
+    "rope_interleaved": "rope(interleaved=True)",
+    "rope_linear": "rope(scaling=linear(factor=2))",
+    "rope_ntk": "rope(scaling=ntk(factor=2))",
+    "rope_dynamic_ntk": "rope(scaling=dynamic_ntk(factor=2, original_length=8))",
+    "rope_yarn": "rope(scaling=yarn(factor=2, original_length=8))",
+    "rope_longrope": "rope(scaling=longrope(factor=2, original_length=8, short=(1, 1, 1, 1), "
+    "long=(1, 2, 3, 4)))",
+    "rope_llama3": "rope(scaling=llama3(factor=2, original_length=8))",
+    "rope_alibi_multiplicative": "rope_alibi(kind=multiplicative, slopes=geometric)",
+    "rope_alibi_linear": "rope_alibi(kind=linear)",
+    "kerple_power": "kerple(kind=power)",
+}
+LENGTH = 16
+
+
+def make(encoding, **changes):
+    config = ModelConfig(
+        vocab_size=40,
+        num_layers=2,
+        d_model=32,
+        context_length=LENGTH,
+        position_encoding=encoding,
+        attention=AttentionConfig(num_heads=4, num_kv_heads=2),
+    )
+    model = Transformer(config.replace(**changes))
+    params = init_params(model, 0)
+    # Zero-initialised tables would make a learned bias invisible to every test.
+    noise = jax.random.normal(jax.random.key(9), (64,))
+    for name in [n for n in params if n.startswith("position_")]:
+        extra = jnp.resize(noise, params[name].shape).astype(params[name].dtype)
+        params[name] = params[name] + 0.3 * extra
+    return model, params
+
+
+def tokens(batch=2, length=LENGTH):
+    return jax.random.randint(jax.random.key(1), (batch, length), 0, 40)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_text_form_round_trips(case):
+    bound = make(CASES[case])[0].config.encoding
+    assert positions.parse(str(bound)) == bound
+    assert ModelConfig.from_dict(make(CASES[case])[0].config.to_dict()).encoding == bound
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_cached_decode_equals_full_forward(case):
+    """Left-padded prompts, then token by token; at each step the full forward of that prefix."""
+    model, params = make(CASES[case])
+    apply = jax.jit(model.apply)
+    ids, pad = tokens(), jnp.array([0, 3])
+    at = jnp.maximum(jnp.arange(LENGTH)[None] - pad[:, None], 0)
+    segments = (jnp.arange(LENGTH)[None] >= pad[:, None]).astype(jnp.int32)
+    cache = DenseCache.init(model.config, 2, LENGTH)
+    for start, stop in [(0, 6), *((i, i + 1) for i in range(6, LENGTH))]:
+        part = slice(start, stop)
+        got, cache = apply(
+            {"params": params}, ids[:, part], at[:, part], segments[:, part], cache
+        )
+        want, _ = apply({"params": params}, ids[:, :stop], at[:, :stop], segments[:, :stop])
+        # float32 rounding: sums over other shapes run in another order.
+        np.testing.assert_allclose(got[:, -1], want[:, -1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_relative_encodings_see_only_differences(case):
+    model, params = make(CASES[case])
+    ids, at = tokens(), jnp.broadcast_to(jnp.arange(LENGTH)[None], (2, LENGTH))
+    ones = jnp.ones_like(ids)
+    shift = 37
+    if model.config.encoding.max_length is not None:
+        shift = 0 if LENGTH == model.config.encoding.max_length else shift
+    encoding = model.config.encoding
+    absolute_parts = "lm_infinite" in case or "dynamic" in case or "longrope" in case
+    if absolute_parts:  # sinks and total length are absolute by design
+        pytest.skip("not a function of differences alone")
+    near, _ = model.apply({"params": params}, ids, at, ones)
+    far, _ = model.apply({"params": params}, ids, at + shift, ones)
+    if case == "nope":
+        np.testing.assert_array_equal(near, far)
+    elif encoding.relative:
+        # angles of larger positions are rounded more coarsely: 37·2⁻²⁴ relative, over two layers
+        np.testing.assert_allclose(near, far, rtol=2e-5, atol=2e-5)
+    elif shift:
+        assert not np.allclose(near, far, atol=1e-3)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_order_matters_and_gradients_are_finite(case):
+    model, params = make(CASES[case])
+    ids = tokens()
+
+    def loss(p):
+        logits, _ = model.apply({"params": p}, ids)
+        return jnp.mean(jax.nn.log_softmax(logits)[..., 0] ** 2)
+
+    gradients = jax.jit(jax.grad(loss))(params)
+    for path, g in jax.tree_util.tree_leaves_with_path(gradients):
+        assert np.isfinite(g).all(), path
+        if path[0].key.startswith("position_"):
+            assert np.abs(g).max() > 0, path
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_swapping_leaves_shared_parameters_bit_identical(case):
+    base = init_params(Transformer(make("nope")[0].config), 3)
+    other = init_params(Transformer(make(CASES[case])[0].config), 3)
+    shared = {n: v for n, v in other.items() if not n.startswith("position_")}
+    assert jax.tree.structure(shared) == jax.tree.structure(base)
+    jax.tree.map(np.testing.assert_array_equal, shared, base)
+
+
+def test_one_program_for_equal_configs():
+    """Encodings are static by value: an equal one built anew compiles nothing."""
+    ids, count = tokens(), 0
+
+    def apply(model, params, ids):
+        nonlocal count
+        count += 1
+        return model.apply({"params": params}, ids)[0]
+
+    jitted = jax.jit(apply, static_argnums=0)
+    for _ in range(3):
+        model, params = make("lm_infinite(rope(base=500.0), window=5, num_sinks=1)")
+        jitted(model, params, ids)
+    assert count == 1
