@@ -24,7 +24,8 @@ def fields(cls: type) -> ConfigDict:
         if part is not None and default is not None:
             config[field.name] = fields(part)
         elif default is dataclasses.MISSING or default is None:
-            config[field.name] = config_dict.placeholder(_type(hints[field.name]))
+            kind = object if part is not None else _type(hints[field.name])
+            config[field.name] = config_dict.placeholder(kind)
         else:
             config[field.name] = default
     return config
@@ -40,4 +41,5 @@ def _type(hint: object) -> type:
 def get_config() -> ConfigDict:
     config = fields(RunConfig)
     config.model = fields(ModelConfig)
+    config.model.context_length = config_dict.placeholder(int)  # the data's sequence length
     return config

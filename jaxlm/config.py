@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import types
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,21 +27,48 @@ def at_least(value: Any, low: float) -> tuple[Any, bool, str]:
     return value, value >= low, f"a number >= {low}"
 
 
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value has the type of a field's annotation; an int is a float, a bool no int."""
+    if hint is Any:
+        return True
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, option) for option in typing.get_args(hint))
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    return isinstance(value, origin or hint)
+
+
+def check_types(cls: type, values: Mapping[str, Any], owner: str) -> None:
+    """Raises ValueError for an unknown field of a dataclass, or a value of another type.
+
+    The nearest known name is told.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = [f.name for f in dataclasses.fields(cls)]
+    for name, value in values.items():
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, 1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            known = ", ".join(fields) or "none"
+            raise ValueError(f"{owner}: unknown field {name!r}{hint}; allowed: {known}")
+        if not fits(value, hints[name]):
+            kind = hints[name]
+            shown = kind.__name__ if isinstance(kind, type) else str(kind)
+            raise ValueError(f"{owner}: {name}={value!r}; allowed: {shown}")
+
+
 def build(cls: type, values: Mapping[str, Any], owner: str) -> Any:
     """A dataclass from a mapping; nested mappings become those in `cls.PARTS`.
 
     Raises:
         ValueError: an unknown field, with the nearest known name.
     """
-    fields = {f.name: f for f in dataclasses.fields(cls)}
     made = {}
     for name, value in values.items():
-        if name not in fields:
-            near = difflib.get_close_matches(name, fields, 1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            raise ValueError(f"{owner}.{name}: unknown field{hint}; allowed: {', '.join(fields)}")
         part = getattr(cls, "PARTS", {}).get(name)
         if part is not None and isinstance(value, Mapping):
-            value = build(part, value, f"{owner}.{name}")
+            value = build(part, value, f"{owner}.{name}")  # noqa: PLW2901
         made[name] = tuple(value) if isinstance(value, list) else value
+    check_types(cls, made, owner)
     return cls(**made)

@@ -7,13 +7,14 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 # Names that end-of-text and start-of-text tokens go by, most telling first.
 END_TOKENS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[EOS]", "[SEP]")
 START_TOKENS = ("<|bos|>", "<s>", "<|begin_of_text|>", "<bos>", "[BOS]", "[CLS]")
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What the library needs of a tokenizer.
 

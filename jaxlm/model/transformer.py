@@ -96,6 +96,26 @@ class Period(nn.Module):
         return x, jax.tree.map(lambda *a: jnp.stack(a), *new)
 
 
+class PositionParameters(nn.Module):
+    """The position encoding's learned arrays.
+
+    In a scope of their own, so that their number changes no other parameter's random key.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self) -> dict[str, Array]:
+        """By name; empty for most encodings."""
+        c = self.config
+        return {
+            name: self.param(
+                name, nn.with_logical_partitioning(p.init, p.axes), p.shape, c.param_dtype
+            )
+            for name, p in c.encoding.parameters(c.dimensions).items()
+        }
+
+
 class Transformer(nn.Module):
     """The model. Methods are pure functions through `apply`; see `jaxlm.init_params`.
 
@@ -114,15 +134,7 @@ class Transformer(nn.Module):
             (c.vocab_size, c.d_model),
             c.param_dtype,
         )
-        self.position = {
-            name: self.param(
-                f"position_{name}",
-                nn.with_logical_partitioning(p.init, p.axes),
-                p.shape,
-                c.param_dtype,
-            )
-            for name, p in c.encoding.parameters(c.dimensions).items()
-        }
+        self.position = PositionParameters(c)
         self.dropout = nn.Dropout(c.dropout)
         period = len(c.layer_pattern)
         self.rounds = c.num_layers // period if c.numerics.scan_layers else 0
@@ -202,7 +214,8 @@ class Transformer(nn.Module):
         x = self.embedding[tokens].astype(c.dtype)
         if c.embedding.scale is not None:
             x = x * jnp.asarray(c.embedding.scale, c.dtype)
-        x = encoding.embed(self.position, x, positions)
+        position = self.position()
+        x = encoding.embed(position, x, positions)
         x = self.dropout(x, deterministic=not self.has_rng("dropout"))
         length = positions.max(-1) + 1
         where = None
@@ -217,7 +230,7 @@ class Transformer(nn.Module):
             )
         rotation = encoding.rotation(positions, length, c.head_dim)
         now = Tokens(positions, segment_ids, rotation, contiguous)
-        heads = encoding.head_parameters(self.position, c.attention.num_heads)
+        heads = encoding.head_parameters(position, c.attention.num_heads)
         x, kv = self._run_layers(x, (now, heads, where), cache)
         return self.final_norm(x), kv if return_kv else None
 

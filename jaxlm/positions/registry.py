@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 from typing import Any
 
+from jaxlm.config import check_types
 from jaxlm.positions.encoding import PositionEncoding
 
 _REGISTRY: dict[str, type] = {}
@@ -48,13 +49,7 @@ def get(name: str, **options: Any) -> Any:
             "with options as in rope(base=500000)"
         )
     cls = _REGISTRY[name]
-    fields = [f.name for f in dataclasses.fields(cls)]
-    for option in options:
-        if option not in fields:
-            near = difflib.get_close_matches(option, fields, 1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            allowed = ", ".join(fields) or "no option"
-            raise ValueError(f"{name}: unknown option {option!r}{hint}; allowed: {allowed}")
+    check_types(cls, options, name)
     return cls(**options)
 
 
@@ -96,8 +91,8 @@ def _build(node: ast.expr, text: str) -> Any:
 
 def _value(node: ast.expr, text: str) -> Any:
     """An option's value: a nested encoding or scaling, a word, or a literal."""
-    if isinstance(node, ast.Name) and node.id not in _REGISTRY:
-        return node.id  # a word such as slopes=harmonic
+    if isinstance(node, ast.Name) and node.id not in available():
+        return node.id  # a word such as slopes=harmonic; also kind=linear, though a scaling's name
     if isinstance(node, ast.Name | ast.Call):
         return _build(node, text)
     try:

@@ -23,7 +23,11 @@ def inverse_frequencies(base: float, width: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """The base: a factor that the context grows by."""
+    """The base: a factor that the context grows by.
+
+    A length-dependent scaling rotates all keys for the context's present length, whenever they were
+    cached. What deeper layers computed while the context was shorter stays as it was.
+    """
 
     factor: float = 1.0
 

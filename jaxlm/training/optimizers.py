@@ -44,7 +44,7 @@ def decayed(params: Any) -> Any:
 
     def is_matrix(path: Any, _: Any) -> bool:
         names = [str(k.key) for k in path]
-        return names[-1] not in UNDECAYED and not names[0].startswith("position_")
+        return names[-1] not in UNDECAYED and names[0] != "position"
 
     return jax.tree_util.tree_map_with_path(is_matrix, params)
 

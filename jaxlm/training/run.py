@@ -115,7 +115,8 @@ class RunConfig:
         if values.get("vocab_size") is None:
             m = VOCABULARY_MULTIPLE
             values["vocab_size"] = -(-tokenizer_vocab_size // m) * m
-        values.setdefault("context_length", self.data.sequence_length)
+        if values.get("context_length") is None:
+            values["context_length"] = self.data.sequence_length
         config = ModelConfig.from_dict(values)
         if config.vocab_size < tokenizer_vocab_size:
             raise ValueError(

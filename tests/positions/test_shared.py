@@ -1,5 +1,7 @@
 """What every registered encoding must hold; a new one is tested by being registered."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,23 +35,41 @@ CASES = {name: name for name in positions.available()} | {
 LENGTH = 16
 
 
-def make(encoding, **changes):
+def bare(encoding):
+    # Where the rotation depends on the context's length, deeper layers keep what they computed of a
+    # shorter context: there cached decode equals the full forward in the first layer only.
+    depends_on_length = "dynamic" in encoding or "longrope" in encoding
     config = ModelConfig(
         vocab_size=40,
-        num_layers=2,
+        num_layers=1 if depends_on_length else 2,
         d_model=32,
         context_length=LENGTH,
         position_encoding=encoding,
-        attention=AttentionConfig(num_heads=4, num_kv_heads=2),
+        attention=AttentionConfig(num_heads=4, num_kv_heads=2, implementation="reference"),
     )
-    model = Transformer(config.replace(**changes))
+    return Transformer(config)
+
+
+@functools.cache
+def make(encoding):
+    model = bare(encoding)
     params = init_params(model, 0)
     # Zero-initialised tables would make a learned bias invisible to every test.
     noise = jax.random.normal(jax.random.key(9), (64,))
-    for name in [n for n in params if n.startswith("position_")]:
-        extra = jnp.resize(noise, params[name].shape).astype(params[name].dtype)
-        params[name] = params[name] + 0.3 * extra
+    for name, value in params.get("position", {}).items():
+        extra = jnp.resize(noise, value.shape).astype(value.dtype)
+        params["position"][name] = value + 0.3 * extra
     return model, params
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits(model, params, ids, at, segments):
+    return model.apply({"params": params}, ids, at, segments)[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def step(model, params, ids, at, segments, cache):
+    return model.apply({"params": params}, ids, at, segments, cache)
 
 
 def tokens(batch=2, length=LENGTH):
@@ -58,26 +78,25 @@ def tokens(batch=2, length=LENGTH):
 
 @pytest.mark.parametrize("case", CASES)
 def test_text_form_round_trips(case):
-    bound = make(CASES[case])[0].config.encoding
-    assert positions.parse(str(bound)) == bound
-    assert ModelConfig.from_dict(make(CASES[case])[0].config.to_dict()).encoding == bound
+    config = bare(CASES[case]).config
+    assert positions.parse(str(config.encoding)) == config.encoding
+    assert ModelConfig.from_dict(config.to_dict()) == config
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_cached_decode_equals_full_forward(case):
-    """Left-padded prompts, then token by token; at each step the full forward of that prefix."""
+    """Left-padded prompts, then token by token; at some steps the full forward of that prefix."""
     model, params = make(CASES[case])
-    apply = jax.jit(model.apply)
     ids, pad = tokens(), jnp.array([0, 3])
     at = jnp.maximum(jnp.arange(LENGTH)[None] - pad[:, None], 0)
     segments = (jnp.arange(LENGTH)[None] >= pad[:, None]).astype(jnp.int32)
     cache = DenseCache.init(model.config, 2, LENGTH)
     for start, stop in [(0, 6), *((i, i + 1) for i in range(6, LENGTH))]:
         part = slice(start, stop)
-        got, cache = apply(
-            {"params": params}, ids[:, part], at[:, part], segments[:, part], cache
-        )
-        want, _ = apply({"params": params}, ids[:, :stop], at[:, :stop], segments[:, :stop])
+        got, cache = step(model, params, ids[:, part], at[:, part], segments[:, part], cache)
+        if stop not in (6, 7, 11, LENGTH):
+            continue  # every prefix would be a program of its own
+        want = logits(model, params, ids[:, :stop], at[:, :stop], segments[:, :stop])
         # float32 rounding: sums over other shapes run in another order.
         np.testing.assert_allclose(got[:, -1], want[:, -1], rtol=1e-5, atol=1e-5)
 
@@ -94,8 +113,8 @@ def test_relative_encodings_see_only_differences(case):
     absolute_parts = "lm_infinite" in case or "dynamic" in case or "longrope" in case
     if absolute_parts:  # sinks and total length are absolute by design
         pytest.skip("not a function of differences alone")
-    near, _ = model.apply({"params": params}, ids, at, ones)
-    far, _ = model.apply({"params": params}, ids, at + shift, ones)
+    near = logits(model, params, ids, at, ones)
+    far = logits(model, params, ids, at + shift, ones)
     if case == "nope":
         np.testing.assert_array_equal(near, far)
     elif encoding.relative:
@@ -117,15 +136,16 @@ def test_order_matters_and_gradients_are_finite(case):
     gradients = jax.jit(jax.grad(loss))(params)
     for path, g in jax.tree_util.tree_leaves_with_path(gradients):
         assert np.isfinite(g).all(), path
-        if path[0].key.startswith("position_"):
+        if path[0].key == "position":
             assert np.abs(g).max() > 0, path
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_swapping_leaves_shared_parameters_bit_identical(case):
-    base = init_params(Transformer(make("nope")[0].config), 3)
-    other = init_params(Transformer(make(CASES[case])[0].config), 3)
-    shared = {n: v for n, v in other.items() if not n.startswith("position_")}
+    model = bare(CASES[case])
+    base = init_params(Transformer(model.config.replace(position_encoding="nope")), 3)
+    other = init_params(model, 3)
+    shared = {n: v for n, v in other.items() if n != "position"}
     assert jax.tree.structure(shared) == jax.tree.structure(base)
     jax.tree.map(np.testing.assert_array_equal, shared, base)
 
