@@ -83,30 +83,24 @@ def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
-def parameter_shardings(mesh: Mesh, axes: Any, shapes: Any) -> Any:
-    """NamedShardings of parameters from their logical axes, by `RULES`.
+def parameter_sharding(mesh: Mesh, name: str, axes: PartitionSpec, shape: Any) -> NamedSharding:
+    """The sharding of one parameter by `RULES`.
 
     Args:
         mesh: the mesh.
-        axes: pytree of PartitionSpecs of logical names, see `jaxlm.model.parameters.logical_axes`.
-        shapes: the parameters, or their shapes.
+        name: for the error.
+        axes: logical names, see `jaxlm.model.parameters.logical_axes`.
+        shape: of the parameter.
 
     Raises:
         ValueError: an axis that its mesh axis does not divide, with both numbers.
     """
-
-    def one(path: Any, spec: PartitionSpec, x: Any) -> NamedSharding:
-        placed = [RULES.get(name) if name is not None else None for name in spec]
-        for name, axis, size in zip(spec, placed, x.shape, strict=False):
-            count = mesh.shape[axis] if isinstance(axis, str) else 1
-            if size % count:
-                where = jax.tree_util.keystr(path)
-                raise ValueError(
-                    f"parameter {where}: {name}={size} over mesh axis {axis}={count}; "
-                    f"allowed: a divisor of {size}"
-                )
-        return NamedSharding(mesh, PartitionSpec(*placed))
-
-    return jax.tree_util.tree_map_with_path(
-        one, axes, shapes, is_leaf=lambda x: isinstance(x, PartitionSpec)
-    )
+    placed = [RULES[axis] if axis is not None else None for axis in axes]
+    for logical, axis, size in zip(axes, placed, shape, strict=True):
+        count = mesh.shape[axis] if isinstance(axis, str) else 1
+        if size % count:
+            raise ValueError(
+                f"parameter {name}: {logical}={size} over mesh axis {axis}={count}; "
+                f"allowed: a divisor of {size}"
+            )
+    return NamedSharding(mesh, PartitionSpec(*placed))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 
 from jaxlm.checkpoints import (
     NoCheckpointError,
@@ -25,17 +26,19 @@ from jaxlm.data.loader import Loader
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.evaluation.loss import HeldOut, evaluate
 from jaxlm.model.transformer import Transformer
+from jaxlm.sharding.mesh import batch_sharding, make_mesh
 from jaxlm.training.flops import matmul_peak, train_flops_per_token
 from jaxlm.training.metrics import MetricsWriter
-from jaxlm.training.optimizers import learning_rate, make_optimizer
+from jaxlm.training.optimizers import make_optimizer
 from jaxlm.training.progress import Progress
 from jaxlm.training.run import RunConfig
 from jaxlm.training.speed import Stopwatch
-from jaxlm.training.state import TrainState, init_state
-from jaxlm.training.step import make_train_step
+from jaxlm.training.state import TrainState, abstract_state, init_state
+from jaxlm.training.step import Batch, Metrics, make_train_step
 from jaxlm.training.stopping import StopRequest, stop_on_signals
 
 CHECKPOINTS = "checkpoints"
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 class DivergedError(RuntimeError):
@@ -80,7 +83,12 @@ def train(
         stack.enter_context(workdir_lock(workdir))
         settings = {"run": _plain(run), "model": model.config.to_dict()}
         check_config(workdir, settings, allow_config_change)
-        state = _first_state(run, model, workdir)
+        mesh = make_mesh(run.mesh)
+        optimizer = make_optimizer(run.train.optimizer, run.train.steps)
+        shapes = abstract_state(model, optimizer, run.train, mesh)
+        state = _first_state(
+            shapes, lambda: init_state(model, optimizer, run.train), workdir / CHECKPOINTS
+        )
         start = int(state.step)
         writer = stack.enter_context(MetricsWriter(workdir, start))
         saver = stack.enter_context(
@@ -92,8 +100,15 @@ def train(
         )
         progress = stack.enter_context(Progress(description, run.train.steps, start))
         stop = stack.enter_context(stop_on_signals())
-        loop = _Loop(run, model, tokenizer, loader, workdir, writer, saver, progress, settings)
-        state = loop.steps(state, stop)
+        loop = _Loop(
+            run, model, tokenizer, loader, workdir, mesh, writer, saver, progress, settings
+        )
+        step = jax.jit(
+            make_train_step(model, optimizer, run.train),
+            donate_argnums=0,
+            out_shardings=(jax.tree.map(lambda x: x.sharding, shapes), None),
+        )
+        state = loop.steps(state, step, stop)
         finished = int(state.step) >= run.train.steps
         held_out = loop.evaluate(state) if finished else None
     if stop.name is not None:
@@ -115,12 +130,9 @@ def _plain(run: RunConfig) -> dict[str, Any]:
     }
 
 
-def _first_state(run: RunConfig, model: Transformer, workdir: Path) -> TrainState:
-    """The newest good checkpoint's state, or a fresh one."""
-    optimizer = make_optimizer(run.train.optimizer, run.train.steps)
-    folder = workdir / CHECKPOINTS
+def _first_state(shapes: TrainState, fresh: Callable[[], TrainState], folder: Path) -> TrainState:
+    """The newest good checkpoint's state, or a fresh one, made where it belongs."""
     if available_steps(folder):
-        shapes = jax.eval_shape(lambda: init_state(model, optimizer, run.train))
         try:
             restored = restore(folder, shapes)
         except NoCheckpointError as error:
@@ -128,7 +140,8 @@ def _first_state(run: RunConfig, model: Transformer, workdir: Path) -> TrainStat
         else:
             logging.info("going on from step %d of %s", restored.step, folder)
             return restored.state
-    return init_state(model, optimizer, run.train)
+    shardings = jax.tree.map(lambda x: x.sharding, shapes)
+    return jax.jit(fresh, out_shardings=shardings)()
 
 
 @dataclasses.dataclass
@@ -140,75 +153,82 @@ class _Loop:
     tokenizer: Tokenizer
     loader: Loader
     workdir: Path
+    mesh: Mesh
     writer: MetricsWriter
     saver: Saver
     progress: Progress
     settings: Mapping[str, Any]
 
-    def steps(self, state: TrainState, stop: StopRequest) -> TrainState:
+    def steps(self, state: TrainState, step_function: TrainStep, stop: StopRequest) -> TrainState:
         """All steps that are left, or until a stop is asked for."""
         t = self.run.train
         start = int(state.step)
         if start >= t.steps:
             return state
-        optimizer = make_optimizer(t.optimizer, t.steps)
-        train_step = jax.jit(make_train_step(self.model, optimizer, t), donate_argnums=0)
-        schedule = learning_rate(t.optimizer, t.steps)
         length = self.run.data.sequence_length
         tokens = self.run.data.batch_size * length
         watch = Stopwatch(train_flops_per_token(self.model.config, length), matmul_peak())
         batches = self._batches(start, watch)
-        saved = start if start else None
+        before: Metrics = {}
         for step in range(start, t.steps):
-            with self._trace(step):
-                state, metrics = train_step(state, next(batches))
-                # One step ahead at most: the loop neither waits for the device nor runs away.
-                jax.block_until_ready(metrics["loss"])
+            with self._trace(step), jax.transfer_guard("disallow"):
+                state, metrics = step_function(state, next(batches))
+                # The step before, never this one: the device always has work, and the loop is one
+                # step ahead at most.
+                self._check_finite(step, before)
             if step == start:
+                jax.block_until_ready(metrics)
                 watch.start()  # the first step compiled
             else:
                 watch.step()
+            before = metrics
             done = step + 1
             self.progress.update(done)
             if done % t.log_every == 0 or done == t.steps:
-                self._record(done, metrics, watch.read(tokens), float(schedule(step)))
+                self._record(done, metrics, watch.read(tokens))
             if t.evaluate_every and done % t.evaluate_every == 0 and done < t.steps:
                 self.evaluate(state)
                 watch.start()
             if stop.name or done % self.run.checkpoint.every == 0 or done == t.steps:
+                self._check_finite(done, metrics)
                 self._save(state, done)
-                saved = done
                 watch.start()
             if stop.name:
                 break
-        assert saved == int(state.step)
         self.saver.wait()
         return state
 
     def _batches(self, start: int, watch: Stopwatch) -> Iterator[Mapping[str, jax.Array]]:
-        """Batches on the device, from step `start` on, with the time each one took to come."""
+        """Batches on the devices, from step `start` on, with the time each one took to come."""
+        sharding = batch_sharding(self.mesh, self.run.data.batch_size)
         source = self.loader.iterate(start)
         while True:
             begin = time.perf_counter()
             batch = next(source)
             watch.waited(time.perf_counter() - begin)
-            yield jax.device_put(batch)
+            yield jax.device_put(batch, sharding)
 
-    def _record(self, step: int, metrics: Any, speed: Mapping[str, float], rate: float) -> None:
-        values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-        in_a_row = int(values.pop("bad_in_a_row"))
-        values["learning_rate"] = rate
-        finite = {k: v if np.isfinite(v) else str(v) for k, v in values.items()}
-        self.writer.write(step, finite, speed)
-        self.progress.show(values["loss"], speed)
+    def _check_finite(self, step: int, metrics: Metrics) -> None:
+        """Says that step `step` was skipped, and stops the run after too many in a row."""
+        in_a_row = int(jax.device_get(metrics["bad_in_a_row"])) if metrics else 0
+        if not in_a_row:
+            return
+        batch = f"data seed {self.run.data.seed}, step {step - 1}"
+        logging.warning("step %d: loss or gradient not finite, skipped (batch: %s)", step, batch)
         if in_a_row >= self.run.train.max_bad_steps:
             good = available_steps(self.workdir / CHECKPOINTS)
             raise DivergedError(
                 f"step {step}: the loss or gradient of the last {in_a_row} steps is not finite "
-                f"(last batch: data seed {self.run.data.seed}, step {step - 1}); parameters are "
-                f"unchanged since step {step - in_a_row}; last saved step: "
-                f"{good[-1] if good else 'none'}. Try a lower learning rate or longer warm-up."
+                f"(last batch: {batch}); parameters are unchanged since step {step - in_a_row}; "
+                f"last saved step: {good[-1] if good else 'none'}. "
+                "Try a lower learning rate or a longer warm-up."
             )
+
+    def _record(self, step: int, metrics: Metrics, speed: Mapping[str, float]) -> None:
+        values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+        finite = {k: v if np.isfinite(v) else str(v) for k, v in values.items()}
+        self.writer.write(step, finite, speed)
+        self.progress.show(values["loss"], speed)
 
     def evaluate(self, state: TrainState) -> HeldOut:
         """Loss on the held-out text, also into the metrics."""

@@ -8,10 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
-from jaxlm.model.parameters import init_params
+from jaxlm.model.parameters import init_params, logical_axes
 from jaxlm.model.transformer import Transformer
+from jaxlm.sharding.mesh import parameter_sharding
 from jaxlm.training.config import TrainConfig
 
 
@@ -45,7 +47,39 @@ def init_state(
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        optimizer=jax.jit(optimizer.init)(params),
+        optimizer=optimizer.init(params),
         ema=None if config.ema_decay is None else jax.tree.map(jnp.copy, params),
         bad_steps=jnp.zeros(2, jnp.int32),
     )
+
+
+def abstract_state(
+    model: Transformer, optimizer: optax.GradientTransformation, config: TrainConfig, mesh: Mesh
+) -> TrainState:
+    """Shapes, dtypes and shardings of the state: what creates it in place, or restores it.
+
+    Whatever has a parameter's path (below the optimizer's own) and shape lies as that parameter
+    does, so moments and averages are cut with their parameters; all else is on every device.
+
+    Raises:
+        ValueError: a parameter that the mesh cannot cut.
+    """
+    shapes = jax.eval_shape(lambda: init_state(model, optimizer, config))
+    axes = jax.tree.leaves(logical_axes(model), is_leaf=lambda x: isinstance(x, PartitionSpec))
+    known = {}
+    for (path, x), names in zip(
+        jax.tree_util.tree_leaves_with_path(shapes.params), axes, strict=True
+    ):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        known[name] = (x.shape, parameter_sharding(mesh, name, names, x.shape))
+
+    def placed(path: Any, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        parts = [jax.tree_util.keystr((key,), simple=True) for key in path]
+        sharding = NamedSharding(mesh, PartitionSpec())
+        for first in range(len(parts)):
+            shape, candidate = known.get("/".join(parts[first:]), (None, None))
+            if shape == x.shape:
+                sharding = candidate
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    return jax.tree_util.tree_map_with_path(placed, shapes)

@@ -14,6 +14,7 @@ from jaxlm.model.config import ModelConfig
 from jaxlm.model.transformer import Transformer
 from jaxlm.training.config import TrainConfig
 from jaxlm.training.objectives.next_token import LossSpec, LossSums, next_token_loss
+from jaxlm.training.optimizers import learning_rate
 from jaxlm.training.state import TrainState
 
 # tokens, targets, positions, segment_ids: int32 [batch, length]; loss_weights: float32.
@@ -65,6 +66,7 @@ def make_train_step(
     microbatches. A step whose loss or gradient is not finite changes nothing but the counters.
     """
     spec = loss_spec(model.config, config)
+    schedule = learning_rate(config.optimizer, config.steps)
 
     def gradients(params, batch, key):
         """Loss sums and gradients of one microbatch, as sums over targets / all targets."""
@@ -114,7 +116,7 @@ def make_train_step(
         def keep(new, old):
             return jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, old)
 
-        bad = jnp.where(fine, 0, 1)
+        bad, rate = jnp.where(fine, 0, 1), schedule(state.step)
         state = TrainState(
             step=state.step + 1,
             params=keep(params, state.params),
@@ -129,6 +131,7 @@ def make_train_step(
             "z": sums.z / weight,
             "accuracy": sums.correct / weight,
             "grad_norm": norm,
+            "learning_rate": jnp.asarray(rate, jnp.float32),
             "targets": weight,
             "bad_steps": state.bad_steps[0].astype(jnp.float32),
             "bad_in_a_row": state.bad_steps[1].astype(jnp.float32),
