@@ -1,4 +1,4 @@
-"""Validation shared by the config dataclasses: errors name the field, the value and what is allowed."""
+"""Validation shared by the config dataclasses: errors name field, value and what is allowed."""
 
 from __future__ import annotations
 

@@ -22,13 +22,13 @@ def run_folder(path: str | Path) -> Path:
     Raises:
         FileNotFoundError: no such folder, or neither a run nor a comparison.
     """
-    path = Path(path)
-    if (path / DEFAULT_RUN).is_file():
-        path = path / json.loads((path / DEFAULT_RUN).read_text())["run"]
-    if not (path / CHECKPOINTS).is_dir():
-        found = "is not a jaxlm workdir (it has no checkpoints)" if path.exists() else "is absent"
-        raise FileNotFoundError(f"{path} {found}; allowed: the --workdir of a training run")
-    return path
+    folder = Path(path)
+    if (folder / DEFAULT_RUN).is_file():
+        folder = folder / json.loads((folder / DEFAULT_RUN).read_text())["run"]
+    if not (folder / CHECKPOINTS).is_dir():
+        found = "is not a jaxlm workdir (it has no checkpoints)" if folder.exists() else "is absent"
+        raise FileNotFoundError(f"{folder} {found}; allowed: the --workdir of a training run")
+    return folder
 
 
 def load(path: str | Path, step: int | None = None) -> tuple[Transformer, Any, Tokenizer]:

@@ -10,11 +10,19 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxlm.checkpoints import SaveError, WorkdirLockedError
+from jaxlm.data.optional import MissingPackageError
 from jaxlm.evaluation.loss import HeldOut, LossByPosition
 from jaxlm.training.loop import DivergedError
 
 # Errors whose text already says what to do: a traceback would hide it.
-EXPLAINED = (ValueError, FileNotFoundError, SaveError, WorkdirLockedError, DivergedError)
+EXPLAINED = (
+    ValueError,
+    FileNotFoundError,
+    MissingPackageError,
+    SaveError,
+    WorkdirLockedError,
+    DivergedError,
+)
 
 
 @contextlib.contextmanager

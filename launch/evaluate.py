@@ -18,7 +18,7 @@ from jaxlm.data.loader import held_out_batches
 from jaxlm.evaluation.charts import draw_loss_by_position
 from launch import console
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a training run.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a training run.", required=True)
 TEXT = flags.DEFINE_string("text", "builtin:austen_valid", "A source of held-out text.")
 ENCODING = flags.DEFINE_multi_string(
     "position_encoding",
@@ -63,5 +63,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("checkpoint")
     app.run(main)

@@ -6,13 +6,14 @@ python -m launch.generate --checkpoint=runs/quickstart --prompt="Emma was" --max
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from absl import app, flags
 
 import jaxlm
 from launch import console
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a training run.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a training run.", required=True)
 PROMPT = flags.DEFINE_multi_string("prompt", [], "Text to continue; may be given several times.")
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "Most tokens to draw.")
 TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.")
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> None:
     """Prints each prompt with its continuation."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
-    settings = {
+    settings: dict[str, Any] = {
         "max_new_tokens": MAX_NEW_TOKENS.value,
         "temperature": TEMPERATURE.value,
         "top_k": TOP_K.value,
@@ -53,5 +54,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("checkpoint")
     app.run(main)

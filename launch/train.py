@@ -18,7 +18,9 @@ from launch import compare, console
 from launch.session import run_training
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config file: configs/….py")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, metrics and results.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of checkpoints, metrics and results.", required=True
+)
 ALLOW_CHANGE = flags.DEFINE_bool(
     "allow_config_change", False, "Go on with another config than the workdir's."
 )
@@ -40,7 +42,7 @@ def main(argv: list[str]) -> None:
 
 def entry() -> None:
     """The console's entry point."""
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
     logging.set_verbosity(logging.INFO)
     app.run(main, sys.argv)
 

@@ -70,7 +70,8 @@ def attend_blockwise(
     q_tokens = split_tokens(x.q_positions, x.q_segment_ids, tiling.block_q)
     k_tokens = split_tokens(x.k_positions, x.k_segment_ids, tiling.block_k)
     layout = Layout(q_tokens, k_tokens, plan(spec, q_tokens, k_tokens, far))
-    q, k = ((x.q, x.q_far), (x.k, x.k_far)) if far else ((x.q,), (x.k,))
+    q: tuple[Any, ...] = (x.q, x.q_far) if far else (x.q,)
+    k: tuple[Any, ...] = (x.k, x.k_far) if far else (x.k,)
     return _attend(spec, tiling, Arrays(q, k, x.v, x.head_parameters, x.sink_logits), layout)
 
 
@@ -168,6 +169,7 @@ def _hide(
     same = q.segments[:, None] == k.segments[None, :]
     seen = spec.mask.visible(i, j) & same & (k.segments != 0)[None, :]
     if far is not None:
+        assert spec.ceiling is not None
         seen = seen & (i - j >= spec.ceiling if far else i - j < spec.ceiling)
     P, R, _ = s.shape
     seen = jnp.broadcast_to(seen[None, None], (P, R // len(i), *seen.shape)).reshape(s.shape)
@@ -201,7 +203,7 @@ def _forward_block(spec: AttentionSpec, row: Row, block: QueryBlock) -> tuple[Ar
         jnp.zeros(shape, jnp.float32),
     )
     for side, visits in enumerate(block.visits):
-        state = jax.lax.fori_loop(0, visits.count, functools.partial(visit, side), state)
+        state = jax.lax.fori_loop(0, visits.num, functools.partial(visit, side), state)
     top, total, out = state
     if x.sink_logits is not None:
         sink = _spread(x.sink_logits.astype(jnp.float32), top)
@@ -222,7 +224,7 @@ def _spread(per_head: Float[Array, "n"], like: Float[Array, "P R"]) -> Float[Arr
 
 
 def _forward(spec: AttentionSpec, tiling: Tiling, x: Arrays, layout: Layout) -> Any:
-    def one_row(given: Any) -> tuple[Array, Array]:
+    def one_row(given: Any) -> tuple[Array, ...]:
         row = _open(tiling, x, layout, given)
         block = functools.partial(_forward_block, spec, row)
         out, lse = jax.lax.map(block, _query_blocks(row))
@@ -280,7 +282,7 @@ def _backward_block(
         dq = jnp.zeros(block.q[0].shape, jnp.float32)
         dq, dks[side], dv, d_parameters = jax.lax.fori_loop(
             0,
-            visits.count,
+            visits.num,
             functools.partial(visit, side),
             (dq, dks[side], dv, d_parameters),
         )

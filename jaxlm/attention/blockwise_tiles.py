@@ -146,10 +146,10 @@ def touched(spec: AttentionSpec, q: Extent, k: Extent) -> Bool[Array, "B I J"]:
 
 
 class Visits(NamedTuple):
-    """For each query block, the key blocks to visit: the first `count` of `order`."""
+    """For each query block, the key blocks to visit: the first `num` of `order`."""
 
     order: Int[Array, "*B I J"]
-    count: Int[Array, "*B I"]
+    num: Int[Array, "*B I"]
 
 
 def _visits(table: Bool[Array, "B I J"]) -> Visits:
@@ -186,4 +186,4 @@ def count_tiles(
     q = split_tokens(x.q_positions, x.q_segment_ids, tiling.block_q)
     k = split_tokens(x.k_positions, x.k_segment_ids, tiling.block_k)
     passes = plan(spec, q, k, has_far_pass(spec, x))
-    return jnp.stack([visits.count.sum() for visits in passes]).sum()
+    return jnp.stack([visits.num.sum() for visits in passes]).sum()

@@ -30,7 +30,7 @@ def scores(spec: AttentionSpec, x: AttentionInputs) -> Float[Array, "B N T S"]:
 
     s = dots(x.q, x.k)
     distance = x.q_positions[:, :, None] - x.k_positions[:, None, :]
-    if spec.ceiling is not None and x.q_far is not None:
+    if spec.ceiling is not None and x.q_far is not None and x.k_far is not None:
         s = jnp.where((distance >= spec.ceiling)[:, None], dots(x.q_far, x.k_far), s)
     if spec.softcap is not None:
         s = spec.softcap * jnp.tanh(s / spec.softcap)

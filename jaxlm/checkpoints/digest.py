@@ -22,7 +22,7 @@ def leaf_digest(name: str, spec: LeafSpec, array: np.ndarray) -> str:
     header = json.dumps([name, spec.dtype, list(spec.shape), spec.prng])
     hasher = hashlib.sha256(header.encode() + b"\n")
     # As bytes: ml_dtypes arrays (bfloat16, int4) have no buffer interface of their own.
-    hasher.update(array.reshape(-1).view(np.uint8))
+    hasher.update(array.reshape(-1).view(np.uint8).data)
     return hasher.hexdigest()
 
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from jaxlm.config import at_least, build, check
+from jaxlm.config import at_least, build, check, check_types, one_of
+from jaxlm.data.formats import FORMATS
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
     """One source of documents.
 
+    A plain text file holds one document or more: two or more blank lines in a row separate them, a
+    single one only paragraphs. A code file is one document; all other formats have one a record.
+
     Attributes:
-        path: "builtin:NAME" (see jaxlm.data.sources.BUILTIN), a file, a glob, a Hugging Face
-            `datasets` folder, or an address such as gs://bucket/*.jsonl.zst.
-        format: "auto" goes by the file name; else a name in jaxlm.data.sources.FORMATS.
+        path: "builtin:NAME" (see jaxlm.data.sources.BUILTIN), a file, a glob (** for any depth), a
+            Hugging Face `datasets` folder, or an address such as gs://bucket/*.jsonl.zst.
+        format: "auto" goes by the file name; else a name in jaxlm.data.formats.FORMATS.
         weight: share of the batches' rows, relative to the other sources.
         text_field: the field that holds the text, in records that have fields.
     """
@@ -27,10 +32,13 @@ class SourceConfig:
     text_field: str = "text"
 
     def __post_init__(self):
+        owner = f"source {self.path!r}"
+        check_types(SourceConfig, vars(self), owner)
         check(
-            f"source {self.path!r}",
+            owner,
             path=(self.path, bool(self.path), "a non-empty path"),
-            weight=(self.weight, self.weight > 0, "a number > 0"),
+            format=one_of(self.format, "auto", *FORMATS),
+            weight=(self.weight, 0 < self.weight < math.inf, "a finite number > 0"),
         )
 
 
@@ -51,7 +59,8 @@ class DataConfig:
         sources: trained on; paths, mappings of SourceConfig's fields, or SourceConfigs.
         held_out: evaluated on.
         tokenizer: "bytes"; "bpe:4096", a byte-level BPE of that size trained on `sources`; or the
-            path of a tokenizer.json, SentencePiece .model, .tiktoken file or saved tokenizer folder.
+            path of a tokenizer.json, a SentencePiece .model, a .tiktoken file or a folder that a
+            tokenizer was saved to.
         sequence_length: tokens a row.
         batch_size: rows a step, over all processes.
         seed: of the order of rows.

@@ -7,6 +7,7 @@ more processes and one on fewer read the same rows at the same step.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,8 +15,9 @@ import grain
 import numpy as np
 
 from jaxlm.data.config import DataConfig, as_source
-from jaxlm.data.sources import documents
-from jaxlm.data.store import TokenStore, build_store, source_digest
+from jaxlm.data.locks import exclusive
+from jaxlm.data.sources import documents, source_digest
+from jaxlm.data.store import TokenStore, build_store
 from jaxlm.data.tokenizers import Tokenizer, load_tokenizer
 from jaxlm.data.train_bpe import train_bpe
 
@@ -28,9 +30,18 @@ def _stack(rows: Sequence[Batch]) -> Batch:
 
 @dataclasses.dataclass(frozen=True)
 class _Steps:
-    """Grain's view of a run: element n is this process's part of step n's batch."""
+    """Grain's view of a run: element n is this process's part of step n's batch.
 
-    rows: grain.MapDataset
+    Attributes:
+        stores: rows are numbered from the first row of the first store to the last of the last.
+        order: row numbers in the order of the run. (Numbers, because Grain measures every element
+            that it passes on: whole rows cost it three times as much as reading them.)
+        batch_size: of all processes.
+        process_index, process_count: this process's part.
+    """
+
+    stores: tuple[TokenStore, ...]
+    order: grain.MapDataset
     batch_size: int
     process_index: int
     process_count: int
@@ -41,7 +52,14 @@ class _Steps:
     def __getitem__(self, step: int) -> Batch:
         share = self.batch_size // self.process_count
         first = int(step) * self.batch_size + self.process_index * share
-        return _stack([self.rows[first + i] for i in range(share)])
+        return _stack([self._row(self.order[first + i]) for i in range(share)])
+
+    def _row(self, number: int) -> Batch:
+        for store in self.stores:
+            if number < len(store):
+                return store[number]
+            number -= len(store)
+        raise IndexError(number)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,15 +88,18 @@ class Loader:
 
     def _steps(self) -> _Steps:
         seeds = np.random.SeedSequence(self.config.seed).generate_state(len(self.stores))
-        sets = [
-            grain.MapDataset.source(store).shuffle(seed=int(seed)).repeat()
-            for store, seed in zip(self.stores, seeds, strict=True)
-        ]
-        rows = sets[0]
-        if len(sets) > 1:
+        orders, first = [], 0
+        for store, seed in zip(self.stores, seeds, strict=True):
+            numbers = grain.MapDataset.range(first, first + len(store))
+            orders.append(numbers.shuffle(seed=int(seed)).repeat())
+            first += len(store)
+        order = orders[0]
+        if len(orders) > 1:
             weights = np.array([s.weight for s in self.config.sources])
-            rows = grain.MapDataset.mix(sets, weights=list(weights / weights.sum()))
-        return _Steps(rows, self.config.batch_size, self.process_index, self.process_count)
+            order = grain.MapDataset.mix(orders, weights=list(weights / weights.sum()))
+        return _Steps(
+            self.stores, order, self.config.batch_size, self.process_index, self.process_count
+        )
 
     def batch_at(self, step: int) -> Batch:
         """This process's rows of step `step`, arrays [batch / processes, sequence_length]."""
@@ -116,13 +137,15 @@ def open_tokenizer(config: DataConfig, cache: Path) -> Tokenizer:
     name, _, size = config.tokenizer.partition(":")
     if name != "bpe":
         return load_tokenizer(config.tokenizer)
-    if not size.isdigit():
+    if not size.isdecimal():
         raise ValueError(f"tokenizer={config.tokenizer!r}; allowed: bpe:SIZE, as in bpe:4096")
     cache.mkdir(parents=True, exist_ok=True)
-    digests = "-".join(source_digest(s, cache)[:12] for s in config.sources)
-    path = cache / f"bpe_{size}_{digests}" / "tokenizer.json"
-    if not path.exists():
-        train_bpe((t for s in config.sources for t in documents(s)), int(size), path)
+    digests = " ".join(source_digest(s, cache) for s in config.sources)
+    folder = cache / f"bpe_{size}_{hashlib.sha256(digests.encode()).hexdigest()[:24]}"
+    with exclusive(f"{folder}.lock"):
+        path = folder / "tokenizer.json"
+        if not path.exists():
+            train_bpe((t for s in config.sources for t in documents(s)), int(size), path)
     return load_tokenizer(str(path))
 
 

@@ -27,27 +27,24 @@ class Packing:
 
 
 def pieces(
-    document_starts: Int[np.ndarray, "D"],
-    document_lengths: Int[np.ndarray, "D"],
-    row_length: int,
+    document_lengths: Int[np.ndarray, "D"], row_length: int
 ) -> tuple[Int[np.ndarray, "P"], Int[np.ndarray, "P"]]:
-    """(starts, lengths) of the segments that documents are cut into, `row_length` at most.
+    """(starts, lengths) of the segments that documents, one after the other, are cut into.
 
-    A document of m tokens has m - 1 predictions. The last target of a piece is the first input of
-    the next, so cutting loses none.
+    A document of m tokens has m - 1 predictions, and a piece at most `row_length` of them. The last
+    target of a piece is the first input of the next, so cutting loses none.
     """
-    predictions = np.maximum(document_lengths.astype(np.int64) - 1, 0)
+    document_starts = np.cumsum(document_lengths) - document_lengths
+    predictions = np.maximum(document_lengths - 1, 0)
     counts = -(-predictions // row_length)
     document = np.repeat(np.arange(len(counts)), counts)
     first = np.cumsum(counts) - counts
     offset = (np.arange(len(document)) - first[document]) * row_length
     lengths = np.minimum(predictions[document] - offset, row_length)
-    return document_starts.astype(np.int64)[document] + offset, lengths
+    return document_starts[document] + offset, lengths
 
 
-def pack(
-    starts: Int[np.ndarray, "P"], lengths: Int[np.ndarray, "P"], row_length: int
-) -> Packing:
+def pack(starts: Int[np.ndarray, "P"], lengths: Int[np.ndarray, "P"], row_length: int) -> Packing:
     """Best fit, longest first: each piece goes to the fullest row that has room.
 
     Within 22 % of the fewest rows at worst (Johnson 1973), in practice within 1 %: documents of

@@ -1,20 +1,18 @@
-"""Where documents come from: a registry of formats, each a function from a path to texts."""
+"""Where documents come from: texts that come with the library, files, globs, addresses."""
 
 from __future__ import annotations
 
-import gzip
+import hashlib
 import importlib.resources
-import io
 import json
-import re
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-from etils import epath
 
 from jaxlm.data.config import SourceConfig
+from jaxlm.data.files import file_digest, find, is_address
+from jaxlm.data.formats import FORMATS, LOCAL_FORMATS, SUFFIXES, is_datasets_folder
+from jaxlm.data.locks import exclusive
 
 BUILTIN = {
     "austen": "five novels of Jane Austen (3.5 MB, public domain)",
@@ -24,173 +22,17 @@ BUILTIN = {
 }
 
 
-def _need(module: str, what: str) -> Any:
-    """An optional package, or an error that says how to get it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"{what} needs {module}: pip install 'jaxlm[hf]'") from error
-
-
-def _open(path: str) -> Any:
-    """A binary file, local or behind any address that fsspec knows."""
-    if "://" in path and not path.startswith("gs://"):
-        return _need("fsspec", path).open(path, "rb").open()
-    return epath.Path(path).open("rb")
-
-
-def decode_text(data: bytes, name: str) -> str:
-    """UTF-8, or an error that names the file and the first byte that is not text."""
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is not UTF-8 text: byte {error.start}") from error
-    if "\0" in text:
-        raise ValueError(f"{name} is not text: NUL at byte {data.index(0)}")
-    if not text.strip():
-        raise ValueError(f"{name} is empty; allowed: a file with text")
-    return text
-
-
-def split_documents(text: str) -> list[str]:
-    """Documents of a plain text: what two or more blank lines in a row separate."""
-    return [part for part in re.split(r"\n[ \t]*\n(?:[ \t]*\n)+", text) if part.strip()]
-
-
-def read_text(path: str, field: str) -> Iterator[str]:
-    """A plain text file."""
-    del field
-    with _open(path) as file:
-        yield from split_documents(decode_text(file.read(), path))
-
-
-def read_code(path: str, field: str) -> Iterator[str]:
-    """A source file: one document."""
-    del field
-    with _open(path) as file:
-        data = file.read()
-    if data.strip():
-        yield decode_text(data, path)
-
-
-def read_jsonl(path: str, field: str) -> Iterator[str]:
-    """A JSON object a line, plain or compressed (.gz, .zst)."""
-    with _open(path) as raw:
-        stream: Any = raw
-        if path.endswith(".gz"):
-            stream = gzip.open(raw)
-        elif path.endswith(".zst"):
-            stream = _need("zstandard", path).ZstdDecompressor().stream_reader(raw)
-        for number, line in enumerate(io.TextIOWrapper(stream, encoding="utf-8"), 1):
-            if line.strip():
-                try:
-                    yield json.loads(line)[field]
-                except (ValueError, KeyError, TypeError) as error:
-                    raise ValueError(
-                        f"{path}, line {number}: no JSON object with a {field!r} field ({error!r})"
-                    ) from error
-
-
-def read_parquet(path: str, field: str) -> Iterator[str]:
-    """A column of a Parquet file."""
-    parquet = _need("pyarrow.parquet", path)
-    with _open(path) as file:
-        table = parquet.ParquetFile(file)
-        if field not in table.schema_arrow.names:
-            names = ", ".join(table.schema_arrow.names)
-            raise ValueError(f"{path}: text_field={field!r}; allowed: {names}")
-        for batch in table.iter_batches(columns=[field]):
-            yield from batch.column(0).to_pylist()
-
-
-def read_array_record(path: str, field: str) -> Iterator[str]:
-    """An ArrayRecord file of UTF-8 texts."""
-    del field
-    reader = _need("array_record.python.array_record_module", path).ArrayRecordReader(path)
-    try:
-        for i in range(reader.num_records()):
-            yield decode_text(reader.read([i])[0], f"{path}, record {i}")
-    finally:
-        reader.close()
-
-
-def read_datasets(path: str, field: str) -> Iterator[str]:
-    """A Hugging Face dataset that `save_to_disk` wrote."""
-    data = _need("datasets", path).load_from_disk(path)
-    if field not in data.column_names:
-        raise ValueError(f"{path}: text_field={field!r}; allowed: {', '.join(data.column_names)}")
-    for row in data:
-        yield row[field]
-
-
-FORMATS: dict[str, Callable[[str, str], Iterator[str]]] = {
-    "text": read_text,
-    "code": read_code,
-    "jsonl": read_jsonl,
-    "parquet": read_parquet,
-    "array_record": read_array_record,
-    "datasets": read_datasets,
-}
-SUFFIXES = {
-    ".jsonl": "jsonl",
-    ".jsonl.gz": "jsonl",
-    ".jsonl.zst": "jsonl",
-    ".json": "jsonl",
-    ".parquet": "parquet",
-    ".array_record": "array_record",
-    ".arrayrecord": "array_record",
-    ".py": "code",
-}
-
-
-def _format(source: SourceConfig, path: str) -> str:
-    if source.format != "auto":
-        if source.format not in FORMATS:
-            raise ValueError(f"format={source.format!r}; allowed: auto, {', '.join(FORMATS)}")
-        return source.format
-    for suffix, name in SUFFIXES.items():
-        if path.lower().endswith(suffix):
-            return name
-    if "://" not in path and Path(path).is_dir():
-        return "datasets"
-    return "text"
-
-
-def files(source: SourceConfig) -> list[tuple[str, str]]:
-    """(path, format) of every file of a source, in a fixed order.
-
-    Raises:
-        ValueError: unknown builtin or format.
-        FileNotFoundError: nothing matches.
-    """
-    path = source.path
-    if path.startswith("builtin:"):
-        name = path.removeprefix("builtin:")
-        if name not in BUILTIN:
-            raise ValueError(f"source {path!r}; allowed: {', '.join(BUILTIN)} after builtin:")
-        if name == "python":
-            library = Path(sysconfig.get_paths()["stdlib"])
-            found = (p for p in library.rglob("*.py") if not _unusual(p.relative_to(library)))
-            return [(str(p), "code") for p in sorted(found)]
-        stem = "austen_train" if name == "austen" else name
-        texts = importlib.resources.files("jaxlm.data") / "texts"
-        return [(str(texts / f"{stem}.txt"), "text")]
-    if any(c in path for c in "*?["):
-        folder, _, pattern = path.rpartition("/")
-        if "://" in path and not path.startswith("gs://"):
-            file_system, inner = _need("fsspec", path).core.url_to_fs(path)
-            found = [file_system.unstrip_protocol(p) for p in file_system.glob(inner)]
-        else:
-            found = [str(p) for p in epath.Path(folder or ".").glob(pattern)]
-        paths = sorted(found)
-    elif "://" in path and not path.startswith("gs://"):
-        file_system, inner = _need("fsspec", path).core.url_to_fs(path)
-        paths = [path] if file_system.exists(inner) else []
-    else:
-        paths = [path] if epath.Path(path).exists() else []
-    if not paths:
-        raise FileNotFoundError(f"source {path!r}: no such file; allowed: a path, a glob, builtin:…")
-    return [(p, _format(source, p)) for p in paths]
+def _builtin(path: str) -> list[tuple[str, str]]:
+    name = path.removeprefix("builtin:")
+    if name not in BUILTIN:
+        raise ValueError(f"source {path!r}; allowed: {', '.join(BUILTIN)} after builtin:")
+    if name == "python":
+        library = Path(sysconfig.get_paths()["stdlib"])
+        found = (p for p in library.rglob("*.py") if not _unusual(p.relative_to(library)))
+        return [(str(p), "code") for p in sorted(found)]
+    stem = "austen_train" if name == "austen" else name
+    texts = importlib.resources.files("jaxlm.data") / "texts"
+    return [(str(texts / f"{stem}.txt"), "text")]
 
 
 def _unusual(path: Path) -> bool:
@@ -198,11 +40,74 @@ def _unusual(path: Path) -> bool:
     return bool({"site-packages", "test", "tests", "lib2to3"} & set(path.parts))
 
 
+def _format(source: SourceConfig, path: str) -> str:
+    kind = source.format
+    if kind == "auto":
+        is_folder = not is_address(path) and Path(path).is_dir()
+        suffixes = (name for suffix, name in SUFFIXES.items() if path.lower().endswith(suffix))
+        kind = "datasets" if is_folder else next(suffixes, "text")
+    if kind in LOCAL_FORMATS and is_address(path):
+        raise ValueError(f"source {path!r}: format={kind!r} at an address; allowed: a local path")
+    if kind == "datasets" and not is_datasets_folder(path):
+        raise ValueError(
+            f"source {path!r} is no folder of Hugging Face datasets' save_to_disk; allowed: such a "
+            f"folder, or files in one, as in {path}/*.txt"
+        )
+    return kind
+
+
+def files(source: SourceConfig) -> list[tuple[str, str]]:
+    """(path, format) of every file of a source, in a fixed order.
+
+    Folders that a glob matches are passed over, but for Hugging Face datasets folders.
+
+    Raises:
+        ValueError: unknown builtin, a folder or address that the format can't be read from.
+        FileNotFoundError: nothing matches.
+    """
+    if source.path.startswith("builtin:"):
+        return _builtin(source.path)
+    paths = find(source.path)
+    if paths != [source.path]:
+        paths = [p for p in paths if not Path(p).is_dir() or is_datasets_folder(p)]
+    if not paths:
+        raise FileNotFoundError(
+            f"source {source.path!r}: no such file; allowed: a path, a glob, builtin:…"
+        )
+    return [(p, _format(source, p)) for p in paths]
+
+
 def documents(source: SourceConfig) -> Iterator[str]:
-    """All texts of a source, file by file.
+    """All texts of a source, file by file; blank ones are left out.
 
     Raises:
         ValueError: a file that is empty, not text, or not of its format; its name is told.
     """
+    found = False
     for path, kind in files(source):
-        yield from FORMATS[kind](path, source.text_field)
+        empty = kind != "code"  # an empty module is nothing unusual
+        for text in FORMATS[kind](path, source.text_field):
+            if text.strip():
+                empty, found = False, True
+                yield text
+        if empty:
+            raise ValueError(f"{path} is empty; allowed: a file with text")
+    if not found:
+        raise ValueError(f"source {source.path!r} is empty; allowed: at least one file with text")
+
+
+def source_digest(source: SourceConfig, cache: Path) -> str:
+    """SHA-256 of a source's contents, whatever its files are called.
+
+    Digests of files are kept in `cache`, so that a file which has not changed is read once.
+    """
+    path = cache / "digests.json"
+    with exclusive(cache / "digests.lock"):
+        known = json.loads(path.read_text()) if path.exists() else {}
+        before = len(known)
+        lines = [f"{kind} {file_digest(p, known)}" for p, kind in files(source)]
+        if len(known) > before:
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(known))
+            temporary.replace(path)
+    return hashlib.sha256("\n".join([source.text_field, *lines]).encode()).hexdigest()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import shutil
@@ -13,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from etils import epath
 from rich.progress import Progress
 
-from jaxlm.data import sources
 from jaxlm.data.config import SourceConfig
+from jaxlm.data.locks import exclusive
 from jaxlm.data.packing import Packing, pack, pieces
+from jaxlm.data.sources import documents, source_digest
 from jaxlm.data.tokenizers import Tokenizer
 
 FORMAT_VERSION = 1
@@ -69,58 +67,30 @@ class TokenStore:
 
     @classmethod
     def open(cls, folder: str | Path) -> TokenStore:
-        """A finished store.
+        """A finished store, wherever it was built or has been moved to.
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: its files do not have the sizes it was written with.
+            ValueError: a file is damaged: it can't be read, or has another size than was written.
         """
         folder = Path(folder)
         meta = json.loads((folder / META).read_text())
-        arrays = {n: np.load(folder / f"{n}.npy", mmap_mode="r") for n in meta["sizes"]}
-        for name, size in meta["sizes"].items():
-            if len(arrays[name]) != size:
-                raise ValueError(
-                    f"{folder}/{name}.npy has {len(arrays[name])} entries; allowed: {size}, as "
-                    "written; remove the folder and it is built anew"
-                )
+        arrays = {n: _load(folder / f"{n}.npy", size) for n, size in meta["sizes"].items()}
         packing = Packing(arrays["offsets"], arrays["starts"], arrays["lengths"])
         return cls(arrays["tokens"], packing, meta["row_length"], meta["num_bytes"])
 
 
-def file_digest(path: str, known: dict[str, str]) -> str:
-    """SHA-256 of a file or folder; `known` spares files unchanged in name, size and time."""
-    place = epath.Path(path)
-    if "://" not in path and place.is_dir():
-        parts = [f for f in sorted(Path(path).rglob("*")) if f.is_file()]
-        lines = "".join(f"{f.relative_to(path)} {file_digest(str(f), known)}\n" for f in parts)
-        return hashlib.sha256(lines.encode()).hexdigest()
-    key = None
-    if "://" not in path:
-        stat = Path(path).stat()
-        key = f"{Path(path).resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
-        if key in known:
-            return known[key]
-    digest = hashlib.sha256()
-    with sources._open(path) as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    if key is not None:
-        known[key] = digest.hexdigest()
-    return digest.hexdigest()
-
-
-def source_digest(source: SourceConfig, cache: Path) -> str:
-    """SHA-256 of a source's contents, whatever its files are called."""
-    path = cache / "digests.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    before = len(known)
-    lines = [f"{kind} {file_digest(p, known)}" for p, kind in sources.files(source)]
-    if len(known) > before:
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(known))
-        temporary.replace(path)
-    return hashlib.sha256("\n".join([source.text_field, *lines]).encode()).hexdigest()
+def _load(path: Path, size: int) -> np.ndarray:
+    """A memory-mapped array of `size` entries, as a plain ndarray (np.memmap slices slowly)."""
+    try:
+        array = np.asarray(np.load(path, mmap_mode="r"))
+        if len(array) != size:
+            raise ValueError(f"it has {len(array)} entries; allowed: {size}, as written")
+    except (OSError, EOFError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); remove its folder and it is built anew"
+        ) from error
+    return array
 
 
 def build_store(
@@ -130,35 +100,33 @@ def build_store(
 
     Its folder is named after the texts', the tokenizer's and the row length's digest: another text
     is another store. A killed build goes on where it was; of two builders the second waits.
+
+    Raises:
+        ValueError: a source without text, or with a file that can't be read as its format.
     """
     cache = Path(cache)
     cache.mkdir(parents=True, exist_ok=True)
-    parts = (FORMAT_VERSION, source_digest(source, cache), tokenizer.fingerprint, row_length)
-    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
-    folder = cache / key
-    with _locked(cache / f"{key}.lock"):
+    key_parts = (FORMAT_VERSION, source_digest(source, cache), tokenizer.fingerprint, row_length)
+    key = hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()[:24]
+    folder, shards, packed = cache / key, cache / f"{key}.shards", cache / f"{key}.packed"
+    with exclusive(cache / f"{key}.lock"):
         if not (folder / META).exists():
-            work = cache / f"{key}.building"
-            work.mkdir(exist_ok=True)
-            _tokenize(source, tokenizer, work)
-            _finish(work, row_length, tokenizer.vocab_size)
+            shards.mkdir(exist_ok=True)
+            _tokenize(source, tokenizer, shards)
+            shutil.rmtree(packed, ignore_errors=True)
+            packed.mkdir()
+            _pack(sorted(shards.glob("shard_[0-9]*.npz")), packed, row_length, tokenizer.vocab_size)
             shutil.rmtree(folder, ignore_errors=True)
-            work.replace(folder)
+            packed.replace(folder)
+        shutil.rmtree(shards, ignore_errors=True)
     return TokenStore.open(folder)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _shards(source: SourceConfig) -> Iterator[list[str]]:
     """Documents in groups of about SHARD_CHARACTERS."""
     group: list[str] = []
     size = 0
-    for text in sources.documents(source):
+    for text in documents(source):
         group.append(text)
         size += len(text)
         if size >= SHARD_CHARACTERS:
@@ -168,18 +136,16 @@ def _shards(source: SourceConfig) -> Iterator[list[str]]:
         yield group
 
 
-def _tokenize(source: SourceConfig, tokenizer: Tokenizer, work: Path) -> None:
+def _tokenize(source: SourceConfig, tokenizer: Tokenizer, folder: Path) -> None:
     """One file a shard, written whole or not at all; those that are there are kept."""
     start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    found = False
     with Progress(disable=not sys.stderr.isatty(), transient=True) as progress:
         task = progress.add_task(f"tokenizing {source.path}", total=None)
         for number, texts in enumerate(_shards(source)):
-            found = True
-            path = work / f"shard_{number:06d}.npz"
+            path = folder / f"shard_{number:06d}.npz"
             if not path.exists():
                 rows = [[*start, *tokenizer.encode(t), tokenizer.eos_id] for t in texts]
-                temporary = work / "shard.tmp.npz"
+                temporary = folder / "shard.tmp.npz"
                 np.savez(
                     temporary,
                     tokens=np.concatenate([np.asarray(r, np.uint32) for r in rows]),
@@ -188,44 +154,38 @@ def _tokenize(source: SourceConfig, tokenizer: Tokenizer, work: Path) -> None:
                 )
                 temporary.replace(path)
             progress.update(task, advance=len(texts))
-    if not found:
-        raise ValueError(f"source {source.path!r} has no document; allowed: at least one")
 
 
-def _finish(work: Path, row_length: int, vocab_size: int) -> None:
-    """Joins the shards, packs them, and writes meta.json last."""
-    paths = sorted(work.glob("shard_[0-9]*.npz"))
-    shards = [np.load(p) for p in paths]
-    lengths = np.concatenate([s["lengths"] for s in shards])
-    dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
+def _pack(shards: Sequence[Path], folder: Path, row_length: int, vocab_size: int) -> None:
+    """Joins the shards into one array, with the packing of its documents beside it."""
+    shard_lengths, num_bytes = [], 0
+    for path in shards:
+        with np.load(path) as shard:
+            shard_lengths.append(shard["lengths"])
+            num_bytes += int(shard["num_bytes"])
+    document_lengths = np.concatenate(shard_lengths)
     tokens = np.lib.format.open_memmap(
-        work / "tokens.npy", "w+", dtype=dtype, shape=(int(lengths.sum()),)
+        folder / "tokens.npy",
+        "w+",
+        dtype=np.uint16 if vocab_size <= 1 << 16 else np.uint32,
+        shape=(int(document_lengths.sum()),),
     )
     at = 0
-    for shard in shards:
-        part = shard["tokens"]
+    for path in shards:
+        with np.load(path) as shard:
+            part = shard["tokens"]
         tokens[at : at + len(part)] = part
         at += len(part)
     tokens.flush()
-    starts = np.cumsum(lengths) - lengths
-    packing = pack(*pieces(starts, lengths, row_length), row_length)
+    packing = pack(*pieces(document_lengths, row_length), row_length)
     arrays = {"offsets": packing.offsets, "starts": packing.starts, "lengths": packing.lengths}
     for name, array in arrays.items():
-        np.save(work / f"{name}.npy", array.astype(np.int64))
+        np.save(folder / f"{name}.npy", array.astype(np.int64))
     meta = {
         "format": FORMAT_VERSION,
         "row_length": row_length,
-        "num_bytes": int(sum(int(s["num_bytes"]) for s in shards)),
+        "num_bytes": num_bytes,
         "waste": packing.waste(row_length),
         "sizes": {"tokens": at, **{n: len(a) for n, a in arrays.items()}},
     }
-    for path in paths:
-        path.unlink()
-    temporary = work / "meta.tmp"
-    temporary.write_text(json.dumps(meta, indent=1) + "\n")
-    temporary.replace(work / META)
-
-
-def epoch_tokens(stores: Sequence[TokenStore]) -> int:
-    """Predictions in one pass over all of them."""
-    return int(sum(s.packing.lengths.sum() for s in stores))
+    (folder / META).write_text(json.dumps(meta, indent=1) + "\n")

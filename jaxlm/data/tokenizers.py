@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+
+from jaxlm.data.optional import optional
 
 # Names that end-of-text and start-of-text tokens go by, most telling first.
 END_TOKENS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[EOS]", "[SEP]")
@@ -20,7 +23,8 @@ class Tokenizer(Protocol):
 
     Attributes:
         name: e.g. "bytes" or the file it came from.
-        fingerprint: SHA-256 of its contents: data tokenized with another one is another data set.
+        fingerprint: SHA-256 of all that ids depend on: data tokenized with another one is another
+            data set.
         vocab_size: ids are below it.
         bos_id: begins every document, if there is one.
         eos_id: ends every document.
@@ -33,11 +37,15 @@ class Tokenizer(Protocol):
     eos_id: int
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without start and end tokens."""
+        """Ids of a text, without start and end tokens; what looks like a special token is text."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; bytes that are no whole character become U+FFFD."""
+        """The text of ids; bytes that are no whole character become U+FFFD.
+
+        Special tokens are left out, and so are ids from vocab_size on: a model's vocabulary is
+        rounded up, and an untrained one draws them.
+        """
         ...
 
     def save(self, folder: str | Path) -> None:
@@ -59,7 +67,7 @@ class Bytes:
         return list(text.encode("utf-8"))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Start and end tokens are left out."""
+        """The bytes below 256."""
         return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
 
     def save(self, folder: str | Path) -> None:
@@ -70,21 +78,26 @@ class Bytes:
 class HuggingFace:
     """A tokenizer.json of the `tokenizers` library.
 
+    The start and end tokens are those that a tokenizer_config.json beside it names, or well-known.
+
     Raises:
-        ValueError: no end token is known; `eos` names one.
+        ValueError: not such a file, or no end token is known.
     """
 
-    def __init__(self, path: str | Path, eos: str | None = None):
+    def __init__(self, path: str | Path):
         import tokenizers
 
-        self._path = Path(path)
+        self._path, self.name = Path(path), str(path)
         data = self._path.read_bytes()
-        self.name = str(path)
-        self.fingerprint = hashlib.sha256(data).hexdigest()
-        self._inner = tokenizers.Tokenizer.from_str(data.decode("utf-8"))
+        try:
+            self._inner = tokenizers.Tokenizer.from_buffer(data)
+        except Exception as error:  # the library raises nothing more exact
+            raise ValueError(f"{path} is no tokenizer.json: {error}") from error
+        self._inner.no_truncation()
+        self._inner.no_padding()
+        self._inner.encode_special_tokens = True
         self.vocab_size = 1 + max(self._inner.get_vocab(with_added_tokens=True).values())
-        stated = self._stated()
-        end = self._first([eos, stated.get("eos_token"), *END_TOKENS])
+        end = self._first([self._stated("eos_token"), *END_TOKENS])
         if end is None:
             special = ", ".join(t.content for t in self._inner.get_added_tokens_decoder().values())
             raise ValueError(
@@ -92,13 +105,14 @@ class HuggingFace:
                 'eos_token in a tokenizer_config.json beside it: {"eos_token": "…"}'
             )
         self.eos_id = end
-        self.bos_id = self._first([stated.get("bos_token"), *START_TOKENS])
+        self.bos_id = self._first([self._stated("bos_token"), *START_TOKENS])
+        self.fingerprint = _sha256(data, self.bos_id, self.eos_id)
 
-    def _stated(self) -> dict[str, Any]:
-        """Names of special tokens in tokenizer_config.json, if that is there."""
+    def _stated(self, name: str) -> str | None:
+        """A special token's text in tokenizer_config.json, if that is there and has it."""
         path = self._path.with_name("tokenizer_config.json")
-        values = json.loads(path.read_text()) if path.exists() else {}
-        return {k: v["content"] if isinstance(v, dict) else v for k, v in values.items() if v}
+        value = json.loads(path.read_text()).get(name) if path.exists() else None
+        return value["content"] if isinstance(value, dict) else value
 
     def _first(self, names: Sequence[str | None]) -> int | None:
         ids = (self._inner.token_to_id(n) for n in names if n is not None)
@@ -109,7 +123,7 @@ class HuggingFace:
         return self._inner.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Special tokens are left out."""
+        """As the file says."""
         return self._inner.decode(list(ids), skip_special_tokens=True)
 
     def save(self, folder: str | Path) -> None:
@@ -122,27 +136,37 @@ class HuggingFace:
 
 
 class SentencePiece:
-    """A SentencePiece .model file."""
+    """A SentencePiece .model file.
+
+    Its normalization may change a text for good: many models join spaces and drop line ends.
+
+    Raises:
+        ValueError: not such a file, or it has no end token.
+    """
 
     def __init__(self, path: str | Path):
-        import sentencepiece
-
+        sentencepiece = optional("sentencepiece", str(path))
         self._path, self.name = Path(path), str(path)
-        self.fingerprint = hashlib.sha256(self._path.read_bytes()).hexdigest()
-        self._inner = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        data = self._path.read_bytes()
+        try:
+            self._inner = sentencepiece.SentencePieceProcessor(model_proto=data)
+        except RuntimeError as error:
+            raise ValueError(f"{path} is no SentencePiece model: {error}") from error
         self.vocab_size = self._inner.get_piece_size()
         if self._inner.eos_id() < 0:
             raise ValueError(f"{path}: the model has no end token; allowed: one with eos_id >= 0")
         self.eos_id = self._inner.eos_id()
         self.bos_id: int | None = self._inner.bos_id() if self._inner.bos_id() >= 0 else None
+        self.fingerprint = _sha256(data)
 
     def encode(self, text: str) -> list[int]:
         """Pieces' ids."""
         return self._inner.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Start and end tokens are left out."""
-        return self._inner.decode([i for i in ids if i not in (self.bos_id, self.eos_id)])
+        """As the model says."""
+        special = (self.bos_id, self.eos_id)
+        return self._inner.decode([i for i in ids if i not in special and i < self.vocab_size])
 
     def save(self, folder: str | Path) -> None:
         """The model file."""
@@ -151,7 +175,11 @@ class SentencePiece:
 
 
 class Tiktoken:
-    """A .tiktoken rank file, split by GPT-4's pattern; one end token is added after the ranks."""
+    """A .tiktoken rank file, split by GPT-4's pattern; one end token is added after the ranks.
+
+    Raises:
+        ValueError: not such a file, or a byte has no rank.
+    """
 
     PATTERN = (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -159,18 +187,15 @@ class Tiktoken:
     )
 
     def __init__(self, path: str | Path):
-        import base64
-
-        import tiktoken
-
+        tiktoken = optional("tiktoken", str(path))
         self._path, self.name = Path(path), str(path)
         data = self._path.read_bytes()
-        self.fingerprint = hashlib.sha256(data).hexdigest()
-        pairs = (line.split() for line in data.splitlines() if line)
-        ranks = {base64.b64decode(token): int(rank) for token, rank in pairs}
+        ranks = _ranks(data, str(path))
         self.eos_id = max(ranks.values()) + 1
         self.vocab_size = self.eos_id + 1
         self.bos_id: int | None = None
+        self.fingerprint = _sha256(data)
+        self._known = frozenset(ranks.values())
         self._inner = tiktoken.Encoding(
             name=self._path.stem,
             pat_str=self.PATTERN,
@@ -179,17 +204,37 @@ class Tiktoken:
         )
 
     def encode(self, text: str) -> list[int]:
-        """Ids; what looks like a special token is text."""
+        """Ids by byte pair merges."""
         return self._inner.encode_ordinary(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The end token is left out."""
-        return self._inner.decode([i for i in ids if i != self.eos_id])
+        """The tokens' bytes, joined."""
+        return self._inner.decode([i for i in ids if i in self._known])
 
     def save(self, folder: str | Path) -> None:
         """The rank file."""
         _write_kind(folder, "tiktoken")
         _copy(self._path, Path(folder) / "tokenizer.tiktoken")
+
+
+def _ranks(data: bytes, path: str) -> dict[bytes, int]:
+    """The token of each line and its rank: base64, a space, a number."""
+    ranks = {}
+    for number, line in enumerate(data.splitlines(), 1):
+        if line:
+            try:
+                token, rank = line.split()
+                ranks[base64.b64decode(token, validate=True)] = int(rank)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number} is no token and rank: {error}") from error
+    missing = [i for i in range(256) if bytes([i]) not in ranks]
+    if missing:
+        raise ValueError(f"{path}: no rank for the bytes {missing}; allowed: one for every byte")
+    return ranks
+
+
+def _sha256(data: bytes, *also: int | None) -> str:
+    return hashlib.sha256(data + repr(also).encode()).hexdigest()
 
 
 KIND = "kind.json"

@@ -10,18 +10,17 @@ import tokenizers
 BOS, EOS = "<|bos|>", "<|endoftext|>"
 
 
-def train_bpe(
-    texts: Iterable[str], vocab_size: int, path: str | Path, split_digits: bool = True
-) -> None:
+def train_bpe(texts: Iterable[str], vocab_size: int, path: str | Path) -> None:
     """Writes a tokenizer.json whose ids cover every byte, so that no text is out of vocabulary.
 
-    Deterministic: the same texts give the same bytes.
+    Deterministic: the same texts give the same bytes. Numbers are cut into single digits, which
+    arithmetic is easier on.
 
     Args:
         texts: documents.
-        vocab_size: of all ids, the 256 bytes and two special tokens included.
+        vocab_size: of all ids, the 256 bytes and two special tokens included; a short text gives
+            fewer.
         path: of the tokenizer.json.
-        split_digits: numbers are cut into single digits, which arithmetic is easier on.
 
     Raises:
         ValueError: vocab_size below 258.
@@ -29,9 +28,9 @@ def train_bpe(
     if vocab_size < 258:
         raise ValueError(f"vocab_size={vocab_size}; allowed: >= 258, the bytes and two specials")
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    digits = tokenizers.pre_tokenizers.Digits(individual_digits=True)
     byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    steps = [tokenizers.pre_tokenizers.Digits(individual_digits=True)] if split_digits else []
-    bpe.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([*steps, byte_level])
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([digits, byte_level])
     bpe.decoder = tokenizers.decoders.ByteLevel()
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size,

@@ -69,7 +69,7 @@ def prefill(
     positions = jnp.arange(T)[None] - (T - lengths)[:, None]
     segments = (positions >= 0).astype(jnp.int32)
     positions = jnp.maximum(positions, 0)
-    hidden, kv = model.apply(
+    hidden, (keys, values) = model.apply(
         {"params": params}, tokens, positions, segments, method="hidden", return_kv=True
     )
     logits = model.apply({"params": params}, hidden[:, -1:], method="logits")[:, 0]
@@ -79,7 +79,7 @@ def prefill(
         count=jnp.zeros((), jnp.int32),
         lengths=lengths,
         done=jnp.zeros(B, bool),
-        cache=cache.commit(*kv, positions, segments),
+        cache=cache.commit(keys, values, positions, segments),
     )
     return _draw(state, logits, sampling, stop_tokens)
 

@@ -7,13 +7,14 @@ becomes a config; no other code reads the dictionary.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
 from jaxlm import positions
-from jaxlm.config import at_least, build, check, one_of
+from jaxlm.config import at_least, build, check, check_types, one_of
 from jaxlm.positions import PositionEncoding
 
 
@@ -31,7 +32,9 @@ class AttentionConfig:
         softcap: scores become softcap·tanh(scores/softcap) (Gemma 2); None: off.
         scale: of q·k; None is head_dim**-0.5.
         sink_logits: a learned logit per head in the softmax that carries no value (gpt-oss).
-        sliding_window: keys seen by the layers that `layer_pattern` calls "sliding".
+        layer_pattern: kinds of attention, repeated over the layers: "global" sees all (that the
+            position encoding shows), "sliding" the last `sliding_window` tokens.
+        sliding_window: tokens that a "sliding" layer sees, the query's own included.
         implementation: "auto", "blockwise", "reference".
     """
 
@@ -44,19 +47,20 @@ class AttentionConfig:
     softcap: float | None = None
     scale: float | None = None
     sink_logits: bool = False
+    layer_pattern: tuple[str, ...] = ("global",)
     sliding_window: int | None = None
     implementation: str = "auto"
 
     def __post_init__(self):
-        kv = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
-        object.__setattr__(self, "num_kv_heads", kv)
+        check_types(type(self), vars(self), "attention")
+        kv, window, kinds = self.num_kv_heads, self.sliding_window, set(self.layer_pattern)
         check(
             "attention",
             num_heads=at_least(self.num_heads, 1),
             num_kv_heads=(
                 kv,
-                kv >= 1 and self.num_heads % kv == 0,
-                f"a divisor of num_heads={self.num_heads}",
+                kv is None or (kv >= 1 and self.num_heads % kv == 0),
+                f"None or a divisor of num_heads={self.num_heads}",
             ),
             head_dim=(
                 self.head_dim,
@@ -66,10 +70,15 @@ class AttentionConfig:
             qk_norm=one_of(self.qk_norm, "none", "head", "full"),
             softcap=(self.softcap, self.softcap is None or self.softcap > 0, "None or > 0"),
             scale=(self.scale, self.scale is None or self.scale > 0, "None or > 0"),
+            layer_pattern=(
+                self.layer_pattern,
+                bool(kinds) and kinds <= {"global", "sliding"},
+                "a sequence of global, sliding",
+            ),
             sliding_window=(
-                self.sliding_window,
-                self.sliding_window is None or self.sliding_window >= 1,
-                "None or an integer >= 1",
+                window,
+                window is None if "sliding" not in kinds else window is not None and window >= 1,
+                "an integer >= 1 if layer_pattern has a sliding layer, else None",
             ),
             implementation=one_of(self.implementation, "auto", "blockwise", "reference"),
         )
@@ -84,20 +93,26 @@ class FeedForwardConfig:
             rounded up to a multiple of 128, which costs about the same.
         kind: gated: "swiglu", "geglu", "geglu_tanh"; plain: "gelu", "gelu_tanh", "relu", "relu2".
         bias: biases of all its projections.
+        parallel: "none": it follows the attention; "shared": it stands beside it, both read one
+            norm of the block's input and are added together (GPT-J, Falcon); "separate": the same
+            with a norm each (GPT-NeoX).
     """
 
     d_ff: int | None = None
     kind: str = "swiglu"
     bias: bool = False
+    parallel: str = "none"
 
     GATED = ("swiglu", "geglu", "geglu_tanh")
     PLAIN = ("gelu", "gelu_tanh", "relu", "relu2")
 
     def __post_init__(self):
+        check_types(type(self), vars(self), "feed_forward")
         check(
             "feed_forward",
             d_ff=(self.d_ff, self.d_ff is None or self.d_ff >= 1, "None or an integer >= 1"),
             kind=one_of(self.kind, *self.GATED, *self.PLAIN),
+            parallel=one_of(self.parallel, "none", "shared", "separate"),
         )
 
     @property
@@ -130,6 +145,7 @@ class MoEConfig:
     router_z_weight: float = 0.001
 
     def __post_init__(self):
+        check_types(type(self), vars(self), "moe")
         check(
             "moe",
             num_experts=at_least(self.num_experts, 1),
@@ -165,6 +181,7 @@ class NormConfig:
     bias: bool = False
 
     def __post_init__(self):
+        check_types(type(self), vars(self), "norm")
         check(
             "norm",
             kind=one_of(self.kind, "rmsnorm", "layernorm"),
@@ -191,8 +208,13 @@ class EmbeddingConfig:
     logit_softcap: float | None = None
 
     def __post_init__(self):
-        cap = self.logit_softcap
-        check("embedding", logit_softcap=(cap, cap is None or cap > 0, "None or a number > 0"))
+        check_types(type(self), vars(self), "embedding")
+        scale, cap = self.scale, self.logit_softcap
+        check(
+            "embedding",
+            scale=(scale, scale is None or scale > 0, "None or a number > 0"),
+            logit_softcap=(cap, cap is None or cap > 0, "None or a number > 0"),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +235,8 @@ class NumericsConfig:
     scan_layers: bool = True
 
     def __post_init__(self):
-        kinds = ("float32", "bfloat16", "float16", "float64")
+        check_types(type(self), vars(self), "numerics")
+        kinds = ("float32", "bfloat16", "float16")
         check(
             "numerics",
             dtype=one_of(self.dtype, *kinds),
@@ -226,6 +249,10 @@ class NumericsConfig:
 class ModelConfig:
     """A decoder-only Transformer.
 
+    A field that is None stays None, and the property of its name (`head_dim`, `num_kv_heads`,
+    `d_ff`) tells the width meant; so does `encoding` for the position encoding. A copy made by
+    `replace` then derives them anew.
+
     Attributes:
         vocab_size: rows of the embedding; at least the tokenizer's.
         num_layers, d_model: depth and width.
@@ -233,10 +260,6 @@ class ModelConfig:
         position_encoding: an encoding or its text, e.g. "rope(base=500000)", "alibi", "nope".
         attention, feed_forward, norm, embedding, numerics: see there.
         moe: a mixture of experts instead of the MLP; None: dense.
-        layer_pattern: kinds of attention, repeated over the layers: "global" sees all (that the
-            position encoding shows), "sliding" the last `attention.sliding_window` tokens.
-        parallel: "none"; "shared": attention and MLP read one norm of the block's input and are
-            added together (GPT-J, Falcon); "separate": the same with a norm each (GPT-NeoX).
         dropout: of embeddings and of each sublayer's output, in training.
     """
 
@@ -251,8 +274,6 @@ class ModelConfig:
     norm: NormConfig = NormConfig()
     embedding: EmbeddingConfig = EmbeddingConfig()
     numerics: NumericsConfig = NumericsConfig()
-    layer_pattern: tuple[str, ...] = ("global",)
-    parallel: str = "none"
     dropout: float = 0.0
 
     PARTS = {
@@ -265,77 +286,58 @@ class ModelConfig:
     }
 
     def __post_init__(self):
+        check_types(type(self), vars(self), "model")
+        heads, parallel = self.attention.num_heads, self.feed_forward.parallel
         check(
             "model",
             vocab_size=at_least(self.vocab_size, 1),
             num_layers=at_least(self.num_layers, 1),
             d_model=at_least(self.d_model, 1),
             context_length=at_least(self.context_length, 1),
-            parallel=one_of(self.parallel, "none", "shared", "separate"),
             dropout=(self.dropout, 0 <= self.dropout < 1, "a number in [0, 1)"),
-            layer_pattern=(
-                self.layer_pattern,
-                bool(self.layer_pattern) and set(self.layer_pattern) <= {"global", "sliding"},
-                "a sequence of global, sliding",
-            ),
         )
-        self._check_together()
-        head_dim = self.attention.head_dim or self.d_model // self.attention.num_heads
-        attention = dataclasses.replace(self.attention, head_dim=head_dim)
-        object.__setattr__(self, "attention", attention)
-        width = self.feed_forward.d_ff
-        if width is None:
-            third = -(-8 * self.d_model // 3)
-            width = -(-third // 128) * 128 if self.feed_forward.gated else 4 * self.d_model
-            forward = dataclasses.replace(self.feed_forward, d_ff=width)
-            object.__setattr__(self, "feed_forward", forward)
-        encoding = positions.parse(self.position_encoding).bind(self.dimensions)
-        object.__setattr__(self, "position_encoding", encoding)
-
-    def _check_together(self):
-        heads, window = self.attention.num_heads, self.attention.sliding_window
-        post = self.norm.placement == "post"
+        divides = self.attention.head_dim is not None or self.d_model % heads == 0
+        fits = parallel == "none" or self.norm.placement != "post"
         check(
             "model",
             d_model=(
                 self.d_model,
-                self.attention.head_dim is not None or self.d_model % heads == 0,
+                divides,
                 f"a multiple of attention.num_heads={heads}, or set attention.head_dim",
             ),
-            layer_pattern=(
-                self.layer_pattern,
-                "sliding" not in self.layer_pattern or window is not None,
-                "sliding only with attention.sliding_window",
-            ),
-            parallel=(self.parallel, self.parallel == "none" or not post, "none with norm post"),
         )
+        allowed = "none with norm.placement='post'"
+        check("model.feed_forward", parallel=(parallel, fits, allowed))
+        object.__setattr__(self, "position_encoding", positions.parse(self.position_encoding))
+        _ = self.encoding  # binding it checks it
 
-    @property
+    @functools.cached_property
     def encoding(self) -> PositionEncoding:
         """The position encoding, bound to this model's dimensions."""
-        assert isinstance(self.position_encoding, PositionEncoding)
-        return self.position_encoding
+        return positions.parse(self.position_encoding).bind(self.dimensions)
 
     @property
     def head_dim(self) -> int:
         """Width of a head."""
-        assert self.attention.head_dim is not None
-        return self.attention.head_dim
+        width = self.attention.head_dim
+        return self.d_model // self.attention.num_heads if width is None else width
 
     @property
     def num_kv_heads(self) -> int:
         """Key/value heads."""
-        assert self.attention.num_kv_heads is not None
-        return self.attention.num_kv_heads
+        heads = self.attention.num_kv_heads
+        return self.attention.num_heads if heads is None else heads
 
     @property
     def d_ff(self) -> int:
         """Width of the MLP, or of one expert."""
-        width = self.feed_forward.d_ff
         if self.moe is not None and self.moe.d_ff is not None:
-            width = self.moe.d_ff
-        assert width is not None
-        return width
+            return self.moe.d_ff
+        if self.feed_forward.d_ff is not None:
+            return self.feed_forward.d_ff
+        if self.feed_forward.gated:
+            return -(-8 * self.d_model // (3 * 128)) * 128
+        return 4 * self.d_model
 
     @property
     def dimensions(self) -> positions.Dimensions:
@@ -356,7 +358,8 @@ class ModelConfig:
 
     def layer_kind(self, layer: int) -> str:
         """ "global" or "sliding"."""
-        return self.layer_pattern[layer % len(self.layer_pattern)]
+        pattern = self.attention.layer_pattern
+        return pattern[layer % len(pattern)]
 
     def replace(self, **changes: Any) -> ModelConfig:
         """A copy with other fields, validated anew."""

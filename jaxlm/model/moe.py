@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -44,13 +46,12 @@ class MixtureOfExperts(nn.Module):
             y = y + FeedForward(c, c.d_ff * m.num_shared_experts, name="shared")(x)
         return y
 
-    def _matrix(self, name: str, shape: tuple[int, int], axes: tuple[str, str], gain: float):
-        """The experts' matrices of one projection, [experts, in, out]."""
+    def _per_expert(self, name: str, init: Any, shape: tuple[int, ...], axes: tuple) -> Array:
+        """A parameter of every expert, [experts, *shape], in the compute dtype."""
         m = self.config.moe
         assert m is not None
-        init = nn.initializers.normal(gain * shape[0] ** -0.5)
-        full = (m.num_experts, *shape)
         boxed = nn.with_logical_partitioning(init, ("expert", *axes))
+        full = (m.num_experts, *shape)
         return self.param(name, boxed, full, self.config.param_dtype).astype(self.config.dtype)
 
     def _routed(
@@ -65,18 +66,24 @@ class MixtureOfExperts(nn.Module):
         assert m is not None
         order = jnp.argsort(experts.reshape(-1), stable=True)
         sizes = jnp.bincount(experts.reshape(-1), length=m.num_experts).astype(jnp.int32)
+        expert = experts.reshape(-1)[order]
+
+        def project(x, name, outputs, axes, gain=1.0):
+            """Each row by its expert's matrix."""
+            inputs, zeros = x.shape[-1], nn.initializers.zeros
+            init = nn.initializers.normal(gain * inputs**-0.5)
+            y = jax.lax.ragged_dot(x, self._per_expert(name, init, (inputs, outputs), axes), sizes)
+            if f.bias:
+                y += self._per_expert(f"{name}_bias", zeros, (outputs,), axes[1:])[expert]
+            return y
+
         xs = x[order // m.top_k]
-        up = self._matrix("up", (c.d_model, c.d_ff), ("embed", "mlp"), 1.0)
-        h = jax.lax.ragged_dot(xs, up, sizes)
+        h = project(xs, "up", c.d_ff, ("embed", "mlp"))
         if f.gated:
-            gate = self._matrix("gate", (c.d_model, c.d_ff), ("embed", "mlp"), 1.0)
-            h = ACTIVATIONS[f.kind](jax.lax.ragged_dot(xs, gate, sizes)) * h
+            h = ACTIVATIONS[f.kind](project(xs, "gate", c.d_ff, ("embed", "mlp"))) * h
         else:
             h = ACTIVATIONS[f.kind](h)
-        down = self._matrix(
-            "down", (c.d_ff, c.d_model), ("mlp", "embed"), (2 * c.num_layers) ** -0.5
-        )
-        y = jax.lax.ragged_dot(h, down, sizes)
+        y = project(h, "down", c.d_model, ("mlp", "embed"), (2 * c.num_layers) ** -0.5)
         back = jnp.argsort(order).reshape(experts.shape)
         return jnp.einsum("tk,tkd->td", weights.astype(y.dtype), y[back])
 

@@ -35,10 +35,8 @@ def abstract_params(model: Transformer) -> dict[str, Any]:
 
 
 def logical_axes(model: Transformer) -> dict[str, Any]:
-    """For every parameter a PartitionSpec of logical axis names, e.g. ("layers", "embed", "mlp")."""
-    return nn.get_partition_spec(
-        jax.eval_shape(lambda key: _boxed(model, key), jax.random.key(0))
-    )
+    """A PartitionSpec of logical axis names for each parameter: ("layers", "embed", "mlp")."""
+    return nn.get_partition_spec(jax.eval_shape(lambda key: _boxed(model, key), jax.random.key(0)))
 
 
 def count_params(params: Any) -> int:

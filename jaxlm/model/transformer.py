@@ -1,10 +1,11 @@
 """The whole model: a decoder-only Transformer as one pure function of parameters and tokens.
 
-    logits, cache = model.apply({"params": params}, tokens, positions=..., segment_ids=...)
+logits, cache = model.apply({"params": params}, tokens, positions=..., segment_ids=...)
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -19,6 +20,8 @@ from jaxlm.model.config import ModelConfig
 from jaxlm.model.feed_forward import FeedForward
 from jaxlm.model.moe import MixtureOfExperts
 from jaxlm.model.norms import Norm
+from jaxlm.positions import PositionEncoding
+from jaxlm.positions.lm_infinite import LMInfinite
 
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -38,7 +41,7 @@ class Block(nn.Module):
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
         """The layer's output and its new keys and values."""
         c = self.config
-        kv = None
+        kv: Any = None
 
         def norm(name: str, y: Array) -> Array:
             return Norm(c.norm, c.param_dtype, name=name)(y)
@@ -57,9 +60,10 @@ class Block(nn.Module):
         def drop(y: Array) -> Array:
             return nn.Dropout(c.dropout, deterministic=not self.has_rng("dropout"))(y)
 
-        if c.parallel != "none":
+        if c.feed_forward.parallel != "none":
             first = norm("attention_norm", x)
-            second = first if c.parallel == "shared" else norm("feed_forward_norm", x)
+            shared = c.feed_forward.parallel == "shared"
+            second = first if shared else norm("feed_forward_norm", x)
             y = attention(first) + feed_forward(second)
             y = norm("post_norm", y) if c.norm.placement == "sandwich" else y
             return x + drop(y), kv
@@ -72,10 +76,16 @@ class Block(nn.Module):
 
 
 class Period(nn.Module):
-    """One repetition of the layer pattern: what is scanned over."""
+    """One repetition of the layer pattern: what is scanned over.
+
+    Attributes:
+        kinds: of the blocks.
+        scanned: whether it is the body of a loop.
+    """
 
     config: ModelConfig
     kinds: tuple[str, ...]
+    scanned: bool
 
     @nn.compact
     def __call__(self, x, tokens, head_parameters, where, layer_caches):
@@ -83,7 +93,8 @@ class Period(nn.Module):
         block = Block
         if self.config.numerics.remat != "none":
             policy = REMAT_POLICIES[self.config.numerics.remat]
-            block = nn.remat(Block, policy=policy, prevent_cse=not self.config.numerics.scan_layers)
+            # Outside of a loop the compiler would merge what is recomputed with the original.
+            block = nn.remat(Block, policy=policy, prevent_cse=not self.scanned)
         new = []
         for i, kind in enumerate(self.kinds):
             cached = None
@@ -136,7 +147,8 @@ class Transformer(nn.Module):
         )
         self.position = PositionParameters(c)
         self.dropout = nn.Dropout(c.dropout)
-        period = len(c.layer_pattern)
+        pattern = c.attention.layer_pattern
+        period = len(pattern)
         self.rounds = c.num_layers // period if c.numerics.scan_layers else 0
         if self.rounds:
             self.layers = nn.scan(
@@ -146,10 +158,10 @@ class Transformer(nn.Module):
                 in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
                 length=self.rounds,
                 metadata_params={nn.PARTITION_NAME: "layers"},
-            )(c, c.layer_pattern)
+            )(c, pattern, True)
         rest = range(self.rounds * period, c.num_layers)
         if rest:
-            self.last_layers = Period(c, tuple(c.layer_kind(i) for i in rest))
+            self.last_layers = Period(c, tuple(c.layer_kind(i) for i in rest), False)
         self.final_norm = Norm(c.norm, c.param_dtype)
         if not c.embedding.tied:
             self.head = self.param(
@@ -193,7 +205,7 @@ class Transformer(nn.Module):
         hidden, kv = self.hidden(
             tokens, positions, segment_ids, cache, contiguous, return_kv=cache is not None
         )
-        if cache is not None:
+        if cache is not None and kv is not None:
             cache = cache.commit(*kv, positions, segment_ids)
         return self.logits(hidden), cache
 
@@ -237,7 +249,7 @@ class Transformer(nn.Module):
     def _run_layers(self, x, shared, cache):
         """The scanned repetitions of the layer pattern, then what is left of one."""
         caches = None if cache is None else cache.view()
-        period = len(self.config.layer_pattern)
+        period = len(self.config.attention.layer_pattern)
         count = self.rounds * period
         new = []
         if self.rounds:
@@ -265,16 +277,34 @@ class Transformer(nn.Module):
         return y if cap is None else cap * jnp.tanh(y / cap)
 
     @nn.nowrap
-    def with_position_encoding(self, encoding: str, **options: Any) -> Transformer:
+    def with_position_encoding(
+        self, encoding: str | PositionEncoding, **options: Any
+    ) -> Transformer:
         """The same model, the same parameters, another position encoding.
 
-        `lm_infinite` wraps the present encoding unless `inner` says otherwise:
+        `lm_infinite` wraps the present encoding unless `inner` names another:
 
             longer = model.with_position_encoding("lm_infinite", window=256, num_sinks=4)
+
+        Args:
+            encoding: an encoding, its text such as "lm_infinite(window=256)", or with `options`
+                its name.
+            options: the encoding's fields.
+
+        Raises:
+            ValueError: unknown encoding or option, or one with learned parameters of its own.
         """
-        if encoding == "lm_infinite" and "inner" not in options:
-            options["inner"] = self.config.encoding
-        new = position_encodings.parse(encoding)
-        if options:
-            new = position_encodings.get(encoding, **options)
-        return Transformer(self.config.replace(position_encoding=new), parent=None)
+        new = position_encodings.get(encoding, **options) if options else encoding
+        new = position_encodings.parse(new)
+        if isinstance(new, LMInfinite) and new.inner is None:
+            new = dataclasses.replace(new, inner=self.config.position_encoding)
+        config = self.config.replace(position_encoding=new)
+        here, there = (c.encoding.parameters(c.dimensions) for c in (self.config, config))
+        missing = [n for n, p in there.items() if n not in here or here[n].shape != p.shape]
+        if missing:
+            raise ValueError(
+                f"position_encoding={new} has learned parameters ({', '.join(missing)}) which a "
+                f"model with {self.config.encoding} lacks; allowed: an encoding without, or one "
+                "with the same parameters"
+            )
+        return Transformer(config, parent=None)

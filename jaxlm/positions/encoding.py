@@ -1,11 +1,11 @@
 """What a position encoding is: at most four answers, each silent where it has nothing to say.
 
-| question                                   | method                         | who answers           |
-| ------------------------------------------ | ------------------------------ | --------------------- |
-| what is added to the embeddings?           | `embed`                        | learned, sinusoidal   |
-| how are queries and keys transformed?      | `rotation`, `rotate_queries`, … | the rope family       |
-| what happens to a score?                   | `bias` (or `score`)            | alibi, t5, fire, …    |
-| which keys take part, at what distance?    | `restrict`, `ceiling`, `far_…`  | lm_infinite           |
+| question                                | method                          | who answers         |
+| --------------------------------------- | ------------------------------- | ------------------- |
+| what is added to the embeddings?        | `embed`                         | learned, sinusoidal |
+| how are queries and keys transformed?   | `rotation`, `rotate_queries`, … | the rope family     |
+| what happens to a score?                | `bias` (or `score`)             | alibi, t5, fire, …  |
+| which keys take part, at what distance? | `restrict`, `ceiling`, `far_…`  | lm_infinite         |
 
 An encoding is a frozen dataclass of plain numbers: hashable, comparable, printable as the text that
 `positions.parse` reads back. Learned values live in the model's parameters under the names that
@@ -33,7 +33,7 @@ class Dimensions(NamedTuple):
 
 
 class Parameter(NamedTuple):
-    """A learned array: its shape, its initializer `(key, shape, dtype) -> array`, its axes' names."""
+    """A learned array: shape, initializer `(key, shape, dtype) -> array`, names of its axes."""
 
     shape: tuple[int, ...]
     init: Callable[..., Array]

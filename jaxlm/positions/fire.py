@@ -45,6 +45,7 @@ class FIRE(PositionEncoding):
 
     def parameters(self, dims):
         """The network, c = 0.1 and L."""
+        assert self.threshold is not None
         normal = jax.nn.initializers.normal
         zeros, constant = jax.nn.initializers.zeros, jax.nn.initializers.constant
         width, heads = self.width, dims.num_heads

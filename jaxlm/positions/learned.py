@@ -42,6 +42,7 @@ class Learned(PositionEncoding):
 
     def parameters(self, dims):
         """One row a position, as small as a token's embedding."""
+        assert self.table_length is not None
         init = jax.nn.initializers.normal(dims.d_model**-0.5)
         return {"table": Parameter((self.table_length, dims.d_model), init, (None, "embed"))}
 

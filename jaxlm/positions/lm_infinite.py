@@ -26,7 +26,8 @@ class LMInfinite(PositionEncoding):
     position `ceiling`, the key unrotated. For score biases the distance is min(i - j, ceiling).
 
     Attributes:
-        inner: the encoding that is wrapped.
+        inner: the encoding that is wrapped; None is rope, or the trained model's own where
+            `Transformer.with_position_encoding` puts it on one.
         window: None is the model's context length.
         num_sinks: kept first tokens; the authors use 10 for retrieval, 100 for perplexity.
         ceiling: None is `window`, the paper's choice.
@@ -34,7 +35,7 @@ class LMInfinite(PositionEncoding):
             alone, for studies.
     """
 
-    inner: PositionEncoding = RoPE()
+    inner: PositionEncoding | None = None
     window: int | None = None
     num_sinks: int = 10
     ceiling_distance: int | None = None
@@ -43,14 +44,19 @@ class LMInfinite(PositionEncoding):
     name: ClassVar[str] = "lm_infinite"
 
     @property
+    def wrapped(self) -> PositionEncoding:
+        """The inner encoding."""
+        return RoPE() if self.inner is None else self.inner
+
+    @property
     def caches_unrotated(self):
         """Keys of a rotating encoding are needed unrotated at the ceiling."""
-        return self.inner.caches_unrotated or isinstance(self.inner, RoPE)
+        return self.wrapped.caches_unrotated or isinstance(self.wrapped, RoPE)
 
     @property
     def max_length(self):
         """The inner encoding's."""
-        return self.inner.max_length
+        return self.wrapped.max_length
 
     @property
     def ceiling(self):
@@ -60,11 +66,11 @@ class LMInfinite(PositionEncoding):
     @property
     def changes_scores(self):
         """As the inner encoding does."""
-        return self.inner.changes_scores
+        return self.wrapped.changes_scores
 
     def bind(self, dims: Dimensions) -> LMInfinite:
         """Fills window and ceiling, and refuses encodings that are not relative."""
-        inner = self.inner
+        inner = self.wrapped
         nested = isinstance(inner, LMInfinite)
         require(
             isinstance(inner, PositionEncoding) and inner.relative and not nested,
@@ -84,43 +90,45 @@ class LMInfinite(PositionEncoding):
 
     def parameters(self, dims):
         """The inner encoding's."""
-        return self.inner.parameters(dims)
+        return self.wrapped.parameters(dims)
 
     def rotation(self, positions, length, head_dim):
         """The inner encoding's, at true positions."""
-        return self.inner.rotation(positions, length, head_dim)
+        return self.wrapped.rotation(positions, length, head_dim)
 
     def rotate_queries(self, q, rotation):
         """The inner encoding's."""
-        return self.inner.rotate_queries(q, rotation)
+        return self.wrapped.rotate_queries(q, rotation)
 
     def rotate_keys(self, k, rotation):
         """The inner encoding's."""
-        return self.inner.rotate_keys(k, rotation)
+        return self.wrapped.rotate_keys(k, rotation)
 
     def head_parameters(self, params, num_heads):
         """The inner encoding's."""
-        return self.inner.head_parameters(params, num_heads)
+        return self.wrapped.head_parameters(params, num_heads)
 
     def score(self, head, scores, distance, q_positions):
         """The inner encoding's; attention hands it the clamped distance."""
-        return self.inner.score(head, scores, distance, q_positions)
+        return self.wrapped.score(head, scores, distance, q_positions)
 
     def restrict(self, mask: AttentionMask) -> AttentionMask:
         """The Λ mask, within the model's own."""
+        assert self.window is not None
         return mask & lambda_shaped(self.window, self.num_sinks) if self.mask else mask
 
     def far_queries(self, q):
         """As at position `ceiling_distance`."""
         rotation = self._rotation_at(self.ceiling_distance, q.shape[-1])
-        return None if rotation is None else self.inner.rotate_queries(q, rotation)
+        return None if rotation is None else self.wrapped.rotate_queries(q, rotation)
 
     def far_keys(self, k):
         """As at position 0."""
         rotation = self._rotation_at(0, k.shape[-1])
-        return None if rotation is None else self.inner.rotate_keys(k, rotation)
+        return None if rotation is None else self.wrapped.rotate_keys(k, rotation)
 
     def _rotation_at(self, position, head_dim):
+        assert self.ceiling_distance is not None
         at = jnp.asarray([[position]], jnp.int32)
         length = jnp.asarray([self.ceiling_distance + 1], jnp.int32)
-        return self.inner.rotation(at, length, head_dim)
+        return self.wrapped.rotation(at, length, head_dim)

@@ -15,10 +15,10 @@ from typing import Any
 from jaxlm.config import check_types
 from jaxlm.positions.encoding import PositionEncoding
 
-_REGISTRY: dict[str, type] = {}
+_REGISTRY: dict[str, Any] = {}
 
 
-def register(cls: type) -> type:
+def register(cls: Any) -> Any:
     """Class decorator: makes an encoding (or a RoPE scaling) known under `cls.name`.
 
     Raises:

@@ -82,10 +82,10 @@ class RoPE(PositionEncoding):
         """cos and sin of position·frequency, float32."""
         width = self.width(head_dim)
         if self.scaling is None:
-            f, factor = inverse_frequencies(self.base, width), 1.0
+            raw, factor = inverse_frequencies(self.base, width), 1.0
         else:
-            f, factor = self.scaling.frequencies(self.base, width, length)
-        f = jnp.asarray(f, jnp.float32)
+            raw, factor = self.scaling.frequencies(self.base, width, length)
+        f = jnp.asarray(raw, jnp.float32)
         f = f[None, None] if f.ndim == 1 else f[:, None]
         angles = positions[..., None].astype(jnp.float32) * f
         return Rotation(factor * jnp.cos(angles), factor * jnp.sin(angles))

@@ -67,7 +67,8 @@ class RopeAlibi(RoPE):
         known = self.slopes in ("harmonic", "geometric")
         require(known, "rope_alibi: slopes", self.slopes, "harmonic, geometric")
         require(self.strength >= 0, "rope_alibi: strength", self.strength, "a number >= 0")
-        return super().bind(dims)
+        super().bind(dims)
+        return self
 
     def head_parameters(self, params, num_heads):
         """The slopes."""

@@ -46,5 +46,6 @@ class Sinusoidal(PositionEncoding):
 
     def embed(self, params, x, positions):
         """x + scale·sinusoids, computed in float32 and cast."""
+        assert self.scale is not None
         added = self.scale * sinusoids(positions, x.shape[-1], self.base)
         return x + added.astype(x.dtype)

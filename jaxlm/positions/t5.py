@@ -26,7 +26,7 @@ def bucket(distance: Int[Array, "*T"], num_buckets: int, max_distance: int) -> I
 @register
 @dataclasses.dataclass(frozen=True)
 class T5(PositionEncoding):
-    """score + table[head, bucket(i - j)] (Raffel et al. 2020, section 2.1), one table for all layers.
+    """score + table[head, bucket(i - j)] (Raffel et al. 2020, section 2.1), one for all layers.
 
     Attributes:
         num_buckets: even, at least 4; half of them hold one distance each.

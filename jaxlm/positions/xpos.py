@@ -20,7 +20,7 @@ MAX_EXPONENT = 80.0
 @register
 @dataclasses.dataclass(frozen=True)
 class XPos(RoPE):
-    """Queries times ζ^(i/s), keys times ζ^(-j/s) on top of RoPE (Sun et al. 2022, arXiv 2212.10554).
+    """Queries times ζ^(i/s), keys times ζ^(-j/s) on top of RoPE (Sun et al. 2022, 2212.10554).
 
     ζ_n = (2n/width + γ) / (1 + γ) for pair n.
 

@@ -25,14 +25,15 @@ def train_flops_per_token(config: ModelConfig, length: int) -> float:
     """Model FLOPs of forward and backward per token in sequences of `length`.
 
     6 for every weight, and 12·length/2 per layer and attention dim, counting only the pairs that a
-    causal mask shows (PaLM's appendix B counts all of them); a sliding layer's pairs are its
-    window's. Recomputation does not count.
+    causal mask shows (PaLM's appendix B counts all of them); a sliding layer shows fewer, by the
+    half square that lies behind its window. Recomputation does not count.
     """
     pairs = 0.0
     for layer in range(config.num_layers):
         window = config.attention.sliding_window
         sliding = config.layer_kind(layer) == "sliding" and window is not None
-        pairs += min(length / 2, window or 0) if sliding else length / 2
+        seen = min(window, length) if sliding else length
+        pairs += seen - seen**2 / (2 * length)
     width = config.attention.num_heads * config.head_dim
     return 6.0 * matmul_parameters(config) + 12.0 * pairs * width
 

@@ -10,8 +10,8 @@ import optax
 
 from jaxlm.training.config import OptimizerConfig
 
-# Parameters that are no matrix of a linear map, by the last name of their path.
-UNDECAYED = ("scale", "bias", "sink_logits", "head_bias")
+# Parameters that are no matrix of a linear map, by the end of their name.
+UNDECAYED = ("scale", "bias", "sink_logits")
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -44,7 +44,7 @@ def decayed(params: Any) -> Any:
 
     def is_matrix(path: Any, _: Any) -> bool:
         names = [str(k.key) for k in path]
-        return names[-1] not in UNDECAYED and names[0] != "position"
+        return not names[-1].endswith(UNDECAYED) and names[0] != "position"
 
     return jax.tree_util.tree_map_with_path(is_matrix, params)
 

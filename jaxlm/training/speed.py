@@ -11,37 +11,40 @@ class Stopwatch:
     """Collects step times and data waits; `read` sums them up and starts anew.
 
     Args:
+        tokens_per_step: of a batch.
         flops_per_token: model FLOPs, see jaxlm.training.flops.
         peak: the device's matmul FLOP/s.
     """
 
-    def __init__(self, flops_per_token: float, peak: float):
-        self._flops, self._peak = flops_per_token, peak
+    def __init__(self, tokens_per_step: int, flops_per_token: float, peak: float):
+        self._tokens, self._flops, self._peak = tokens_per_step, flops_per_token, peak
         self._steps: list[float] = []
         self._waits: list[float] = []
+        self._wait = 0.0
         self._last = time.perf_counter()
 
     def start(self) -> None:
         """Begins now: what came before (compiling, evaluating, saving) counts for no step."""
-        self._last = time.perf_counter()
+        self._last, self._wait = time.perf_counter(), 0.0
 
     def waited(self, seconds: float) -> None:
-        """A batch took so long to come."""
-        self._waits.append(seconds)
+        """The batch of the next step took so long to come."""
+        self._wait += seconds
 
     def step(self) -> None:
         """One more step is done."""
         now = time.perf_counter()
         self._steps.append(now - self._last)
-        self._last = now
+        self._waits.append(self._wait)
+        self._last, self._wait = now, 0.0
 
-    def read(self, tokens_per_step: int) -> dict[str, float]:
+    def read(self) -> dict[str, float]:
         """Speed since the last reading; empty if there was no step."""
         steps, waits = np.asarray(self._steps), sum(self._waits)
         self._steps, self._waits = [], []
         if not len(steps):
             return {}
-        rate = tokens_per_step * len(steps) / float(steps.sum())
+        rate = self._tokens * len(steps) / float(steps.sum())
         return {
             "tokens_per_second": rate,
             "model_flops_per_second": rate * self._flops,

@@ -77,7 +77,7 @@ def abstract_state(
         parts = [jax.tree_util.keystr((key,), simple=True) for key in path]
         sharding = NamedSharding(mesh, PartitionSpec())
         for first in range(len(parts)):
-            shape, candidate = known.get("/".join(parts[first:]), (None, None))
+            shape, candidate = known.get("/".join(parts[first:]), (None, sharding))
             if shape == x.shape:
                 sharding = candidate
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

@@ -108,7 +108,7 @@ def test_relative_encodings_see_only_differences(case):
     ones = jnp.ones_like(ids)
     shift = 37
     if model.config.encoding.max_length is not None:
-        shift = 0 if LENGTH == model.config.encoding.max_length else shift
+        shift = 0 if model.config.encoding.max_length == LENGTH else shift
     encoding = model.config.encoding
     absolute_parts = "lm_infinite" in case or "dynamic" in case or "longrope" in case
     if absolute_parts:  # sinks and total length are absolute by design

@@ -93,7 +93,8 @@ def next_token_loss(
 
     def body(total, chunk):
         h, y, w = chunk
-        sums = _sums(*_chunk_terms(spec, h, matrix, bias, y), y, w)
+        logits, lse, picked = _chunk_terms(spec, h, matrix, bias, y)
+        sums = _sums(logits, lse, picked, y, w)
         return jax.tree.map(jnp.add, total, sums), None
 
     zero = LossSums(*(jnp.zeros((), jnp.float32) for _ in LossSums._fields))
@@ -117,9 +118,7 @@ def _forward(spec, hidden, matrix, bias, targets, weights):
             d_bias = d_bias + d.sum((0, 1))
         d = d.astype(h.dtype)
         d_h = jnp.einsum("bcv,dv->bcd", d, matrix)
-        d_matrix = d_matrix + jnp.einsum(
-            "bcd,bcv->dv", h, d, preferred_element_type=jnp.float32
-        )
+        d_matrix = d_matrix + jnp.einsum("bcd,bcv->dv", h, d, preferred_element_type=jnp.float32)
         return (total, d_matrix, d_bias), d_h
 
     zero = LossSums(*(jnp.zeros((), jnp.float32) for _ in LossSums._fields))
@@ -132,14 +131,15 @@ def _forward(spec, hidden, matrix, bias, targets, weights):
     d_hidden = jnp.moveaxis(d_hidden, 0, 1).reshape(B, -1, D)[:, :T]
     out = sums.nll + spec.z_weight * sums.z, sums
     # Cast here: residuals live until the backward pass.
-    d_bias = None if bias is None else d_bias.astype(bias.dtype)
+    if bias is not None and d_bias is not None:
+        d_bias = d_bias.astype(bias.dtype)
     return out, (d_hidden, d_matrix.astype(matrix.dtype), d_bias)
 
 
 def _backward(spec, residuals, cotangents):
     del spec
     g, _ = cotangents
-    scaled = jax.tree.map(lambda x: (x * g.astype(x.dtype)), residuals)
+    scaled = jax.tree.map(lambda x: x * g.astype(x.dtype), residuals)
     return (*scaled, None, None)
 
 
