@@ -9,15 +9,15 @@ from collections.abc import Iterator, Mapping
 from rich.console import Console
 from rich.table import Table
 
-from jaxlm.checkpoints import SaveError, WorkdirLockedError
+from jaxlm.checkpoints import ConfigMismatchError, SaveError, WorkdirLockedError
 from jaxlm.data.optional import MissingPackageError
 from jaxlm.evaluation.loss import HeldOut, LossByPosition
-from jaxlm.training.loop import DivergedError
+from jaxlm.training.divergence import DivergedError
 
 # Errors whose text already says what to do: a traceback would hide it.
 EXPLAINED = (
     ValueError,
-    FileNotFoundError,
+    OSError,
     MissingPackageError,
     SaveError,
     WorkdirLockedError,
@@ -27,12 +27,18 @@ EXPLAINED = (
 
 @contextlib.contextmanager
 def clear_errors() -> Iterator[None]:
-    """Ends the process with status 1 and the text of an explained error."""
+    """Ends the process with status 1 and the text of an explained error, Ctrl-C with 130."""
     try:
         yield
+    except ConfigMismatchError as error:
+        print(f"error: {error}\nallowed with --allow_config_change", file=sys.stderr)
+        raise SystemExit(1) from error
     except EXPLAINED as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from error
+    except KeyboardInterrupt as error:
+        print("\ninterrupted; the same command goes on from what is saved", file=sys.stderr)
+        raise SystemExit(130) from error
 
 
 def print_held_out(results: Mapping[str, HeldOut]) -> None:

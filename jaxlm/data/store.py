@@ -74,7 +74,10 @@ class TokenStore:
             ValueError: a file is damaged: it can't be read, or has another size than was written.
         """
         folder = Path(folder)
-        meta = json.loads((folder / META).read_text())
+        try:
+            meta = json.loads((folder / META).read_text())
+        except ValueError as error:
+            raise _damaged(folder / META, error) from error
         arrays = {n: _load(folder / f"{n}.npy", size) for n, size in meta["sizes"].items()}
         packing = Packing(arrays["offsets"], arrays["starts"], arrays["lengths"])
         return cls(arrays["tokens"], packing, meta["row_length"], meta["num_bytes"])
@@ -87,10 +90,12 @@ def _load(path: Path, size: int) -> np.ndarray:
         if len(array) != size:
             raise ValueError(f"it has {len(array)} entries; allowed: {size}, as written")
     except (OSError, EOFError, ValueError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); remove its folder and it is built anew"
-        ) from error
+        raise _damaged(path, error) from error
     return array
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is damaged ({error}); remove its folder and it is built anew")
 
 
 def build_store(
