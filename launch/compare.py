@@ -15,6 +15,7 @@ from jaxlm.data.documents import long_windows
 from jaxlm.evaluation.charts import draw_loss_by_position
 from jaxlm.evaluation.loss import HeldOut, LossByPosition, evaluate_loss_by_position
 from jaxlm.load import DEFAULT_RUN
+from jaxlm.model.transformer import Transformer
 from jaxlm.training.run import CompareConfig, RunConfig
 from launch import console
 from launch.session import Session, run_training
@@ -24,9 +25,10 @@ def run_comparison(run: RunConfig, workdir: str, allow_config_change: bool) -> N
     """One run an encoding, then a table, two pictures and a sample."""
     compare, folder = run.compare, Path(workdir)
     assert compare is not None
+    runs = {e: with_encoding(run, e) for e in compare.position_encodings}
+    check_encodings(compare, runs)
     sessions: dict[str, Session] = {}
-    for encoding in compare.position_encodings:
-        one = dataclasses.replace(run, model={**run.model, "position_encoding": encoding})
+    for encoding, one in runs.items():
         session = run_training(
             one, folder / encoding, encoding, allow_config_change, cache=folder / "data"
         )
@@ -44,6 +46,23 @@ def run_comparison(run: RunConfig, workdir: str, allow_config_change: bool) -> N
     console.print_loss_by_position(curves, context)
     sample(compare, sessions[first])
     say_what_next(folder)
+
+
+def with_encoding(run: RunConfig, encoding: str) -> RunConfig:
+    """The same run, with another position encoding."""
+    return dataclasses.replace(run, model={**run.model, "position_encoding": encoding})
+
+
+def check_encodings(compare: CompareConfig, runs: Mapping[str, RunConfig]) -> None:
+    """Raises ValueError for an encoding that won't work, before the first run is trained."""
+    for run in runs.values():
+        run.check_model()
+    for label, (trained, encoding) in compare.also.items():
+        if trained not in runs:
+            raise ValueError(
+                f"compare.also[{label!r}]: {trained!r} is not trained; allowed: {', '.join(runs)}"
+            )
+        Transformer(runs[trained].model_config(1)).with_position_encoding(encoding)
 
 
 def measure(compare: CompareConfig, sessions: Mapping[str, Session]) -> dict[str, LossByPosition]:

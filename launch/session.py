@@ -30,9 +30,9 @@ def run_training(
     cache: str | Path | None = None,
 ) -> Session:
     """Prepares the data (kept in `cache`, by default in the workdir) and trains."""
+    run.check_model()
     cache = Path(workdir) / "data" if cache is None else Path(cache)
     loader, tokenizer = open_loader(run.data, cache)
-    tokenizer.save(Path(workdir) / "tokenizer")
     model = Transformer(run.model_config(tokenizer.vocab_size))
     result = train(
         run,

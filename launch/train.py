@@ -8,6 +8,7 @@ The same command goes on where a stopped or killed run left off. Any field of th
 
 from __future__ import annotations
 
+import logging as python_logging
 import sys
 
 from absl import app, flags, logging
@@ -15,6 +16,7 @@ from ml_collections import config_flags
 
 from jaxlm.training.run import RunConfig
 from launch import compare, console
+from launch.overrides import parse
 from launch.session import run_training
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config file: configs/….py")
@@ -44,7 +46,9 @@ def entry() -> None:
     """The console's entry point."""
     flags.mark_flag_as_required("config")
     logging.set_verbosity(logging.INFO)
-    app.run(main, sys.argv)
+    # JAX says at this level which backends it did not find.
+    python_logging.getLogger("jax").setLevel(python_logging.WARNING)
+    app.run(main, sys.argv, flags_parser=parse)
 
 
 if __name__ == "__main__":

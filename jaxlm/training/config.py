@@ -14,7 +14,8 @@ class OptimizerConfig:
     """An optax optimizer and its learning-rate schedule, by name.
 
     Attributes:
-        name: "adamw", "adafactor", "lion", "muon", "sgd".
+        name: "adamw"; "lion"; "sgd" (with momentum); "adafactor" (no first moment, updates clipped
+            to RMS 1); "muon" (matrices of the layers; adamw for the rest, at the same rate).
         learning_rate: the schedule's peak.
         schedule: after the warm-up: "cosine" or "linear" to `end_fraction` of the peak, "wsd"
             (constant, then linear over the last `decay_fraction` of the run), "rsqrt", "constant".
@@ -23,8 +24,8 @@ class OptimizerConfig:
         decay_fraction: share of the run that "wsd" decays over.
         weight_decay: decoupled; on matrices and embeddings, not on norms, biases and position
             encodings.
-        b1, b2: decay rates of the moments (b1 is the momentum of sgd).
-        epsilon: of the denominator.
+        b1, b2: decay rates of the moments; b1 is the momentum of sgd, muon's own is 0.95.
+        epsilon: of adamw's denominator.
         clip_norm: largest global gradient norm; None: no clipping.
     """
 
@@ -73,7 +74,8 @@ class TrainConfig:
         max_bad_steps: steps in a row with a non-finite loss or gradient before the run stops; each
             such step is skipped and counted.
         seed: of parameters and dropout.
-        profile: (first step, last step) of an xprof trace into the workdir; None: no trace.
+        profile: (first step, last step), counted from 0, of an xprof trace into the workdir's
+            "profile" folder; None: no trace.
     """
 
     steps: int = 1000
@@ -91,7 +93,7 @@ class TrainConfig:
     PARTS = {"optimizer": OptimizerConfig}
 
     def __post_init__(self):
-        every, decay = self.evaluate_every, self.ema_decay
+        every, decay, window = self.evaluate_every, self.ema_decay, self.profile
         check(
             "train",
             steps=at_least(self.steps, 0),
@@ -102,6 +104,12 @@ class TrainConfig:
             log_every=at_least(self.log_every, 1),
             evaluate_every=(every, every is None or every >= 1, "None or an integer >= 1"),
             max_bad_steps=at_least(self.max_bad_steps, 1),
+            seed=(self.seed, 0 <= self.seed < 2**32, "an integer in [0, 2**32)"),
+            profile=(
+                window,
+                window is None or (len(window) == 2 and 0 <= window[0] <= window[1]),
+                "None or (first step, last step)",
+            ),
         )
 
     @classmethod

@@ -30,9 +30,8 @@ def train_flops_per_token(config: ModelConfig, length: int) -> float:
     """
     pairs = 0.0
     for layer in range(config.num_layers):
-        window = config.attention.sliding_window
-        sliding = config.layer_kind(layer) == "sliding" and window is not None
-        seen = min(window, length) if sliding else length
+        window = config.attention.sliding_window if config.layer_kind(layer) == "sliding" else None
+        seen = length if window is None else min(window, length)
         pairs += seen - seen**2 / (2 * length)
     width = config.attention.num_heads * config.head_dim
     return 6.0 * matmul_parameters(config) + 12.0 * pairs * width

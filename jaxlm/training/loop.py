@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import logging
@@ -89,9 +89,7 @@ def train(
         optimizer = make_optimizer(run.train.optimizer, run.train.steps)
         shapes = abstract_state(model, optimizer, run.train, mesh)
         stop = stack.enter_context(stop_on_signals())
-        state = _first_state(
-            shapes, lambda: init_state(model, optimizer, run.train), checkpoints
-        )
+        state = _first_state(shapes, lambda: init_state(model, optimizer, run.train), checkpoints)
         start, c = int(state.step), run.checkpoint
         saver = stack.enter_context(
             Saver(checkpoints, keep_last=c.keep_last, keep_every=c.keep_every)
@@ -101,21 +99,19 @@ def train(
             model=model,
             loader=loader,
             rows=rows,
-            step=jax.jit(
-                make_train_step(model, optimizer, run.train),
-                donate_argnums=0,
-                out_shardings=(jax.tree.map(lambda x: x.sharding, shapes), None),
-            ),
-            check_finite=FiniteCheck(run.train.max_bad_steps, run.data.seed, checkpoints),
+            step=compile_step(make_train_step(model, optimizer, run.train), shapes),
+            check_finite=FiniteCheck(run.train.max_bad_steps, run.data.seed, saver),
             writer=stack.enter_context(MetricsWriter(workdir, start)),
             progress=stack.enter_context(Progress(description, run.train.steps, start)),
             profile=stack.enter_context(ProfileWindow(workdir / PROFILE, run.train.profile)),
             stop=stop,
         )
-        metadata = {**settings, "tokenizer": tokenizer.name}
-        files = {"tokenizer": workdir / TOKENIZER}
-        for done, state in loop.states_to_save(state):  # noqa: B020  the newest is the result
-            saver.save(done, state, metadata, files)
+        save = functools.partial(
+            saver.save,
+            metadata={**settings, "tokenizer": tokenizer.name},
+            files={"tokenizer": workdir / TOKENIZER},
+        )
+        state = loop.run_steps(state, save)
         saver.wait()
         finished = int(state.step) >= run.train.steps
         held_out = loop.evaluate(state) if finished else None
@@ -126,6 +122,12 @@ def train(
             int(state.step),
         )
     return TrainResult(state, held_out, stop.name)
+
+
+def compile_step(step: TrainStep, shapes: TrainState) -> TrainStep:
+    """The step jitted, its state donated and kept where `shapes` (see abstract_state) says."""
+    shardings = jax.tree.map(lambda x: x.sharding, shapes)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
 def _first_state(shapes: TrainState, fresh: Callable[[], TrainState], folder: Path) -> TrainState:
@@ -140,3 +142,87 @@ def _first_state(shapes: TrainState, fresh: Callable[[], TrainState], folder: Pa
             return restored.state
     shardings = jax.tree.map(lambda x: x.sharding, shapes)
     return jax.jit(fresh, out_shardings=shardings)()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loop:
+    """The run's parts, and what happens between two steps."""
+
+    run: RunConfig
+    model: Transformer
+    loader: Loader
+    rows: NamedSharding
+    step: TrainStep
+    check_finite: FiniteCheck
+    writer: MetricsWriter
+    progress: Progress
+    profile: ProfileWindow
+    stop: StopRequest
+
+    def run_steps(self, state: TrainState, save: Callable[[int, TrainState], None]) -> TrainState:
+        """All steps that are left, or until a stop is asked for; the last state is saved."""
+        t, start = self.run.train, int(state.step)
+        if start >= t.steps:
+            return state
+        watch = self._stopwatch()
+        batches = self._batches(start, watch)
+        unchecked: tuple[int, Metrics] | None = None
+        for done in range(start + 1, t.steps + 1):
+            self.profile.before(done - 1)
+            with jax.transfer_guard("disallow"):
+                state, metrics = self.step(state, next(batches))
+                # The step before, never this one: the device always has work, and the loop is one
+                # step ahead at most.
+                if unchecked:
+                    self.check_finite(*unchecked)
+            unchecked = done, metrics
+            if done == start + 1:
+                jax.block_until_ready(metrics)
+                watch.start()  # the first step compiled
+            else:
+                watch.step()
+            self.progress.update(done)
+            last = done == t.steps or self.stop.name is not None
+            if done % t.log_every == 0 or done == t.steps:
+                self._record(done, metrics, watch.read())
+            if t.evaluate_every and done % t.evaluate_every == 0 and done < t.steps:
+                self.evaluate(state)
+                watch.start()
+            if last or done % self.run.checkpoint.every == 0:
+                self.check_finite(*unchecked)
+                unchecked = None
+                save(done, state)
+                watch.start()
+            if last:
+                break
+        return state
+
+    def _stopwatch(self) -> Stopwatch:
+        data = self.run.data
+        flops = train_flops_per_token(self.model.config, data.sequence_length)
+        return Stopwatch(data.batch_size * data.sequence_length, flops, matmul_peak())
+
+    def _batches(self, start: int, watch: Stopwatch) -> Iterator[Mapping[str, jax.Array]]:
+        """Batches on the devices, from step `start` on, with the time each one took to come."""
+        source = self.loader.iterate(start)
+        while True:
+            begin = time.perf_counter()
+            batch = next(source)
+            watch.waited(time.perf_counter() - begin)
+            yield jax.device_put(batch, self.rows)
+
+    def _record(self, step: int, metrics: Metrics, speed: Mapping[str, float]) -> None:
+        values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+        self.writer.write(step, values, speed)
+        self.progress.show(values["loss"], speed)
+
+    def evaluate(self, state: TrainState) -> HeldOut:
+        """Loss on the held-out text, also into the metrics."""
+        result = evaluate(
+            self.model, state.params, self.loader.held_out(), self.loader.held_out_bytes
+        )
+        values = {"held_out_loss": result.loss, "held_out_accuracy": result.accuracy}
+        if result.bits_per_byte is not None:
+            values["held_out_bits_per_byte"] = result.bits_per_byte
+        self.writer.write(int(state.step), values, {})
+        return result

@@ -23,9 +23,9 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
     elif config.schedule == "linear":
         after = optax.linear_schedule(peak, peak * config.end_fraction, rest)
     elif config.schedule == "wsd":
-        decay = max(round(steps * config.decay_fraction), 1)
+        decay = min(max(round(steps * config.decay_fraction), 1), rest)
         end = optax.linear_schedule(peak, peak * config.end_fraction, decay)
-        after = optax.join_schedules([optax.constant_schedule(peak), end], [max(rest - decay, 0)])
+        after = optax.join_schedules([optax.constant_schedule(peak), end], [rest - decay])
     elif config.schedule == "rsqrt":
         start = max(warmup, 1)
 
@@ -49,7 +49,7 @@ def decayed(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(is_matrix, params)
 
 
-def _muon_dimensions(params: Any) -> Any:
+def muon_dimensions(params: Any) -> Any:
     """Which axes of a parameter muon sees as a matrix's rows and columns; None: adamw's business.
 
     Leading "layers" and "expert" axes are batches of matrices.
@@ -69,37 +69,27 @@ def _muon_dimensions(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(dimensions, params)
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping, the optimizer, decoupled weight decay, the schedule."""
-    c, rate = config, learning_rate(config, steps)
+def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
+    """What each optimizer makes of the gradient, before weight decay and the learning rate."""
+    c = config
     if c.name == "adamw":
-        inner = optax.adamw(
-            rate, c.b1, c.b2, c.epsilon, weight_decay=c.weight_decay, mask=decayed
+        return optax.scale_by_adam(c.b1, c.b2, c.epsilon)
+    if c.name == "lion":
+        return optax.scale_by_lion(c.b1, c.b2)
+    if c.name == "muon":
+        # A rate of -1 leaves the direction as it is: optax multiplies by minus the rate.
+        return optax.contrib.muon(
+            -1.0, adam_b1=c.b1, adam_b2=c.b2, muon_weight_dimension_numbers=muon_dimensions
         )
-    elif c.name == "lion":
-        inner = optax.lion(rate, c.b1, c.b2, weight_decay=c.weight_decay, mask=decayed)
-    elif c.name == "muon":
-        inner = optax.contrib.muon(
-            rate,
-            adam_b1=c.b1,
-            adam_b2=c.b2,
-            weight_decay=c.weight_decay,
-            weight_decay_mask=decayed,
-            muon_weight_dimension_numbers=_muon_dimensions,
-        )
-    elif c.name == "adafactor":
-        inner = optax.chain(
-            optax.scale_by_factored_rms(),
-            optax.clip_by_block_rms(1.0),
-            optax.add_decayed_weights(c.weight_decay, decayed),
-            optax.scale_by_learning_rate(rate),
-        )
-    else:
-        inner = optax.chain(
-            optax.trace(c.b1),
-            optax.add_decayed_weights(c.weight_decay, decayed),
-            optax.scale_by_learning_rate(rate),
-        )
-    if c.clip_norm is None:
-        return inner
-    return optax.chain(optax.clip_by_global_norm(c.clip_norm), inner)
+    if c.name == "adafactor":
+        return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
+    return optax.trace(c.b1)
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Clipping, the optimizer's direction, decoupled weight decay, the schedule."""
+    parts = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
+    parts.append(_direction(config))
+    parts.append(optax.add_decayed_weights(config.weight_decay, decayed))
+    parts.append(optax.scale_by_learning_rate(learning_rate(config, steps)))
+    return optax.chain(*parts)

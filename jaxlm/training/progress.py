@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from types import TracebackType
 
 from absl import logging
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -33,6 +34,7 @@ class Progress:
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
+            console=Console(stderr=True),
             disable=not sys.stderr.isatty(),
         )
         self._task = self._bar.add_task(description, total=total, completed=start, status="")

@@ -96,6 +96,16 @@ class RunConfig:
         "compare": CompareConfig,
     }
 
+    def __post_init__(self):
+        parts, rows = self.train.microbatches, self.data.batch_size
+        allowed = f"a divisor of data.batch_size={rows}"
+        check("train", microbatches=(parts, rows % parts == 0, allowed))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings but the model's, JSON-able; the comparison is not part of a run."""
+        names = ("data", "train", "checkpoint", "mesh")
+        return {name: dataclasses.asdict(getattr(self, name)) for name in names}
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
         """From a nested mapping such as `config.to_dict()`.
@@ -105,11 +115,16 @@ class RunConfig:
         """
         return build(cls, values, "config")
 
+    def check_model(self) -> None:
+        """Raises ValueError for a model that can't be built, before any data is prepared."""
+        self.model_config(tokenizer_vocab_size=1)
+
     def model_config(self, tokenizer_vocab_size: int) -> ModelConfig:
         """The model's config; a vocab_size of None is the tokenizer's, rounded up.
 
         Raises:
-            ValueError: a vocabulary smaller than the tokenizer's.
+            ValueError: a vocabulary smaller than the tokenizer's, or rows longer than the position
+                encoding's table.
         """
         values = dict(self.model)
         if values.get("vocab_size") is None:
@@ -122,5 +137,11 @@ class RunConfig:
             raise ValueError(
                 f"model.vocab_size={config.vocab_size}; allowed: at least the tokenizer's "
                 f"{tokenizer_vocab_size}, or None to take it from there"
+            )
+        limit, length = config.encoding.max_length, self.data.sequence_length
+        if limit is not None and length > limit:
+            raise ValueError(
+                f"data.sequence_length={length}; allowed: at most {limit} with "
+                f"model.position_encoding={config.encoding}"
             )
         return config

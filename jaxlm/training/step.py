@@ -86,7 +86,10 @@ def make_train_step(
         weight = jnp.maximum(batch["loss_weights"].sum(), 1.0)
         if m == 1:
             return *gradients(params, dict(batch, weight=weight), key), weight
-        parts = jax.tree.map(lambda x: x.reshape(m, x.shape[0] // m, *x.shape[1:]), dict(batch))
+        # Every m-th row: rows lie in blocks over the devices, so each part keeps all of them busy.
+        parts = jax.tree.map(
+            lambda x: x.reshape(x.shape[0] // m, m, *x.shape[1:]).swapaxes(0, 1), dict(batch)
+        )
 
         def body(carry, x):
             part, i = x
@@ -116,7 +119,9 @@ def make_train_step(
         def keep(new, old):
             return jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, old)
 
-        bad, rate = jnp.where(fine, 0, 1), schedule(state.step)
+        # Skipped steps leave the optimizer's own count of steps behind.
+        rate = schedule(state.step - state.bad_steps[0])
+        bad = jnp.where(fine, 0, 1)
         state = TrainState(
             step=state.step + 1,
             params=keep(params, state.params),

@@ -1,0 +1,50 @@
+"""Command lines with --config=FILE and --config.model.num_layers=8, and errors that help."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+
+def parse(argv: Sequence[str]) -> list[str]:
+    """A `flags_parser` for `app.run`: a field that the config lacks is an error of one line.
+
+    Without it, ml_collections answers with a traceback of its own.
+    """
+    try:
+        return app.parse_flags_with_usage(list(argv))
+    except (AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as error:
+        print(f"error: {unknown_field(argv) or error}", file=sys.stderr)
+        raise SystemExit(1) from error
+
+
+def unknown_field(argv: Sequence[str]) -> str | None:
+    """What is wrong with the first override that names no field; None if all do."""
+    overrides = [a for a in argv[1:] if a.startswith(("--config.", "-config."))]
+    files = [a for a in argv[1:] if a.startswith(("--config=", "-config="))]
+    if not overrides or not files:
+        return None
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=files)
+    values([argv[0], *files])
+    for override in overrides:
+        path = override.lstrip("-").partition("=")[0].split(".")[1:]
+        node: Any = config.value
+        for i, name in enumerate(path):
+            if not isinstance(node, ConfigDict):
+                break
+            if name not in node:
+                known = list(node)
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f" (did you mean {near[0]}?)" if near else ""
+                owner = ".".join(["config", *path[:i]])
+                return (
+                    f"{override}: {owner} has no field {name!r}{hint}; allowed: {', '.join(known)}"
+                )
+            node = node[name]
+    return None
