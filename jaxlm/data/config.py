@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxlm.config import at_least, build, check, check_types, one_of
@@ -42,6 +42,12 @@ class SourceConfig:
         )
 
 
+def as_sources(values: Iterable[Any]) -> tuple[SourceConfig, ...]:
+    """From paths, several of them with commas between, mappings, or SourceConfigs."""
+    parts = (v.split(",") if isinstance(v, str) else [v] for v in values)
+    return tuple(as_source(value) for part in parts for value in part)
+
+
 def as_source(value: Any) -> SourceConfig:
     """From a path, a mapping of SourceConfig's fields, or a SourceConfig."""
     if isinstance(value, SourceConfig):
@@ -56,7 +62,8 @@ class DataConfig:
     """The data of a run.
 
     Attributes:
-        sources: trained on; paths, mappings of SourceConfig's fields, or SourceConfigs.
+        sources: trained on; paths (also several in one string, with commas between), mappings of
+            SourceConfig's fields, or SourceConfigs.
         held_out: evaluated on.
         tokenizer: "bytes"; "bpe:4096", a byte-level BPE of that size trained on `sources`; or the
             path of a tokenizer.json, a SentencePiece .model, a .tiktoken file or a folder that a
@@ -77,10 +84,7 @@ class DataConfig:
 
     def __post_init__(self):
         for name in ("sources", "held_out"):
-            value = getattr(self, name)
-            if isinstance(value, str):
-                value = tuple(part for part in value.split(",") if part)
-            object.__setattr__(self, name, tuple(as_source(s) for s in value))
+            object.__setattr__(self, name, as_sources(getattr(self, name)))
         check(
             "data",
             sources=(self.sources, len(self.sources) >= 1, "at least one source"),

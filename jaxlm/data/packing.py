@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 
 import numpy as np
@@ -51,25 +52,27 @@ def pack(starts: Int[np.ndarray, "P"], lengths: Int[np.ndarray, "P"], row_length
     mixed length fill each other's gaps.
     """
     order = np.argsort(-lengths, kind="stable")
-    rooms: list[list[int]] = [[] for _ in range(row_length + 1)]  # rows by room left
-    present = 0  # bit n is set while some row has room n
+    rows_with: dict[int, list[int]] = {}  # rows by the room that is left in them
+    rooms: list[int] = []  # the keys, sorted
     row_of = np.empty(len(order), np.int64)
     rows = 0
     for piece in order.tolist():
         n = int(lengths[piece])
-        fitting = present >> n
-        if fitting:
-            room = n + (fitting & -fitting).bit_length() - 1
-            row = rooms[room].pop()
-            if not rooms[room]:
-                present &= ~(1 << room)
+        at = bisect.bisect_left(rooms, n)
+        if at < len(rooms):
+            room = rooms[at]
+            row = rows_with[room].pop()
+            if not rows_with[room]:
+                del rows_with[room], rooms[at]
         else:
             room, row = row_length, rows
             rows += 1
         row_of[piece] = row
-        if room - n:
-            rooms[room - n].append(row)
-            present |= 1 << (room - n)
+        left = room - n
+        if left and left not in rows_with:
+            bisect.insort(rooms, left)
+        if left:
+            rows_with.setdefault(left, []).append(row)
     by_row = np.lexsort((starts, row_of))
     offsets = np.searchsorted(row_of[by_row], np.arange(rows + 1))
     return Packing(offsets, starts[by_row], lengths[by_row])

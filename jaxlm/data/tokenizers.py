@@ -178,7 +178,7 @@ class Tiktoken:
     """A .tiktoken rank file, split by GPT-4's pattern; one end token is added after the ranks.
 
     Raises:
-        ValueError: not such a file, or a byte has no rank.
+        ValueError: not such a file, a byte has no rank, or a rank is given twice.
     """
 
     PATTERN = (
@@ -227,6 +227,8 @@ def _ranks(data: bytes, path: str) -> dict[bytes, int]:
                 ranks[base64.b64decode(token, validate=True)] = int(rank)
             except ValueError as error:
                 raise ValueError(f"{path}, line {number} is no token and rank: {error}") from error
+    if len(set(ranks.values())) < len(ranks):
+        raise ValueError(f"{path}: a rank is given twice; allowed: one token for each rank")
     missing = [i for i in range(256) if bytes([i]) not in ranks]
     if missing:
         raise ValueError(f"{path}: no rank for the bytes {missing}; allowed: one for every byte")

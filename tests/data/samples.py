@@ -97,7 +97,7 @@ def make_bpe(folder: Path) -> str:
 
 
 def make_gpt2(folder: Path) -> str:
-    """As GPT-2's: byte level, only <|endoftext|> is special; other settings as people leave them."""
+    """As GPT-2's: byte level, <|endoftext|> alone is special; truncation and padding left on."""
     inner = tokenizers.Tokenizer(tokenizers.models.BPE())
     inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = tokenizers.decoders.ByteLevel()
