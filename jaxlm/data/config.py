@@ -22,7 +22,8 @@ class SourceConfig:
         path: "builtin:NAME" (see jaxlm.data.sources.BUILTIN), a file, a glob (** for any depth), a
             Hugging Face `datasets` folder, or an address such as gs://bucket/*.jsonl.zst.
         format: "auto" goes by the file name; else a name in jaxlm.data.formats.FORMATS.
-        weight: share of the batches' rows, relative to the other sources.
+        weight: share of the batches' rows, relative to the other sources; rounded to a hundredth of
+            the smallest one.
         text_field: the field that holds the text, in records that have fields.
     """
 

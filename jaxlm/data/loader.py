@@ -95,8 +95,10 @@ class Loader:
             first += len(store)
         order = orders[0]
         if len(orders) > 1:
-            weights = np.array([s.weight for s in self.config.sources])
-            order = grain.MapDataset.mix(orders, weights=list(weights / weights.sum()))
+            # Grain scales the smallest to 100 and cuts the rest to whole numbers: round them first.
+            smallest = min(s.weight for s in self.config.sources)
+            weights = [round(100 * s.weight / smallest) for s in self.config.sources]
+            order = grain.MapDataset.mix(orders, weights=weights)
         return _Steps(
             self.stores, order, self.config.batch_size, self.process_index, self.process_count
         )
