@@ -1,10 +1,16 @@
 """Strict settings for every test: promotion raises, warnings are errors, shapes are checked."""
 
 import os
+import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # LLVM's optimizations take longer than they save on programs as small as the tests'.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
+# Many tests, and the processes they start, compile the same programs.
+CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "xla"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "none")
 
 from jaxtyping import install_import_hook
 
