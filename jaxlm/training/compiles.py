@@ -24,7 +24,8 @@ def count_compiles() -> Iterator[Counter[str]]:
     """
     compiled: Counter[str] = Counter()
 
-    def listen(event: str, _: float, **details: Any) -> None:
+    def listen(event: str, duration_secs: float, **details: Any) -> None:
+        del duration_secs
         if event == _EVENT:
             name = str(details.get("fun_name", "?"))
             compiled[name.removeprefix("jit(").removesuffix(")")] += 1

@@ -9,6 +9,10 @@ from typing import Any
 from jaxlm.config import at_least, build, check, one_of
 
 
+OPTIMIZERS = ("adamw", "adafactor", "lion", "muon", "sgd")
+SCHEDULES = ("cosine", "linear", "wsd", "rsqrt", "constant")
+
+
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """An optax optimizer and its learning-rate schedule, by name.
@@ -44,9 +48,9 @@ class OptimizerConfig:
     def __post_init__(self):
         check(
             "optimizer",
-            name=one_of(self.name, "adamw", "adafactor", "lion", "muon", "sgd"),
+            name=one_of(self.name, *OPTIMIZERS),
             learning_rate=at_least(self.learning_rate, 0),
-            schedule=one_of(self.schedule, "cosine", "linear", "wsd", "rsqrt", "constant"),
+            schedule=one_of(self.schedule, *SCHEDULES),
             warmup_steps=at_least(self.warmup_steps, 0),
             end_fraction=(self.end_fraction, 0 <= self.end_fraction <= 1, "0 to 1"),
             decay_fraction=(self.decay_fraction, 0 < self.decay_fraction <= 1, "in (0, 1]"),

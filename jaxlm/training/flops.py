@@ -24,15 +24,16 @@ def matmul_parameters(config: ModelConfig) -> int:
 def train_flops_per_token(config: ModelConfig, length: int) -> float:
     """Model FLOPs of forward and backward per token in sequences of `length`.
 
-    6 for every weight, and 12·length/2 per layer and attention dim, counting only the pairs that a
-    causal mask shows (PaLM's appendix B counts all of them); a sliding layer shows fewer, by the
-    half square that lies behind its window. Recomputation does not count.
+    6 for every weight, and 12 per layer and attention dim for every pair of tokens that a causal or
+    sliding mask shows (PaLM's appendix B counts all pairs). Recomputation does not count.
     """
     pairs = 0.0
     for layer in range(config.num_layers):
-        window = config.attention.sliding_window if config.layer_kind(layer) == "sliding" else None
-        seen = length if window is None else min(window, length)
-        pairs += seen - seen**2 / (2 * length)
+        window = config.attention.sliding_window
+        seen = length
+        if config.layer_kind(layer) == "sliding" and window is not None:
+            seen = min(window, length)
+        pairs += seen - seen * (seen - 1) / (2 * length)
     width = config.attention.num_heads * config.head_dim
     return 6.0 * matmul_parameters(config) + 12.0 * pairs * width
 

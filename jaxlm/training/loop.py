@@ -90,10 +90,9 @@ def train(
         shapes = abstract_state(model, optimizer, run.train, mesh)
         stop = stack.enter_context(stop_on_signals())
         state = _first_state(shapes, lambda: init_state(model, optimizer, run.train), checkpoints)
-        start, c = int(state.step), run.checkpoint
-        saver = stack.enter_context(
-            Saver(checkpoints, keep_last=c.keep_last, keep_every=c.keep_every)
-        )
+        start, keep = int(state.step), run.checkpoint
+        saver = Saver(checkpoints, keep_last=keep.keep_last, keep_every=keep.keep_every)
+        stack.enter_context(saver)
         loop = _Loop(
             run=run,
             model=model,
@@ -106,11 +105,9 @@ def train(
             profile=stack.enter_context(ProfileWindow(workdir / PROFILE, run.train.profile)),
             stop=stop,
         )
-        save = functools.partial(
-            saver.save,
-            metadata={**settings, "tokenizer": tokenizer.name},
-            files={"tokenizer": workdir / TOKENIZER},
-        )
+        metadata = {**settings, "tokenizer": tokenizer.name}
+        files = {"tokenizer": workdir / TOKENIZER}
+        save = functools.partial(saver.save, metadata=metadata, files=files)
         state = loop.run_steps(state, save)
         saver.wait()
         finished = int(state.step) >= run.train.steps

@@ -50,7 +50,7 @@ class MetricsWriter:
         A record that is there already, as when a finished run is started again, is not repeated.
         """
         plain = {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
-        record = {"step": step, **plain}
+        record: dict[str, Any] = {"step": step, **plain}
         if record in self._present:
             return
         if speed:

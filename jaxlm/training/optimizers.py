@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +14,17 @@ from jaxlm.training.config import OptimizerConfig
 
 # Parameters that are no matrix of a linear map, by the end of their name.
 UNDECAYED = ("scale", "bias", "sink_logits")
+
+
+def _with_promotion(function: Callable[..., Any]) -> Callable[..., Any]:
+    """optax mixes integers and floats, which strict promotion refuses."""
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return function(*args)
+
+    return call
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -27,16 +40,17 @@ def learning_rate(config: OptimizerConfig, steps: int) -> optax.Schedule:
         end = optax.linear_schedule(peak, peak * config.end_fraction, decay)
         after = optax.join_schedules([optax.constant_schedule(peak), end], [rest - decay])
     elif config.schedule == "rsqrt":
-        start = max(warmup, 1)
+        offset = max(warmup, 1)
 
         def after(step):
-            return peak * math.sqrt(start) * (step + start) ** -0.5
+            return peak * math.sqrt(offset) * (step + offset) ** -0.5
 
     else:
         after = optax.constant_schedule(peak)
-    if warmup == 0:
-        return after
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+    if warmup > 0:
+        start = optax.linear_schedule(0.0, peak, warmup)
+        after = optax.join_schedules([start, after], [warmup])
+    return _with_promotion(after)
 
 
 def decayed(params: Any) -> Any:
@@ -92,4 +106,5 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     parts.append(_direction(config))
     parts.append(optax.add_decayed_weights(config.weight_decay, decayed))
     parts.append(optax.scale_by_learning_rate(learning_rate(config, steps)))
-    return optax.chain(*parts)
+    chain = optax.chain(*parts)
+    return optax.GradientTransformation(chain.init, _with_promotion(chain.update))

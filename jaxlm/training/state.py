@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int
 
 from jaxlm.model.parameters import init_params, logical_axes
 from jaxlm.model.transformer import Transformer
@@ -22,21 +21,22 @@ from jaxlm.training.config import TrainConfig
 class TrainState:
     """One pytree; a checkpoint is exactly this.
 
-    There is no RNG in it: every key is folded from the seed and the step.
+    There is no RNG in it: every key is folded from the seed and the step. Its leaves are arrays; or
+    what stands for them: shapes, shardings.
 
     Attributes:
-        step: optimizer steps taken, skipped ones included.
+        step: optimizer steps taken, skipped ones included; int32 [].
         params: of the model.
         optimizer: optax's state.
         ema: averaged parameters, or None.
-        bad_steps: skipped steps in all, and the latest of them in a row.
+        bad_steps: skipped steps in all, and the latest of them in a row; int32 [2].
     """
 
-    step: Int[Array, ""]
+    step: Any
     params: Any
     optimizer: Any
     ema: Any
-    bad_steps: Int[Array, "2"]
+    bad_steps: Any
 
 
 def init_state(
