@@ -37,9 +37,7 @@ class FeedForward(nn.Module):
         c, f = self.config, self.config.feed_forward
 
         def project(name, inputs, outputs, axes, gain=1.0):
-            return Projection(
-                (inputs,), (outputs,), axes, f.bias, c.param_dtype, gain, name=name
-            )
+            return Projection((inputs,), (outputs,), axes, f.bias, c.param_dtype, gain, name=name)
 
         activate = ACTIVATIONS[f.kind]
         h = project("up", c.d_model, self.d_ff, ("embed", "mlp"))(x)

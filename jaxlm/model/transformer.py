@@ -136,7 +136,7 @@ class Transformer(nn.Module):
 
     config: ModelConfig
 
-    def setup(self):
+    def setup(self):  # noqa: D102  Linen's own
         c = self.config
         embed = nn.initializers.normal(c.d_model**-0.5)
         self.embedding = self.param(
@@ -294,10 +294,12 @@ class Transformer(nn.Module):
         Raises:
             ValueError: unknown encoding or option, or one with learned parameters of its own.
         """
-        new = position_encodings.get(encoding, **options) if options else encoding
-        new = position_encodings.parse(new)
+        new = position_encodings.parse(encoding)
+        if options:
+            new = position_encodings.get(str(encoding), **options)
         if isinstance(new, LMInfinite) and new.inner is None:
-            new = dataclasses.replace(new, inner=self.config.position_encoding)
+            inner = position_encodings.parse(self.config.position_encoding)
+            new = dataclasses.replace(new, inner=inner)
         config = self.config.replace(position_encoding=new)
         here, there = (c.encoding.parameters(c.dimensions) for c in (self.config, config))
         missing = [n for n, p in there.items() if n not in here or here[n].shape != p.shape]

@@ -1,0 +1,96 @@
+"""Dropout: where, when and how much."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.model.layers import stack_layers
+from jaxlm.model.parameters import abstract_params
+from jaxlm.model.transformer import Transformer
+from tests.model.configs import make, packed_rows, small
+
+RATE = 0.25
+EPSILON = 1e12
+
+
+def with_layout(config, scan):
+    numerics = dataclasses.replace(config.numerics, scan_layers=scan)
+    return Transformer(config.replace(numerics=numerics))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def hidden(model, params, key=None):
+    rngs = None if key is None else {"dropout": key}
+    return model.apply({"params": params}, *packed_rows(), method="hidden", rngs=rngs)[0]
+
+
+def test_only_with_a_key():
+    model, params = make("dropout")
+    same, _ = make("base")
+    np.testing.assert_array_equal(hidden(model, params), hidden(same, params))
+    assert (hidden(model, params, jax.random.key(0)) != hidden(model, params)).any()
+
+
+def test_rate_zero_is_none():
+    model, params = make("base")
+    want = hidden(model, params)
+    np.testing.assert_array_equal(hidden(model, params, jax.random.key(0)), want)
+
+
+def test_same_key_same_result():
+    model, params = make("dropout")
+    first = hidden(model, params, jax.random.key(1))
+    np.testing.assert_array_equal(hidden(model, params, jax.random.key(1)), first)
+    assert (hidden(model, params, jax.random.key(2)) != first).any()
+
+
+def bits_model(scan):
+    """Every addition to the residual stream is a power of two: 1 from the embeddings, 2 and 4 from
+    the first layer's attention and MLP, and so on; the huge epsilon makes the norm a constant.
+    """
+    config = small(
+        dropout=RATE,
+        num_layers=3,
+        attention={
+            "layer_pattern": ("global", "sliding"),
+            "sliding_window": 3,
+            "out_bias": True,
+        },
+        feed_forward={"bias": True},
+        norm={"epsilon": EPSILON},
+        numerics={"scan_layers": scan},
+    )
+    abstract = abstract_params(with_layout(config, scan=False))
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape), abstract)
+    params["embedding"] = jnp.ones_like(params["embedding"])
+    params["final_norm"]["scale"] = jnp.ones(config.d_model)
+    for i in range(config.num_layers):
+        block = params["last_layers"][f"block_{i}"]
+        block["attention"]["out"]["bias"] = jnp.full(config.d_model, 2.0 ** (2 * i + 1))
+        block["feed_forward"]["down"]["bias"] = jnp.full(config.d_model, 2.0 ** (2 * i + 2))
+    return Transformer(config), stack_layers(config, params) if scan else params
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_every_place_has_a_mask_of_its_own(scan):
+    model, params = bits_model(scan)
+    tokens = jnp.zeros((8, 64), jnp.int32)
+    rows = tokens, tokens, jnp.ones_like(tokens)
+    rngs = {"dropout": jax.random.key(0)}
+    x = jax.jit(lambda p: model.apply({"params": p}, *rows, method="hidden", rngs=rngs)[0])(params)
+    # What is kept is divided by 1 - p, so that the mean stays as it was.
+    sums = np.asarray(x, np.float64) * EPSILON**0.5 * (1 - RATE)
+    # Rounding, and the mean square (at most 127²) that the norm adds to epsilon.
+    np.testing.assert_allclose(sums, sums.round(), rtol=1e-6, atol=1e-6)
+    masks = [(sums.round().astype(int) >> k) & 1 for k in range(7)]
+    for i, mask in enumerate(masks):
+        # Of this many coins: five standard deviations.
+        assert abs(mask.mean() - (1 - RATE)) < 5 * np.sqrt(RATE * (1 - RATE) / mask.size)
+        for other in masks[:i]:
+            share = (1 - RATE) ** 2 + RATE**2  # at which independent masks agree
+            deviation = np.sqrt(share * (1 - share) / mask.size)
+            assert abs((mask == other).mean() - share) < 5 * deviation

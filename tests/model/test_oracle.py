@@ -1,0 +1,83 @@
+"""The model in float32 against the float64 NumPy oracle, for every option in the table."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.model.layers import unroll_layers
+from tests.model import oracle
+from tests.model.configs import CONFIGS, VOCAB, float32_configs, make, packed_rows
+
+
+def float64_params(config, params):
+    """In the layout and precision of the oracle."""
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    return unroll_layers(config, params) if config.numerics.scan_layers else params
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def logits_and_losses(model, params, tokens, positions, segments, contiguous=True):
+    """Of the experts' losses, the sum over layers by name."""
+    (y, _), sown = model.apply(
+        {"params": params}, tokens, positions, segments, None, contiguous, mutable=["losses"]
+    )
+    losses = {"load_balance": 0.0, "router_z": 0.0}
+    for path, x in jax.tree_util.tree_leaves_with_path(sown):
+        name = next(k.key for k in path if getattr(k, "key", None) in losses)
+        losses[name] += x.sum()
+    return y, losses
+
+
+def check(model, params, rows, contiguous=True):
+    got, losses = logits_and_losses(model, params, *rows, contiguous)
+    given = [oracle.Given(*row) for row in zip(*map(np.asarray, rows), strict=True)]
+    want, (balance, z) = oracle.forward(model.config, float64_params(model.config, params), given)
+    # float32 rounds at 6e-8. A logit passes some 30 roundings one after another (per layer two
+    # norms, six products, a softmax), each of a sum of at most 128 terms, whose errors add like
+    # their square root: 6e-8·√(30·128) = 4e-6 of the largest entry.
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+    np.testing.assert_allclose([losses["load_balance"], losses["router_z"]], [balance, z], 1e-5)
+
+
+@pytest.mark.parametrize("name", float32_configs)
+def test_model_is_the_oracle(name):
+    check(*make(name), packed_rows())
+
+
+@pytest.mark.parametrize("name", ["base", "alibi", "pattern", "sink_logits"])
+def test_any_order_of_positions(name):
+    """Tokens of two documents mixed, in no order: only positions and segments count."""
+    tokens = packed_rows()[0]
+    rng = np.random.default_rng(5)
+    positions = np.stack([rng.permutation(13), rng.integers(0, 9, 13)]).astype(np.int32)
+    segments = rng.integers(0, 3, (2, 13)).astype(np.int32)
+    check(*make(name), (tokens, jnp.asarray(positions), jnp.asarray(segments)), False)
+
+
+def test_defaults_are_positions_from_zero_in_one_segment():
+    model, params = make("base")
+    tokens = jnp.arange(26).reshape(2, 13) % VOCAB
+    positions = jnp.broadcast_to(jnp.arange(13)[None], (2, 13))
+    got, cache = jax.jit(lambda p: model.apply({"params": p}, tokens))(params)
+    want, _ = logits_and_losses(model, params, tokens, positions, jnp.ones_like(tokens))
+    assert cache is None
+    # Two programs of one function: only the order of sums may differ. See `check`.
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+
+
+def test_experts_losses_count_real_tokens_only():
+    """Padding changes neither loss."""
+    model, params = make("experts_weights")
+    tokens, positions, segments = packed_rows()
+    other = jnp.where(segments == 0, 11, tokens)
+    one = logits_and_losses(model, params, tokens, positions, segments)[1]
+    two = logits_and_losses(model, params, other, positions, segments)[1]
+    assert (tokens != other).any()
+    assert jax.tree.all(jax.tree.map(np.array_equal, one, two))
+
+
+def test_the_table_runs_in_float32_but_for_the_compute_dtypes():
+    assert set(CONFIGS) - set(float32_configs) == {"bfloat16", "bfloat16_params", "float16"}

@@ -1,0 +1,83 @@
+"""`with_position_encoding`: the same parameters under another encoding."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm import positions
+from jaxlm.model.parameters import abstract_params
+from jaxlm.model.transformer import Transformer
+from tests.model.configs import logits, packed_rows, random_params, small
+
+
+def bare(encoding):
+    return Transformer(small(position_encoding=encoding))
+
+
+@pytest.mark.parametrize("inner", ["rope(base=500)", "alibi", "nope", "xpos", "kerple", "t5"])
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("lm_infinite", {"window": 5, "num_sinks": 2}),
+        ("lm_infinite(window=5, num_sinks=2)", {}),
+        (positions.get("lm_infinite", window=5, num_sinks=2), {}),
+    ],
+    ids=["options", "text", "object"],
+)
+def test_lm_infinite_wraps_the_models_own_encoding(inner, text, options):
+    got = bare(inner).with_position_encoding(text, **options)
+    assert got == bare(f"lm_infinite({inner}, window=5, num_sinks=2)")
+
+
+def test_lm_infinite_wraps_what_it_is_told_to():
+    model = bare("alibi").with_position_encoding("lm_infinite(nope)")
+    assert model == bare("lm_infinite(nope)")
+    assert bare("lm_infinite").config.encoding == bare("lm_infinite(rope)").config.encoding
+
+
+def test_the_window_is_the_context_length_by_default():
+    model = bare("rope").with_position_encoding("lm_infinite")
+    assert model.config.encoding.window == model.config.context_length == 16
+
+
+def test_parameters_serve_both():
+    model = bare("rope")
+    params = random_params(abstract_params(model))
+    tokens, at, segments = packed_rows()
+    far = at + jnp.where(segments != 0, 40, 0)
+    near = model.with_position_encoding("lm_infinite", window=64)
+    # Within the window nothing changes but the way that angles are rounded.
+    np.testing.assert_allclose(
+        logits(near, params, tokens, at, segments),
+        logits(model, params, tokens, at, segments),
+        rtol=0,
+        atol=2e-5,
+    )
+    narrow = model.with_position_encoding("lm_infinite", window=2, num_sinks=0)
+    changed = logits(narrow, params, tokens, far, segments)
+    assert jnp.abs(changed - logits(model, params, tokens, far, segments)).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "error"),
+    [
+        ("rope", "t5", r"position_encoding=t5 has learned parameters \(table\)"),
+        ("t5", "learned", r"position_encoding=learned has learned parameters \(table\)"),
+        ("rope", "lm_infinite(kerple)", "has learned parameters .* a model with rope lacks"),
+        ("rope", "ropes", r"did you mean rope\?"),
+        ("learned", "lm_infinite", "lm_infinite: inner='learned.*allowed: a relative encoding"),
+    ],
+)
+def test_what_cannot_serve_is_refused(before, after, error):
+    with pytest.raises(ValueError, match=error):
+        bare(before).with_position_encoding(after)
+
+
+def test_learned_parameters_may_be_left_unused():
+    model = bare("t5")
+    params = random_params(abstract_params(model))
+    got = logits(model.with_position_encoding("nope"), params, *packed_rows())
+    want = logits(
+        bare("nope"), {n: v for n, v in params.items() if n != "position"}, *packed_rows()
+    )
+    np.testing.assert_array_equal(got, want)
