@@ -169,19 +169,15 @@ def _pack(shards: Sequence[Path], folder: Path, row_length: int, vocab_size: int
             shard_lengths.append(shard["lengths"])
             num_bytes += int(shard["num_bytes"])
     document_lengths = np.concatenate(shard_lengths)
-    tokens = np.lib.format.open_memmap(
-        folder / "tokens.npy",
-        "w+",
-        dtype=np.uint16 if vocab_size <= 1 << 16 else np.uint32,
-        shape=(int(document_lengths.sum()),),
-    )
-    at = 0
-    for path in shards:
-        with np.load(path) as shard:
-            part = shard["tokens"]
-        tokens[at : at + len(part)] = part
-        at += len(part)
-    tokens.flush()
+    dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+    num_tokens = int(document_lengths.sum())
+    header = {"descr": dtype.str, "fortran_order": False, "shape": (num_tokens,)}
+    # Written as a file: a full disk is an error then, and would be a crash through a memory map.
+    with (folder / "tokens.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for path in shards:
+            with np.load(path) as shard:
+                file.write(shard["tokens"].astype(dtype).tobytes())
     packing = pack(*pieces(document_lengths, row_length), row_length)
     arrays = {"offsets": packing.offsets, "starts": packing.starts, "lengths": packing.lengths}
     for name, array in arrays.items():
@@ -191,6 +187,6 @@ def _pack(shards: Sequence[Path], folder: Path, row_length: int, vocab_size: int
         "row_length": row_length,
         "num_bytes": num_bytes,
         "waste": packing.waste(row_length),
-        "sizes": {"tokens": at, **{n: len(a) for n, a in arrays.items()}},
+        "sizes": {"tokens": num_tokens, **{n: len(a) for n, a in arrays.items()}},
     }
     (folder / META).write_text(json.dumps(meta, indent=1) + "\n")

@@ -1,6 +1,8 @@
 """What a store holds, what it is called, and what becomes of it when things go wrong."""
 
+import contextlib
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -199,6 +201,30 @@ def test_a_file_that_ends_in_an_error_leaves_no_store(tmp_path):
     assert_same_rows(built, again)
 
 
+@contextlib.contextmanager
+def file_size_limit(size):
+    """No file may grow past it: the kernel refuses the write as it does on a full disk."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+# 100,000 tokens are 200 kB in the store, and 400 kB in one shard or 80 kB in each of five.
+@pytest.mark.parametrize("shard_characters", [4_000_000, 20_000])
+def test_no_room_on_the_disk(tmp_path, monkeypatch, shard_characters):
+    monkeypatch.setattr(store, "SHARD_CHARACTERS", shard_characters)
+    texts = [f"{i}" * 20_000 for i in range(5)]
+    source = write_documents(tmp_path / "a.jsonl", texts)
+    with file_size_limit(150_000), pytest.raises(OSError, match="File too large"):
+        build_store(source, Bytes(), 64, tmp_path / "cache")
+    assert len(shard_names(tmp_path / "cache")) == (5 if shard_characters == 20_000 else 0)
+    built = build_store(source, Bytes(), 64, tmp_path / "cache")
+    assert_same_rows(built, build_store(source, Bytes(), 64, tmp_path / "fresh"))
+
+
 def start(path, cache, seconds):
     command = [sys.executable, "-m", "tests.data.building_process", path, cache, str(seconds)]
     pipe = subprocess.PIPE
@@ -246,9 +272,9 @@ def test_shards_that_are_there_are_not_tokenized_again(tmp_path, monkeypatch):
     building_process.write_texts(path)
 
     def stop(*args):
-        raise KeyboardInterrupt
+        raise InterruptedError
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(InterruptedError):
         patch.setattr(store, "_pack", stop)
         building_process.build(str(path), str(cache), 0.0)
     count = len(shard_names(cache))
