@@ -1,0 +1,146 @@
+"""Generation against the definition: the full forward of everything so far, token by token."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from jaxlm.decoding import generate as module
+from jaxlm.decoding.generate import generate, stream
+from jaxlm.training.compiles import count_compiles
+from tests.decoding import tiny
+
+PROMPTS = ["Emma was", "It", "a much longer prompt, 42 é"]
+
+
+def start(prompt):
+    return [tiny.TOKENIZER.bos_id, *tiny.TOKENIZER.encode(prompt)]
+
+
+def greedy(model, params, prompt, count, eos_id=None):
+    row = start(prompt)
+    first = len(row)
+    for _ in range(count):
+        token = int(np.argmax(tiny.next_logits(model, params, row)))
+        if token == eos_id:
+            break
+        row.append(token)
+    return row[first:]
+
+
+# A rotation, a bias, a mask with far pairs, absolute positions, and none.
+@pytest.mark.parametrize(
+    "encoding", ["rope", "alibi", "lm_infinite(window=8, num_sinks=2)", "sinusoidal", "nope"]
+)
+def test_greedy_is_the_argmax_of_a_full_forward_at_each_step(encoding):
+    model, params = tiny.model(encoding), tiny.params()
+    texts = generate(model, params, tiny.TOKENIZER, PROMPTS, max_new_tokens=20)
+    for prompt, text in zip(PROMPTS, texts, strict=True):
+        # The two programs sum in another order; near-ties of logits could part them, and do not.
+        want = greedy(model, params, prompt, 20, tiny.TOKENIZER.eos_id)
+        assert text == tiny.TOKENIZER.decode(want)
+
+
+class StopsAt(type(tiny.TOKENIZER)):
+    """Bytes with another end token."""
+
+    def __init__(self, eos_id):
+        self.eos_id = eos_id
+
+
+def test_a_row_ends_at_its_stop_token_and_the_others_go_on():
+    model, params = tiny.model(), tiny.params()
+    free = [greedy(model, params, p, 12) for p in PROMPTS]
+    eos = free[0][4]
+    texts = generate(model, params, StopsAt(eos), PROMPTS, max_new_tokens=12)
+    for row, text in zip(free, texts, strict=True):
+        cut = row[: row.index(eos)] if eos in row else row
+        assert text == tiny.TOKENIZER.decode(cut)
+    assert len({len(t) for t in texts}) > 1
+
+
+def test_a_row_does_not_depend_on_the_others():
+    model, params = tiny.model(), tiny.params()
+    settings = {"max_new_tokens": 16, "temperature": 1.5, "top_k": 20, "top_p": 0.9}
+    together = generate(model, params, tiny.TOKENIZER, PROMPTS, seed=[5, 6, 7], **settings)
+    for prompt, seed, text in zip(PROMPTS, [5, 6, 7], together, strict=True):
+        alone = generate(model, params, tiny.TOKENIZER, [prompt], seed=seed, **settings)
+        assert alone == [text]
+    assert generate(model, params, tiny.TOKENIZER, PROMPTS, seed=9, **settings) != together
+
+
+@pytest.mark.parametrize("tokens_per_update", [1, 3, 50])
+def test_streamed_pieces_join_to_the_whole_text(tokens_per_update):
+    model, params = tiny.model(), tiny.params()
+    settings = {"max_new_tokens": 30, "temperature": 1.0, "seed": 2}
+    (whole,) = generate(model, params, tiny.TOKENIZER, ["né"], **settings)
+    pieces = list(
+        stream(
+            model,
+            params,
+            tiny.TOKENIZER,
+            "né",
+            tokens_per_update=tokens_per_update,
+            **settings,
+        )
+    )
+    assert "".join(pieces) == whole
+    assert tokens_per_update > 30 or len(pieces) > 1
+
+
+def test_prompts_and_settings_of_one_shape_compile_once():
+    model, params = tiny.model(), tiny.params()
+    generate(model, params, tiny.TOKENIZER, ["abc", "de"], max_new_tokens=8)
+    with count_compiles() as compiles:
+        settings = {"temperature": 0.7, "top_k": 3, "top_p": 0.5, "seed": 4}
+        generate(model, params, tiny.TOKENIZER, ["a", "longer one"], max_new_tokens=8, **settings)
+        generate(tiny.model(), params, tiny.TOKENIZER, ["b", "c"], max_new_tokens=8)
+    assert sum(compiles.values()) == 0
+
+
+def test_the_cache_is_donated():
+    """No second copy of the cache: what goes in does not outlive the call."""
+    model, params = tiny.model(), tiny.params()
+    request = module._request(model, tiny.TOKENIZER, ["abc"], 8, {})
+    state = module._start(model, params, request)
+    keys = state.cache.keys
+    stops = jax.numpy.asarray(request.stop_tokens)
+    module.decode(model, params, state, jax.numpy.asarray(8), request.sampling, stops)
+    assert keys.is_deleted()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompts": []}, r"prompts=\[\]; allowed: a non-empty list"),
+        ({"prompts": "Emma"}, "prompts='Emma'; allowed: a non-empty list"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0; allowed: an integer >= 1"),
+        ({"temperature": -1}, "temperature=-1; allowed"),
+        ({"top_k": -2}, "top_k=-2; allowed"),
+        ({"top_p": 0}, "top_p=0; allowed"),
+        ({"seed": [1, 2, 3]}, "seed has 3 values; allowed: one, or 1"),
+        ({"encoding": "learned", "max_new_tokens": 64}, "= 66; allowed: at most 64"),
+    ],
+)
+def test_errors_at_the_door(arguments, message):
+    model = tiny.model(arguments.pop("encoding", "rope"))
+    arguments = {"prompts": ["a"], **arguments}
+    with pytest.raises(ValueError, match=message):
+        generate(model, {}, tiny.TOKENIZER, **arguments)
+
+
+def test_an_empty_prompt_needs_a_start_token():
+    class NoStart(type(tiny.TOKENIZER)):
+        bos_id = None
+
+    with pytest.raises(ValueError, match="empty and the tokenizer has no start token"):
+        generate(tiny.model(), {}, NoStart(), [""])
+    assert len(generate(tiny.model(), tiny.params(), tiny.TOKENIZER, [""], max_new_tokens=4)) == 1
+
+
+def test_states_are_plain_pytrees():
+    request = module._request(tiny.model(), tiny.TOKENIZER, ["abc"], 8, {})
+    state = module._start(tiny.model(), tiny.params(), request)
+    leaves = jax.tree.leaves(state)
+    assert len(leaves) == len(dataclasses.fields(state)) - 1 + len(jax.tree.leaves(state.cache))

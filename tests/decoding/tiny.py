@@ -1,0 +1,41 @@
+"""A small model of bytes, with weights large enough that its choices are not all alike."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.data.tokenizers import Bytes
+from jaxlm.model.config import AttentionConfig, ModelConfig
+from jaxlm.model.parameters import init_params
+from jaxlm.model.transformer import Transformer
+
+TOKENIZER = Bytes()
+
+
+def model(encoding="rope", **changes):
+    config = ModelConfig(
+        vocab_size=TOKENIZER.vocab_size,
+        num_layers=2,
+        d_model=32,
+        context_length=64,
+        position_encoding=encoding,
+        attention=AttentionConfig(num_heads=4, num_kv_heads=2),
+    )
+    return Transformer(config.replace(**changes))
+
+
+@functools.cache
+def params(encoding="rope"):
+    return jax.tree.map(lambda x: 3 * x, init_params(model(encoding), 0))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _all_logits(one, weights, tokens):
+    return one.apply({"params": weights}, tokens)[0]
+
+
+def next_logits(one, weights, row):
+    """Logits after `row` by a full forward; padded on the right, so that one program serves all."""
+    tokens = jnp.zeros((1, 64), jnp.int32).at[0, : len(row)].set(jnp.asarray(row))
+    return _all_logits(one, weights, tokens)[0, len(row) - 1]
