@@ -1,0 +1,57 @@
+"""Every preset is a valid run whose docstring says how to start it, and the model it claims."""
+
+import importlib
+import math
+import pathlib
+import re
+
+import jax
+import pytest
+
+import configs
+from jaxlm.model.parameters import abstract_params
+from jaxlm.model.transformer import Transformer
+from jaxlm.training.flops import matmul_parameters
+from jaxlm.training.run import RunConfig
+
+NAMES = sorted(p.stem for p in pathlib.Path(configs.__path__[0]).glob("[a-z]*.py"))
+# Parameters of the published checkpoints.
+PUBLISHED = {
+    "llama3_1b": 1_235_814_400,
+    "llama3_8b": 8_030_261_248,
+    "llama3_70b": 70_553_706_496,
+    "moe_8x7b": 46_702_792_704,
+}
+
+
+def run_of(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    return RunConfig.from_dict(config.to_dict())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_a_run_and_says_how_to_start_it(name):
+    run = run_of(name)
+    model = run.model_config(tokenizer_vocab_size=1000)
+    assert model.context_length == run.data.sequence_length
+    if name == "default":
+        return
+    said = importlib.import_module(f"configs.{name}").__doc__
+    for word in ("Command", "Hardware", "Time", "Result"):
+        assert re.search(rf"^{word} +\S", said, re.MULTILINE), word
+    assert f"--config=configs/{name}.py" in said
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_it_has_the_published_size(name):
+    config = run_of(name).model_config(tokenizer_vocab_size=1000)
+    leaves = jax.tree.leaves(abstract_params(Transformer(config)))
+    count = sum(math.prod(x.shape) for x in leaves)
+    assert count == PUBLISHED[name]
+    if name == "moe_8x7b":
+        used = matmul_parameters(config) + config.vocab_size * config.d_model
+        assert used / 1e9 == pytest.approx(12.9, rel=5e-3)
+
+
+def test_presets_are_distinct_models():
+    assert len({str(run_of(n).model) + str(run_of(n).data) for n in NAMES if n != "default"}) >= 6
