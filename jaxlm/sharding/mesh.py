@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxlm.config import at_least, check
 
@@ -69,7 +68,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
     return jax.make_mesh((data, config.fsdp, config.tensor), AXES, types)
 
 
-def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh, batch_size: int) -> NamedSharding:
     """Rows over data and fsdp.
 
     Raises:
@@ -77,13 +76,13 @@ def batch_sharding(mesh: Mesh, batch_size: int) -> NamedSharding:
     """
     shards = math.prod(mesh.shape[a] for a in ("data", "fsdp"))
     if batch_size % shards:
-        raise ValueError(
-            f"batch_size={batch_size}; allowed: a multiple of data × fsdp = {shards}"
-        )
+        raise ValueError(f"batch_size={batch_size}; allowed: a multiple of data × fsdp = {shards}")
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
-def parameter_sharding(mesh: Mesh, name: str, axes: PartitionSpec, shape: Any) -> NamedSharding:
+def parameter_sharding(
+    mesh: Mesh | AbstractMesh, name: str, axes: PartitionSpec, shape: tuple[int, ...]
+) -> NamedSharding:
     """The sharding of one parameter by `RULES`.
 
     Args:

@@ -1,6 +1,7 @@
 """A run of seconds: two sources mixed, dropout, an average of the parameters.
 
---config=tests/launch/tiny_config.py:FOLDER        with FOLDER/{one,two,held_out}.txt
+--config=tests/launch/tiny_config.py:FOLDER            with FOLDER/{one,two,held_out}.txt
+--config=tests/launch/tiny_config.py:FOLDER,experts    the same with a mixture of experts
 """
 
 from ml_collections import ConfigDict
@@ -8,13 +9,16 @@ from ml_collections import ConfigDict
 from configs import default
 
 
-def get_config(folder: str) -> ConfigDict:
+def get_config(text: str) -> ConfigDict:
+    folder, _, kind = text.partition(",")
     config = default.get_config()
     model, data, train = config.model, config.data, config.train
     model.num_layers = 2
     model.d_model = 32
     model.attention.num_heads = 2
     model.dropout = 0.1
+    if kind == "experts":
+        model.moe = {"num_experts": 4, "top_k": 2, "d_ff": 16}
     data.sources = ({"path": f"{folder}/one.txt", "weight": 3.0}, f"{folder}/two.txt")
     data.held_out = (f"{folder}/held_out.txt",)
     data.sequence_length = 32

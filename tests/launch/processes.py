@@ -1,0 +1,74 @@
+"""Entry points as people start them: processes of their own, with signals and limits."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from jaxlm.training.metrics import read_metrics
+
+TINY = "--config=tests/launch/tiny_config.py"
+
+
+class Launcher:
+    """Starts `python -m launch.…`; all processes share a cache of compiled programs."""
+
+    def __init__(self, texts: Path, cache: Path):
+        self.texts = texts
+        self._env = {
+            **os.environ,
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+
+    def command(self, workdir: Path, *flags: str) -> list[str]:
+        """Trains the tiny config."""
+        config = f"{TINY}:{self.texts}"
+        return [sys.executable, "-m", "launch.train", config, f"--workdir={workdir}", *flags]
+
+    def popen(self, command: list[str], **options) -> subprocess.Popen:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, env=self._env, text=True, **{**pipes, **options})
+
+    def run(self, *command: str, **options) -> subprocess.CompletedProcess:
+        with self.popen(list(command), **options) as process:
+            out, err = process.communicate()
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+    def train(self, workdir: Path, *flags: str, **options) -> subprocess.CompletedProcess:
+        return self.run(*self.command(workdir, *flags), **options)
+
+    def stop(
+        self, workdir: Path, number: int, when: Callable[[], bool], *flags: str
+    ) -> subprocess.CompletedProcess:
+        """Trains until `when()` holds, then sends the signal."""
+        command = self.command(workdir, *flags)
+        with self.popen(command) as process:
+            while not when() and process.poll() is None:
+                time.sleep(0.002)
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(number)
+            out, err = process.communicate()
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+    def kill(self, workdir: Path, when: Callable[[], bool], *flags: str) -> None:
+        """kill -9 as soon as `when()` holds."""
+        killed = self.stop(workdir, signal.SIGKILL, when, *flags)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+
+
+def last_step(workdir: Path) -> int:
+    """Of the newest record of metrics.jsonl."""
+    return max((r["step"] for r in read_metrics(workdir)), default=0)
+
+
+def what_a_run_determines(workdir: Path) -> list[dict]:
+    """The records without what depends on the machine."""
+    return [{k: v for k, v in r.items() if k != "speed"} for r in read_metrics(workdir)]

@@ -1,0 +1,106 @@
+"""Training on eight simulated devices, on any mesh, is training on one."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from jaxlm.checkpoints import load_numpy, restore
+from jaxlm.model.parameters import logical_axes
+from jaxlm.sharding.mesh import RULES, MeshConfig, batch_sharding, make_mesh, parameter_sharding
+from tests.sharding.training_process import MESHES, three_steps
+from tests.training.cases import MODELS, make_model
+
+
+@pytest.fixture(scope="module")
+def meshes(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("meshes")
+    command = [sys.executable, "-W", "error", "-m", "tests.sharding.training_process", directory]
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
+    env = {**os.environ, "XLA_FLAGS": flags}
+    run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return directory, json.loads(run.stdout)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    assert jax.device_count() == 1
+    return three_steps(make_mesh(MeshConfig()))
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_losses_and_parameters_are_those_of_one_device(meshes, one_device, name):
+    directory, results = meshes
+    _, state, losses = one_device
+    # Float32 sums in another order; three steps of adamw, which divides by small moments.
+    np.testing.assert_allclose(results[name]["losses"], losses, rtol=1e-5)
+    saved = load_numpy(directory / name)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), saved["params"], state.params
+    )
+
+
+def test_restored_from_a_mesh_on_one_device(meshes, one_device):
+    """A laptop opens what a pod saved."""
+    directory, _ = meshes
+    shapes, state, _ = one_device
+    restored = restore(directory / "all", shapes).state
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), restored, state)
+
+
+# Parameter: (parts on the mesh "fsdp", parts on "all" = fsdp 2 × tensor 2).
+CUTS = {
+    "embedding": (8, 4),
+    "head": (8, 4),
+    "final_norm/scale": (1, 1),
+    "layers/block_0/attention/q/kernel": (8, 4),
+    "layers/block_0/attention/out/kernel": (8, 4),
+    "layers/block_0/feed_forward/up/kernel": (8, 4),
+    "layers/block_0/attention_norm/scale": (1, 1),
+}
+
+
+def test_parameters_moments_and_average_are_cut_alike(meshes):
+    _, results = meshes
+    for name, (fsdp, both) in CUTS.items():
+        for where in ("params", "optimizer/1/mu", "optimizer/1/nu", "ema"):
+            parts = [results[m]["cuts"][f"{where}/{name}"] for m in ("data", "fsdp", "all")]
+            assert parts == [1, fsdp, both], f"{where}/{name}"
+
+
+def test_sizes_that_do_not_fit_the_devices():
+    with pytest.raises(ValueError, match=r"fsdp=2 × tensor=3 = 6; allowed: .* devices, 1$"):
+        make_mesh(MeshConfig(fsdp=2, tensor=3))
+    with pytest.raises(ValueError, match="mesh: fsdp=0; allowed: a number >= 1"):
+        MeshConfig(fsdp=0)
+
+
+def abstract_mesh(data=1, fsdp=1, tensor=1):
+    return jax.sharding.AbstractMesh((data, fsdp, tensor), ("data", "fsdp", "tensor"))
+
+
+def test_rows_that_cannot_be_shared_out():
+    with pytest.raises(ValueError, match="batch_size=6; allowed: a multiple of data × fsdp = 4"):
+        batch_sharding(abstract_mesh(data=2, fsdp=2), 6)
+
+
+def test_a_parameter_that_cannot_be_cut():
+    with pytest.raises(ValueError, match="parameter head: vocab=37 over mesh axis tensor=2; allow"):
+        axes = jax.sharding.PartitionSpec("embed", "vocab")
+        parameter_sharding(abstract_mesh(tensor=2), "head", axes, (16, 37))
+
+
+def test_every_axis_of_every_parameter_has_a_rule():
+    """A new parameter with a new axis name needs a line in the table."""
+    for name in MODELS:
+        axes = jax.tree.leaves(
+            logical_axes(make_model(name)), is_leaf=lambda x: isinstance(x, jax.P)
+        )
+        used = {a for spec in axes for a in spec if a is not None}
+        assert used <= set(RULES)
