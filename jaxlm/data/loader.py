@@ -6,6 +6,7 @@ more processes and one on fewer read the same rows at the same step.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -108,12 +109,13 @@ class Loader:
         return self._steps()[step]
 
     def iterate(self, start: int = 0) -> Iterator[Batch]:
-        """Batches of steps start, start + 1, …, assembled ahead on threads."""
+        """Batches of steps start, start + 1, …, assembled ahead on threads that end with it."""
         options = grain.ReadOptions(
             num_threads=self.config.num_threads, prefetch_buffer_size=2 * self.config.num_threads
         )
         steps = grain.MapDataset.source(self._steps())[start:]
-        return iter(steps.to_iter_dataset(options))
+        with contextlib.closing(iter(steps.to_iter_dataset(options))) as batches:
+            yield from batches
 
     def held_out(self) -> Iterator[Batch]:
         """The held-out text once, in order."""

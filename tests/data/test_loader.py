@@ -1,7 +1,10 @@
 """Step n's batch: the same on every machine, at every start, in any number of processes."""
 
+import gc
 import hashlib
 import itertools
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -54,6 +57,21 @@ def make(corpus):
         return loader
 
     return make
+
+
+def prefetching():
+    return [t.name for t in threading.enumerate() if t.name.startswith("grain-prefetch")]
+
+
+@pytest.fixture(autouse=True)
+def no_threads_are_left():
+    """Dropped iterators take their threads along; a batch that is under way may end."""
+    yield
+    until = time.monotonic() + 10
+    while prefetching() and time.monotonic() < until:
+        gc.collect()
+        time.sleep(0.01)
+    assert not prefetching()
 
 
 def assert_same(one, other):
@@ -205,11 +223,12 @@ def test_no_held_out_text(make):
     assert loader.held_out_bytes == 0
 
 
-def test_an_iterator_can_be_dropped(make):
-    """Its threads end with it: the next one starts anew."""
+def test_threads_end_with_their_iterator(make):
     loader = make(num_threads=2)
-    for _ in range(20):
-        iterator = loader.iterate()
-        next(iterator)
-        del iterator
+    kept = loader.iterate()
+    next(kept)
+    for _ in range(10):
+        next(loader.iterate())
+    assert prefetching()
+    kept.close()
     assert_same(next(loader.iterate(4)), loader.batch_at(4))
