@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -29,14 +30,20 @@ def init_params(model: Transformer, seed: int = 0) -> dict[str, Any]:
     return nn.meta.unbox(jax.jit(lambda key: _boxed(model, key))(jax.random.key(seed)))
 
 
+@functools.cache
+def _abstract_boxed(model: Transformer) -> Any:
+    """Shapes, dtypes and axes; cached, since a trace of the whole model finds them."""
+    return jax.eval_shape(lambda key: _boxed(model, key), jax.random.key(0))
+
+
 def abstract_params(model: Transformer) -> dict[str, Any]:
     """The parameters' shapes and dtypes, without computing any."""
-    return nn.meta.unbox(jax.eval_shape(lambda key: _boxed(model, key), jax.random.key(0)))
+    return nn.meta.unbox(_abstract_boxed(model))
 
 
 def logical_axes(model: Transformer) -> dict[str, Any]:
     """A PartitionSpec of logical axis names for each parameter: ("layers", "embed", "mlp")."""
-    return nn.get_partition_spec(jax.eval_shape(lambda key: _boxed(model, key), jax.random.key(0)))
+    return nn.get_partition_spec(_abstract_boxed(model))
 
 
 def count_params(params: Any) -> int:

@@ -23,8 +23,15 @@ def with_dtype(model, dtype):
     return Transformer(model.config.replace(numerics=numerics))
 
 
-@pytest.mark.parametrize("dtype", ROUNDING)
-@pytest.mark.parametrize("name", ["base", "experts_shared", "gemma_like", "neox_like"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("base", "bfloat16"),
+        ("base", "float16"),
+        ("experts_shared", "bfloat16"),
+        ("gemma_like", "bfloat16"),
+    ],
+)
 def test_low_precision_is_close_to_float32(name, dtype):
     model, params = make(name)
     want = np.asarray(logits(model, params, *packed_rows()), np.float64)
