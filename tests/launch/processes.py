@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -29,21 +30,28 @@ class Launcher:
         }
 
     def command(self, workdir: Path, *flags: str) -> list[str]:
-        """Trains the tiny config."""
-        config = f"{TINY}:{self.texts}"
-        return [sys.executable, "-m", "launch.train", config, f"--workdir={workdir}", *flags]
+        """Trains the tiny config, or that of a --config flag."""
+        given = any(flag.startswith("--config=") for flag in flags)
+        config = [] if given else [f"{TINY}:{self.texts}"]
+        return [sys.executable, "-m", "launch.train", *config, f"--workdir={workdir}", *flags]
 
     def popen(self, command: list[str], **options) -> subprocess.Popen:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(command, env=self._env, text=True, **{**pipes, **options})
 
-    def run(self, *command: str, **options) -> subprocess.CompletedProcess:
-        with self.popen(list(command), **options) as process:
+    def train(
+        self, workdir: Path, *flags: str, largest_file: int | None = None
+    ) -> subprocess.CompletedProcess:
+        """Trains to the end. No file may grow past `largest_file` bytes: as on a full disk, the
+        kernel refuses the write.
+        """
+        command = self.command(workdir, *flags)
+        with self.popen(command) as process:
+            if largest_file is not None:
+                limits = (largest_file, largest_file)
+                resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limits)
             out, err = process.communicate()
         return subprocess.CompletedProcess(command, process.returncode, out, err)
-
-    def train(self, workdir: Path, *flags: str, **options) -> subprocess.CompletedProcess:
-        return self.run(*self.command(workdir, *flags), **options)
 
     def stop(
         self, workdir: Path, number: int, when: Callable[[], bool], *flags: str

@@ -1,7 +1,7 @@
-"""A run of seconds: two sources mixed, dropout, an average of the parameters.
+"""A run of seconds: two sources mixed, dropout, experts, an average of the parameters.
 
 --config=tests/launch/tiny_config.py:FOLDER            with FOLDER/{one,two,held_out}.txt
---config=tests/launch/tiny_config.py:FOLDER,experts    the same with a mixture of experts
+--config=tests/launch/tiny_config.py:FOLDER,compare    two position encodings, one after the other
 """
 
 from ml_collections import ConfigDict
@@ -17,8 +17,7 @@ def get_config(text: str) -> ConfigDict:
     model.d_model = 32
     model.attention.num_heads = 2
     model.dropout = 0.1
-    if kind == "experts":
-        model.moe = {"num_experts": 4, "top_k": 2, "d_ff": 16}
+    model.moe = {"num_experts": 4, "top_k": 2, "d_ff": 16}
     data.sources = ({"path": f"{folder}/one.txt", "weight": 3.0}, f"{folder}/two.txt")
     data.held_out = (f"{folder}/held_out.txt",)
     data.sequence_length = 32
@@ -31,4 +30,14 @@ def get_config(text: str) -> ConfigDict:
     train.optimizer.warmup_steps = 5
     train.optimizer.learning_rate = 1e-2
     config.checkpoint.every = 10
+    if kind == "compare":
+        config.compare = {
+            "position_encodings": ("rope", "alibi", "nope"),
+            "also": {"rope + lm_infinite": ("rope", "lm_infinite(num_sinks=2)")},
+            "length": 64,
+            "bucket": 16,
+            "windows": 2,
+            "text": f"{folder}/held_out.txt",
+            "prompt": "it was",
+        }
     return config

@@ -261,12 +261,16 @@ def test_an_implicit_transfer_in_the_loop_is_an_error(texts, tmp_path, monkeypat
         ({"train__profile": (5, 2)}, "train: profile=(5, 2); allowed: None or (first step, last"),
         ({"train__seed": -1}, "train: seed=-1; allowed: an integer in [0, 2**32)"),
         ({"checkpoint__every": 0}, "checkpoint: every=0; allowed: a number >= 1"),
+        ({"model__num_layers": 0}, "model: num_layers=0; allowed: a number >= 1"),
+        ({"model__position_encoding": "ropee"}, "ropee"),
+        ({"train__optimizer__name": "adam"}, "optimizer: name='adam'; allowed: adamw, adafactor"),
+        ({"model__vocab_size": 100}, "model.vocab_size=100; allowed: at least the tokenizer's 258"),
         ({"train__ema_decay": 1.0}, "train: ema_decay=1.0; allowed: None or in (0, 1)"),
     ],
 )
 def test_bad_settings(texts, changes, message):
     with pytest.raises(ValueError) as caught:
-        tiny_run(texts, **changes)
+        tiny_run(texts, **changes).model_config(tokenizer_vocab_size=258)
     assert message in str(caught.value)
 
 
