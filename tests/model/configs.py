@@ -45,7 +45,8 @@ def small(**changes: Any) -> ModelConfig:
 
 
 KINDS = (*FeedForwardConfig.GATED, *FeedForwardConfig.PLAIN)
-PATTERN = ("global", "sliding", "sliding")
+# Five layers are two rounds of it and one layer more.
+PATTERN = ("sliding", "global")
 EXPERTS = {"num_experts": 5, "top_k": 2, "d_ff": 24}
 
 CONFIGS: dict[str, ModelConfig] = {
@@ -63,7 +64,9 @@ CONFIGS: dict[str, ModelConfig] = {
     "sink_logits": small(attention={"sink_logits": True}),
     "sliding": small(attention={"layer_pattern": ("sliding",), "sliding_window": 3}),
     "pattern": small(num_layers=5, attention={"layer_pattern": PATTERN, "sliding_window": 3}),
-    "long_pattern": small(attention={"layer_pattern": PATTERN, "sliding_window": 3}),
+    "long_pattern": small(
+        attention={"layer_pattern": ("sliding", "global", "global"), "sliding_window": 3}
+    ),
     "reference": small(attention={"implementation": "reference"}),
     "blockwise": small(attention={"implementation": "blockwise"}),
     **{kind: small(feed_forward={"kind": kind}) for kind in KINDS},

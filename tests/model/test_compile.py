@@ -32,7 +32,7 @@ def instructions(text):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_program_does_not_grow_with_depth(variant):
-    few, many = (4, 32) if variant != "pattern" else (4, 31)
+    few, many = (4, 32) if variant != "pattern" else (5, 31)
     texts = [lowered(n, **VARIANTS[variant]).as_text() for n in (few, many)]
     sizes = [instructions(t) for t in texts]
     assert sizes[0] > 300

@@ -11,10 +11,10 @@ import pytest
 from jaxlm.model.layers import stack_layers
 from jaxlm.model.parameters import abstract_params
 from jaxlm.model.transformer import Transformer
-from tests.model.configs import make, packed_rows, small
+from tests.model.configs import PATTERN, make, packed_rows, small
 
 RATE = 0.25
-EPSILON = 1e12
+EPSILON = 1e16
 
 
 def with_layout(config, scan):
@@ -54,9 +54,9 @@ def bits_model(scan):
     """
     config = small(
         dropout=RATE,
-        num_layers=3,
+        num_layers=5,
         attention={
-            "layer_pattern": ("global", "sliding"),
+            "layer_pattern": PATTERN,
             "sliding_window": 3,
             "out_bias": True,
         },
@@ -84,9 +84,9 @@ def test_every_place_has_a_mask_of_its_own(scan):
     x = jax.jit(lambda p: model.apply({"params": p}, *rows, method="hidden", rngs=rngs)[0])(params)
     # What is kept is divided by 1 - p, so that the mean stays as it was.
     sums = np.asarray(x, np.float64) * EPSILON**0.5 * (1 - RATE)
-    # Rounding, and the mean square (at most 127²) that the norm adds to epsilon.
+    # Rounding, and the mean square (at most 2047²) that the norm adds to epsilon.
     np.testing.assert_allclose(sums, sums.round(), rtol=1e-6, atol=1e-6)
-    masks = [(sums.round().astype(int) >> k) & 1 for k in range(7)]
+    masks = [(sums.round().astype(int) >> k) & 1 for k in range(11)]
     for i, mask in enumerate(masks):
         # Of this many coins: five standard deviations.
         assert abs(mask.mean() - (1 - RATE)) < 5 * np.sqrt(RATE * (1 - RATE) / mask.size)
