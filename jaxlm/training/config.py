@@ -8,7 +8,6 @@ from typing import Any
 
 from jaxlm.config import at_least, build, check, one_of
 
-
 OPTIMIZERS = ("adamw", "adafactor", "lion", "muon", "sgd")
 SCHEDULES = ("cosine", "linear", "wsd", "rsqrt", "constant")
 

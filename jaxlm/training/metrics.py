@@ -41,7 +41,7 @@ class MetricsWriter:
         temporary = path.with_suffix(".tmp")
         temporary.write_text(text)
         temporary.replace(path)
-        self._file = path.open("a")
+        self._file = path.open("ab", buffering=0)  # a record that fails leaves nothing behind
         self._board = _Board(Path(workdir) / TENSORBOARD, resume_step)
 
     def write(self, step: int, values: Mapping[str, float], speed: Mapping[str, float]) -> None:
@@ -55,8 +55,7 @@ class MetricsWriter:
             return
         if speed:
             record["speed"] = dict(speed)
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        self._file.write((json.dumps(record) + "\n").encode())
         scalars = {f"train/{k}": v for k, v in values.items()}
         self._board.write(step, scalars | {f"speed/{k}": v for k, v in speed.items()})
 

@@ -141,7 +141,7 @@ def test_no_room_for_metrics(launcher, copy):
     shutil.rmtree(copy / "checkpoints")
     full = launcher.train(copy, largest_file=1500)
     assert full.returncode == 1
-    assert full.stderr.splitlines()[-1].startswith("error: [Errno 27] File too large")
+    assert "error: [Errno 27] File too large" in full.stderr.splitlines()
     assert "Traceback" not in full.stderr
 
 
@@ -197,10 +197,7 @@ def test_a_binary_file_is_named(launcher, tmp_path):
     ("flag", "message"),
     [
         ("--config.trian.steps=8", "config has no field 'trian' (did you mean train?); allowed: "),
-        (
-            "--config.train.optimizer.b3=1",
-            "config.train.optimizer has no field 'b3' (did you mean ",
-        ),
+        ("--config.train.optimizer.beta1=1", "config.train.optimizer has no field 'beta1'"),
         ("-config.nothing=1", "config has no field 'nothing'; allowed: "),
         ("--config.train.steps=8", None),
     ],

@@ -37,11 +37,14 @@ def full_loss(model, params, batch, z_weight, microbatches=1, key=None):
     nll = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
     loss = (nll * w).sum() / w.sum()
     experts = 0.0
-    for i in range(microbatches if model.config.moe else 0):
-        part = {k: v[i::microbatches] for k, v in batch.items()}
-        inputs = (part["tokens"], part["positions"], part["segment_ids"])
-        _, sown = model.apply({"params": params}, *inputs, mutable=["losses"])
-        experts += sum(x.sum() for x in jax.tree.leaves(sown)) / microbatches
+    if model.config.moe:
+        parts = [jnp.stack([x[i::microbatches] for i in range(microbatches)]) for x in inputs]
+
+        def router_losses(part):
+            _, sown = model.apply({"params": params}, *part, mutable=["losses"])
+            return sum(x.sum() for x in jax.tree.leaves(sown))
+
+        experts = jax.lax.map(router_losses, parts).mean()
     total = loss + z_weight * (lse**2 * w).sum() / w.sum() + experts
     right = jnp.where(logits.argmax(-1) == batch["targets"], w, 0.0).sum() / w.sum()
     return total, {"loss": loss, "accuracy": right, "z": (lse**2 * w).sum() / w.sum()}
@@ -56,9 +59,7 @@ def assert_close(actual, expected, bound):
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "microbatches"), [("plain", 1), ("experts", 1), *((name, 4) for name in MODELS)]
-)
+@pytest.mark.parametrize(("name", "microbatches"), [("plain", 1), *((name, 4) for name in MODELS)])
 def test_loss_and_gradients_are_those_of_full_logits(name, microbatches):
     model, batch = make_model(name), make_batch()
     config = TrainConfig(loss_chunk=4, z_weight=0.01, microbatches=microbatches)
