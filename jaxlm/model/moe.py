@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.model.config import ModelConfig
-from jaxlm.model.feed_forward import ACTIVATIONS, FeedForward
+from jaxlm.model.feed_forward import FeedForward, activate
 from jaxlm.model.projection import Projection
 
 
@@ -78,11 +78,9 @@ class MixtureOfExperts(nn.Module):
             return y
 
         xs = x[order // m.top_k]
-        h = project(xs, "up", c.d_ff, ("embed", "mlp"))
-        if f.gated:
-            h = ACTIVATIONS[f.kind](project(xs, "gate", c.d_ff, ("embed", "mlp"))) * h
-        else:
-            h = ACTIVATIONS[f.kind](h)
+        up = project(xs, "up", c.d_ff, ("embed", "mlp"))
+        gate = project(xs, "gate", c.d_ff, ("embed", "mlp")) if f.gated else None
+        h = activate(f.kind, up, gate)
         y = project(h, "down", c.d_model, ("mlp", "embed"), (2 * c.num_layers) ** -0.5)
         back = jnp.argsort(order).reshape(experts.shape)
         return jnp.einsum("tk,tkd->td", weights.astype(y.dtype), y[back])

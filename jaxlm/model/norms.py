@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -27,15 +29,29 @@ class Norm(nn.Module):
         scale = self.param(
             "scale", nn.with_logical_partitioning(start, axes), width, self.param_dtype
         ).astype(jnp.float32)
-        if c.scale_plus_one:
-            scale = 1 + scale
-        y = x.astype(jnp.float32)
-        if c.kind == "layernorm":
-            y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + c.epsilon)
-        y = y * jnp.expand_dims(scale, tuple(range(y.ndim - 1)))
+        bias = None
         if c.bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, axes)
             bias = self.param("bias", zeros, width, self.param_dtype).astype(jnp.float32)
-            y = y + jnp.expand_dims(bias, tuple(range(y.ndim - 1)))
-        return y.astype(x.dtype)
+        return normalize(c, x, scale, bias)
+
+
+# The backward pass keeps x alone and works the rest out anew: that costs less than memory's way.
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=0)
+def normalize(
+    config: NormConfig,
+    x: Float[Array, "*B D"],
+    scale: Float[Array, "D"],
+    bias: Float[Array, "D"] | None,
+) -> Float[Array, "*B D"]:
+    """The function itself; `scale` is the parameter as it is stored."""
+
+    def row(vector: Array) -> Array:
+        return jnp.expand_dims(vector, tuple(range(x.ndim - 1)))
+
+    y = x.astype(jnp.float32)
+    if config.kind == "layernorm":
+        y = y - y.mean(-1, keepdims=True)
+    y = y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + config.epsilon)
+    y = y * row(1 + scale if config.scale_plus_one else scale)
+    return (y if bias is None else y + row(bias)).astype(x.dtype)
