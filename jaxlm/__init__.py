@@ -1,8 +1,8 @@
 """Language models in JAX with swappable position encodings.
 
-    model, params, tokenizer = jaxlm.load("runs/quickstart")
-    longer = model.with_position_encoding("lm_infinite", window=256, num_sinks=4)
-    print(jaxlm.generate(longer, params, tokenizer, ["Emma was"], max_new_tokens=64))
+model, params, tokenizer = jaxlm.load("runs/quickstart")
+longer = model.with_position_encoding("lm_infinite", window=256, num_sinks=4)
+print(jaxlm.generate(longer, params, tokenizer, ["Emma was"], max_new_tokens=64))
 """
 
 from jaxlm import positions

@@ -77,9 +77,7 @@ def _token_losses(
     B, T = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
     variables = {"params": params}
-    hidden, _ = model.apply(
-        variables, tokens, positions, jnp.ones_like(tokens), method="hidden"
-    )
+    hidden, _ = model.apply(variables, tokens, positions, jnp.ones_like(tokens), method="hidden")
 
     def cut(x):
         x = jnp.pad(x, ((0, 0), (0, -T % chunk)) + ((0, 0),) * (x.ndim - 2))

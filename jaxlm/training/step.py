@@ -57,6 +57,71 @@ def loss_sums(
     return total, (sums, experts)
 
 
+def _mean_gradients(model: Transformer, config: TrainConfig) -> Callable[..., Any]:
+    """(params, batch, key) → gradients, (loss sums, experts' losses), sum of the targets' weights.
+
+    The gradients are those of the mean over all weighted targets of the batch.
+    """
+    spec = loss_spec(model.config, config)
+
+    def of_part(params, part, weight, key):
+        """One microbatch: sums over its targets / all targets."""
+
+        def scalar(p):
+            rngs = {"dropout": key} if model.config.dropout else None
+            total, (sums, experts) = loss_sums(model, spec, p, part, rngs)
+            return total / weight + experts / config.microbatches, (sums, experts)
+
+        (_, aux), grads = jax.value_and_grad(scalar, has_aux=True)(params)
+        return grads, aux
+
+    def of_batch(params, batch, key):
+        """All microbatches, one at a time."""
+        m = config.microbatches
+        weight = jnp.maximum(batch["loss_weights"].sum(), 1.0)
+        if m == 1:
+            return *of_part(params, batch, weight, key), weight
+        # Every m-th row: rows lie in blocks over the devices, so each part keeps all of them busy.
+        parts = jax.tree.map(
+            lambda x: x.reshape(x.shape[0] // m, m, *x.shape[1:]).swapaxes(0, 1), dict(batch)
+        )
+
+        def body(carry, x):
+            part, i = x
+            new = of_part(params, part, weight, jax.random.fold_in(key, i))
+            return jax.tree.map(jnp.add, carry, new), None
+
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(of_part, params, first, weight, key)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        (grads, (sums, experts)), _ = jax.lax.scan(body, zeros, (parts, jnp.arange(m)))
+        return grads, (sums, experts / m), weight
+
+    return of_batch
+
+
+def _advance(
+    config: TrainConfig, state: TrainState, fine: Array, params: Any, optimizer: Any
+) -> TrainState:
+    """The next state; where the step is not fine, the old one with other counters."""
+    ema = state.ema
+    if config.ema_decay is not None:
+        d = config.ema_decay
+        ema = jax.tree.map(lambda e, p: (e * d + p * (1 - d)).astype(e.dtype), ema, params)
+
+    def keep(new, old):
+        return jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, old)
+
+    bad, in_a_row = jnp.where(fine, 0, 1), jnp.where(fine, 0, state.bad_steps[1] + 1)
+    return TrainState(
+        step=state.step + 1,
+        params=keep(params, state.params),
+        optimizer=keep(optimizer, state.optimizer),
+        ema=keep(ema, state.ema),
+        bad_steps=jnp.stack([state.bad_steps[0] + bad, in_a_row]),
+    )
+
+
 def make_train_step(
     model: Transformer, optimizer: optax.GradientTransformation, config: TrainConfig
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -65,72 +130,19 @@ def make_train_step(
     The loss is the mean over all weighted targets of the batch, whatever the number of
     microbatches. A step whose loss or gradient is not finite changes nothing but the counters.
     """
-    spec = loss_spec(model.config, config)
+    gradients = _mean_gradients(model, config)
     schedule = learning_rate(config.optimizer, config.steps)
-
-    def gradients(params, batch, key):
-        """Loss sums and gradients of one microbatch, as sums over targets / all targets."""
-        weight = batch.pop("weight")
-
-        def scalar(p):
-            rngs = {"dropout": key} if model.config.dropout else None
-            total, (sums, experts) = loss_sums(model, spec, p, batch, rngs)
-            return total / weight + experts / config.microbatches, (sums, experts)
-
-        (_, aux), grads = jax.value_and_grad(scalar, has_aux=True)(params)
-        return grads, aux
-
-    def accumulated(params, batch, key):
-        """The same over all microbatches, one at a time."""
-        m = config.microbatches
-        weight = jnp.maximum(batch["loss_weights"].sum(), 1.0)
-        if m == 1:
-            return *gradients(params, dict(batch, weight=weight), key), weight
-        # Every m-th row: rows lie in blocks over the devices, so each part keeps all of them busy.
-        parts = jax.tree.map(
-            lambda x: x.reshape(x.shape[0] // m, m, *x.shape[1:]).swapaxes(0, 1), dict(batch)
-        )
-
-        def body(carry, x):
-            part, i = x
-            new = gradients(params, dict(part, weight=weight), jax.random.fold_in(key, i))
-            return jax.tree.map(jnp.add, carry, new), None
-
-        shapes = jax.eval_shape(
-            gradients, params, dict(jax.tree.map(lambda x: x[0], parts), weight=weight), key
-        )
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        (grads, (sums, experts)), _ = jax.lax.scan(body, zeros, (parts, jnp.arange(m)))
-        return grads, (sums, experts / m), weight
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        grads, (sums, experts), weight = accumulated(state.params, batch, key)
-        norm = optax.tree.norm(grads)
-        loss = sums.nll / weight
-        fine = jnp.isfinite(loss) & jnp.isfinite(norm)
+        grads, (sums, experts), weight = gradients(state.params, batch, key)
+        norm, loss = optax.tree.norm(grads), sums.nll / weight
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = state.ema
-        if config.ema_decay is not None:
-            d = config.ema_decay
-            ema = jax.tree.map(lambda e, p: (e * d + p * (1 - d)).astype(e.dtype), ema, params)
-
-        def keep(new, old):
-            return jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, old)
-
         # Skipped steps leave the optimizer's own count of steps behind.
         rate = schedule(state.step - state.bad_steps[0])
-        bad = jnp.where(fine, 0, 1)
-        state = TrainState(
-            step=state.step + 1,
-            params=keep(params, state.params),
-            optimizer=keep(optimizer_state, state.optimizer),
-            ema=keep(ema, state.ema),
-            bad_steps=jnp.stack(
-                [state.bad_steps[0] + bad, jnp.where(fine, 0, state.bad_steps[1] + 1)]
-            ),
-        )
+        fine = jnp.isfinite(loss) & jnp.isfinite(norm)
+        state = _advance(config, state, fine, params, optimizer_state)
         metrics = {
             "loss": loss,
             "z": sums.z / weight,

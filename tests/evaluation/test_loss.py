@@ -14,8 +14,10 @@ def log_probs(model, params, tokens, **where):
     where = {name: jnp.asarray(value) for name, value in where.items()}
     logits, _ = model.apply({"params": params}, jnp.asarray(tokens), **where)
     x = np.asarray(logits, np.float64)
-    return x - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True)) - x.max(
-        -1, keepdims=True
+    return (
+        x
+        - np.log(np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True))
+        - x.max(-1, keepdims=True)
     )
 
 
