@@ -47,9 +47,9 @@ class DenseCache:
         # Distinct buffers: a donated argument must not hold one buffer twice.
         return cls(zeros, zeros.copy(), slots, slots.copy(), jnp.zeros((), jnp.int32))
 
-    def view(self) -> tuple[Float[Array, "L B S K H"], Float[Array, "L B S K H"]]:
-        """Keys and values of all layers, [layers, batch, capacity, kv_heads, head_dim]."""
-        return self.keys.swapaxes(2, 3), self.values.swapaxes(2, 3)
+    def view(self) -> tuple[Float[Array, "L B K S H"], Float[Array, "L B K S H"]]:
+        """Keys and values of all layers as they lie: to turn them here would copy the whole cache."""
+        return self.keys, self.values
 
     def commit(
         self,

@@ -72,7 +72,8 @@ class Attention(nn.Module):
         head_parameters: Any,
         cached: tuple[Array, Array, Tokens] | None,
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
-        """Attends to these tokens and, before them, to `cached` = (k, v, their Tokens).
+        """Attends to these tokens and, before them, to `cached` = (k, v, their Tokens), k and v
+        [batch, kv_heads, capacity, head_dim] as the cache keeps them.
 
         Returns:
             The output, and the new tokens' keys and values [batch, length, kv_heads, head_dim] as a
@@ -150,6 +151,7 @@ class Attention(nn.Module):
     def _cached_inputs(self, inputs, cached):
         """The same queries against the cache's keys and values."""
         k, v, where = cached
+        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # XLA folds this into the products
         encoding = self.config.encoding
         return dataclasses.replace(
             inputs,
