@@ -21,7 +21,8 @@ FARTHEST = 2**30  # beyond any position, and a difference of two still fits int3
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """The largest tile: its size in cache is rows·keys float32.
+    """The largest tile. Its scores, rows·keys float32, stay in a core's L2 cache, and it is large
+    enough that XLA's CPU matrix product takes all cores: below about 512 × 256 it takes one.
 
     Attributes:
         queries: tokens of a query block.
@@ -29,12 +30,13 @@ class Blocks:
         rows: query tokens of all heads of a tile together.
     """
 
-    queries: int = 256
+    queries: int = 512
     keys: int = 256
-    rows: int = 2048
+    rows: int = 512
 
 
 DEFAULT_BLOCKS = Blocks()
+SHORTEST = 128  # query block, however many heads share a kv head
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +50,12 @@ class Tiling:
 
 
 def choose_tiling(x: AttentionInputs, blocks: Blocks) -> Tiling:
-    """As many heads a tile as its rows allow, so that a tile's matrix products fill all cores."""
+    """Shorter query blocks where many query heads share a kv head, then as many heads as fit."""
     T, S, K = x.q.shape[1], x.k.shape[1], x.k.shape[2]
-    block_q = min(blocks.queries, -(-T // 8) * 8)
+    heads = x.q.shape[2] // K
+    block_q = min(blocks.queries, max(blocks.rows // heads, SHORTEST), -(-T // 8) * 8)
     block_k = min(blocks.keys, -(-S // 8) * 8)
-    rows = x.q.shape[2] // K * block_q
+    rows = heads * block_q
     fits = [p for p in range(1, K + 1) if K % p == 0 and p * rows <= blocks.rows]
     group = max(fits, default=1)
     return Tiling(block_q, block_k, group, K // group)
