@@ -46,7 +46,8 @@ def _chunk_terms(spec: LossSpec, h, matrix, bias, targets):
 
 
 def _sums(logits, lse, picked, targets, weights) -> LossSums:
-    right = (jnp.argmax(logits, -1) == targets).astype(jnp.float32)
+    # The largest logit is at hand from the log-sum-exp; argmax would read them all once more.
+    right = (picked >= logits.max(-1)).astype(jnp.float32)
     return LossSums(
         (weights * (lse - picked)).sum(), (weights * lse**2).sum(), (weights * right).sum()
     )
