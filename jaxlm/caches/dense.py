@@ -48,7 +48,7 @@ class DenseCache:
         return cls(zeros, zeros.copy(), slots, slots.copy(), jnp.zeros((), jnp.int32))
 
     def view(self) -> tuple[Float[Array, "L B K S H"], Float[Array, "L B K S H"]]:
-        """Keys and values of all layers as they lie: to turn them here would copy the whole cache."""
+        """Keys and values of all layers as they lie: turned here, the whole cache is copied."""
         return self.keys, self.values
 
     def commit(
