@@ -8,17 +8,15 @@ Time      weeks; not run by us yet
 Result    none yet: this file is a shape and sensible settings
 """
 
-import dataclasses
-
 from ml_collections import ConfigDict
 
 from configs import llama3_8b
-from jaxlm.model.config import MoEConfig
 
 
 def get_config() -> ConfigDict:
     config = llama3_8b.get_config()
     config.model.vocab_size = 32_000
     config.model.position_encoding = "rope(base=1000000.0)"
-    config.model.moe = ConfigDict(dataclasses.asdict(MoEConfig(num_experts=8, top_k=2)))
+    config.model.moe.num_experts = 8
+    config.model.moe.top_k = 2
     return config

@@ -28,13 +28,9 @@ def get_config() -> ConfigDict:
     train.optimizer.learning_rate = 3e-3
     train.optimizer.warmup_steps = 50
     config.checkpoint.every = 100
-    config.compare = {
-        "position_encodings": ("rope", "alibi", "nope"),
-        "also": {"rope + lm_infinite": ("rope", "lm_infinite(num_sinks=4)")},
-        "length": 2048,
-        "bucket": 64,
-        "windows": 8,
-        "text": "builtin:austen_valid",
-        "prompt": "Emma was",
-    }
+    config.compare.position_encodings = ("rope", "alibi", "nope")
+    config.compare.also = ("rope + lm_infinite(num_sinks=4)",)
+    config.compare.length = 2048
+    config.compare.text = "builtin:austen_valid"
+    config.compare.prompt = "Emma was"
     return config

@@ -61,14 +61,31 @@ def check_types(cls: type, values: Mapping[str, Any], owner: str) -> None:
 def build(cls: type, values: Mapping[str, Any], owner: str) -> Any:
     """A dataclass from a mapping; nested mappings become those in `cls.PARTS`.
 
+    A part that may be None is None while its first field is: so a config can show all fields of
+    such a part, and the command line can switch it on by setting that one.
+
     Raises:
-        ValueError: an unknown field, with the nearest known name.
+        ValueError: an unknown field, with the nearest known name; fields of a part that is off.
     """
-    made = {}
+    hints, made = typing.get_type_hints(cls), {}
     for name, value in values.items():
         part = getattr(cls, "PARTS", {}).get(name)
         if part is not None and isinstance(value, Mapping):
-            value = build(part, value, f"{owner}.{name}")  # noqa: PLW2901
+            below, optional = f"{owner}.{name}", fits(None, hints[name])
+            value = None if optional and _off(part, value, below) else build(part, value, below)  # noqa: PLW2901
         made[name] = tuple(value) if isinstance(value, list) else value
     check_types(cls, made, owner)
     return cls(**made)
+
+
+def _off(part: type, values: Mapping[str, Any], owner: str) -> bool:
+    """Whether an optional part's first field is None; its other fields must then be untouched."""
+    first, *others = dataclasses.fields(part)
+    unknown = values.keys() - {f.name for f in dataclasses.fields(part)}
+    if values.get(first.name) is not None or unknown:
+        return False
+    for field in others:
+        value = values.get(field.name, field.default)
+        if value != field.default:
+            raise ValueError(f"{owner}: {field.name}={value!r}; allowed: set {first.name} as well")
+    return True

@@ -34,6 +34,8 @@ def run_folder(path: str | Path) -> Path:
 def load(path: str | Path, step: int | None = None) -> tuple[Transformer, Any, Tokenizer]:
     """The model, its parameters and its tokenizer from a training workdir.
 
+    A run that kept an average of its parameters (`train.ema_decay`) gives that average.
+
     Args:
         path: the workdir of a run, or of a comparison (its first run is loaded).
         step: None: the newest good checkpoint.
@@ -45,6 +47,6 @@ def load(path: str | Path, step: int | None = None) -> tuple[Transformer, Any, T
         FileNotFoundError: not a workdir, or no good checkpoint in it.
     """
     folder = run_folder(path)
-    restored = restore(folder / CHECKPOINTS, step=step, prefix="params")
+    restored = restore(folder / CHECKPOINTS, step=step, prefix=("ema", "params"))
     model = Transformer(ModelConfig.from_dict(restored.metadata["model"]))
     return model, restored.state, load_tokenizer(str(restored.folder / "tokenizer"))

@@ -57,10 +57,11 @@ def check_encodings(compare: CompareConfig, runs: Mapping[str, RunConfig]) -> No
     """Raises ValueError for an encoding that won't work, before the first run is trained."""
     for run in runs.values():
         run.check_model()
-    for label, (trained, encoding) in compare.also.items():
+    for label in compare.also:
+        trained, encoding = label.split(" + ", 1)
         if trained not in runs:
             raise ValueError(
-                f"compare.also[{label!r}]: {trained!r} is not trained; allowed: {', '.join(runs)}"
+                f"compare.also: {label!r}: {trained!r} is not trained; allowed: {', '.join(runs)}"
             )
         Transformer(runs[trained].model_config(1)).with_position_encoding(encoding)
 
@@ -68,7 +69,8 @@ def check_encodings(compare: CompareConfig, runs: Mapping[str, RunConfig]) -> No
 def measure(compare: CompareConfig, sessions: Mapping[str, Session]) -> dict[str, LossByPosition]:
     """Loss by position of every trained model, and of those put under another encoding."""
     cases: dict[str, tuple[str, Any]] = {n: (n, s.model) for n, s in sessions.items()}
-    for label, (trained, encoding) in compare.also.items():
+    for label in compare.also:
+        trained, encoding = label.split(" + ", 1)
         cases[label] = (trained, sessions[trained].model.with_position_encoding(encoding))
     curves = {}
     for label, (trained, model) in cases.items():
@@ -76,7 +78,7 @@ def measure(compare: CompareConfig, sessions: Mapping[str, Session]) -> dict[str
         windows = long_windows(compare.text, session.tokenizer, compare.length, compare.windows)
         logging.info("loss by position: %s", label)
         curves[label] = evaluate_loss_by_position(
-            model, session.result.state.params, windows, compare.bucket
+            model, session.result.state.averaged_params, windows, compare.bucket
         )
     return curves
 
@@ -96,7 +98,7 @@ def sample(compare: CompareConfig, session: Session) -> None:
     """A few lines of the first model's prose."""
     (text,) = jaxlm.generate(
         session.model,
-        session.result.state.params,
+        session.result.state.averaged_params,
         session.tokenizer,
         [compare.prompt],
         max_new_tokens=80,

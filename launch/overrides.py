@@ -10,22 +10,44 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
+OVERRIDE = ("--config.", "-config.")
+
 
 def parse(argv: Sequence[str]) -> list[str]:
-    """A `flags_parser` for `app.run`: a field that the config lacks is an error of one line.
+    """A `flags_parser` for `app.run`: a field that the config lacks is an error of one line, and
+    any field can be set to None.
 
-    Without it, ml_collections answers with a traceback of its own.
+    Without it, ml_collections answers with a traceback of its own, and reads no None.
     """
+    cleared = [a for a in argv if a.startswith(OVERRIDE) and a.endswith("=None")]
     try:
-        return app.parse_flags_with_usage(list(argv))
+        rest = app.parse_flags_with_usage([a for a in argv if a not in cleared])
+        for override in cleared:
+            clear(flags.FLAGS["config"].value, override)
+        return rest
     except (AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as error:
         print(f"error: {unknown_field(argv) or error}", file=sys.stderr)
         raise SystemExit(1) from error
 
 
+def clear(config: ConfigDict, override: str) -> None:
+    """Sets the field of "--config.train.optimizer.clip_norm=None".
+
+    Raises:
+        AttributeError: no such field.
+    """
+    *path, name = _path(override)
+    for part in path:
+        config = config[part]
+    if name not in config:
+        raise AttributeError(override)
+    with config.ignore_type():
+        config[name] = None
+
+
 def unknown_field(argv: Sequence[str]) -> str | None:
     """What is wrong with the first override that names no field; None if all do."""
-    overrides = [a for a in argv[1:] if a.startswith(("--config.", "-config."))]
+    overrides = [a for a in argv[1:] if a.startswith(OVERRIDE)]
     files = [a for a in argv[1:] if a.startswith(("--config=", "-config="))]
     if not overrides or not files:
         return None
@@ -33,7 +55,7 @@ def unknown_field(argv: Sequence[str]) -> str | None:
     config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=files)
     values([argv[0], *files])
     for override in overrides:
-        path = override.lstrip("-").partition("=")[0].split(".")[1:]
+        path = _path(override)
         node: Any = config.value
         for i, name in enumerate(path):
             if not isinstance(node, ConfigDict):
@@ -48,3 +70,8 @@ def unknown_field(argv: Sequence[str]) -> str | None:
                 )
             node = node[name]
     return None
+
+
+def _path(override: str) -> list[str]:
+    """["train", "steps"] of "--config.train.steps=8"."""
+    return override.lstrip("-").partition("=")[0].split(".")[1:]

@@ -52,7 +52,7 @@ def restore(
     abstract_state: Any = None,
     *,
     step: int | None = None,
-    prefix: str = "",
+    prefix: str | tuple[str, ...] = "",
 ) -> Restored:
     """Restore a step after checking every SHA-256 of what it loads.
 
@@ -62,7 +62,8 @@ def restore(
             `sharding` is where it goes, whatever mesh it was saved on. None: nested dicts of NumPy
             arrays (key data for typed PRNG keys, Python lists and dataclasses by their names).
         step: this one or an error. None: the newest good one; refused ones are logged as warnings.
-        prefix: only the part of the state below this path ("params"), read without the rest.
+        prefix: only the part of the state below this path ("params"), read without the rest; of
+            several, the first that the checkpoint has.
 
     Raises:
         NoCheckpointError: no step, or no good one.
@@ -113,10 +114,19 @@ def _candidates(directory: Path, step: int | None) -> list[tuple[int, Path]]:
     )
 
 
-def _load(folder: Path, manifest: Manifest, abstract_state: Any, prefix: str) -> Any:
+def _load(
+    folder: Path, manifest: Manifest, abstract_state: Any, prefix: str | tuple[str, ...]
+) -> Any:
     """Arrays below the prefix, in the structure asked for."""
-    start = prefix + "/" if prefix else ""
-    specs = {n.removeprefix(start): s for n, s in manifest.leaves.items() if n.startswith(start)}
+    specs: dict[str, LeafSpec] = {}
+    start = ""
+    for one in (prefix,) if isinstance(prefix, str) else prefix:
+        start = one + "/" if one else ""
+        specs = {
+            n.removeprefix(start): s for n, s in manifest.leaves.items() if n.startswith(start)
+        }
+        if specs:
+            break
     if not specs and prefix:
         raise StateMismatchError(f"prefix={prefix!r}; no leaf of the checkpoint lies below it")
     wanted = None if abstract_state is None else named_leaves(abstract_state)

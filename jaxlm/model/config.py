@@ -136,7 +136,7 @@ class MoEConfig:
         router_z_weight: of mean logsumexp(router logits)² (ST-MoE, Zoph et al. 2022).
     """
 
-    num_experts: int = 8
+    num_experts: int
     top_k: int = 2
     d_ff: int | None = None
     num_shared_experts: int = 0

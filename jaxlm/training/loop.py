@@ -216,7 +216,7 @@ class _Loop:
     def evaluate(self, state: TrainState) -> HeldOut:
         """Loss on the held-out text, also into the metrics."""
         result = evaluate(
-            self.model, state.params, self.loader.held_out(), self.loader.held_out_bytes
+            self.model, state.averaged_params, self.loader.held_out(), self.loader.held_out_bytes
         )
         values = {"held_out_loss": result.loss, "held_out_accuracy": result.accuracy}
         if result.bits_per_byte is not None:

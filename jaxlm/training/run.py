@@ -47,7 +47,8 @@ class CompareConfig:
     Attributes:
         position_encodings: one run each, in a folder each; all else is bit-identical. The first is
             the one that `jaxlm.load(workdir)` opens.
-        also: encodings put on a trained run without training, as {label: (trained, encoding)}.
+        also: encodings put on a trained run without training, as "TRAINED + ENCODING":
+            "rope + lm_infinite(num_sinks=4)".
         length: of the contexts that loss by position is measured on.
         bucket: positions averaged into one point.
         windows: texts of that length.
@@ -55,8 +56,8 @@ class CompareConfig:
         prompt: of the sample.
     """
 
-    position_encodings: tuple[str, ...] = ("rope",)
-    also: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    position_encodings: tuple[str, ...]
+    also: tuple[str, ...] = ()
     length: int = 2048
     bucket: int = 64
     windows: int = 8
@@ -71,6 +72,7 @@ class CompareConfig:
                 len(self.position_encodings) >= 1,
                 "at least one",
             ),
+            also=(self.also, all(" + " in a for a in self.also), '"TRAINED + ENCODING" each'),
             length=at_least(self.length, 1),
             bucket=at_least(self.bucket, 1),
             windows=at_least(self.windows, 1),

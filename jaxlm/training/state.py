@@ -38,6 +38,11 @@ class TrainState:
     ema: Any
     bad_steps: Any
 
+    @property
+    def averaged_params(self) -> Any:
+        """What a run is for: the average of the parameters if it is kept, else the last ones."""
+        return self.params if self.ema is None else self.ema
+
 
 def init_state(
     model: Transformer, optimizer: optax.GradientTransformation, config: TrainConfig

@@ -49,7 +49,7 @@ def loss_sums(
         spec,
         hidden,
         matrix.astype(c.dtype),
-        params["head_bias"].astype(c.dtype) if c.embedding.head_bias else None,
+        params["head_bias"] if c.embedding.head_bias else None,
         batch["targets"],
         batch["loss_weights"],
     )

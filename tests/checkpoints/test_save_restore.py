@@ -113,6 +113,7 @@ def test_a_part_is_read_without_the_rest(tmp_path):
     assert set(restore(tmp_path, prefix="params").state) == set(params)
     with pytest.raises(NoCheckpointError, match="quantized: SHA-256 differs"):
         restore(tmp_path)
+    assert set(restore(tmp_path, prefix=("nothing", "params")).state) == set(params)
     with pytest.raises(StateMismatchError, match="prefix='nothing'"):
         restore(tmp_path, prefix="nothing")
 

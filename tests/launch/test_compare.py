@@ -31,7 +31,12 @@ def test_comparison(launcher, tmp_path):
     assert finished.returncode == 0, finished.stderr
     results = json.loads((tmp_path / "results.json").read_text())
     assert list(results["held_out"]) == ["rope", "alibi", "nope"]
-    assert list(results["loss_by_position"]) == ["rope", "alibi", "nope", "rope + lm_infinite"]
+    assert list(results["loss_by_position"]) == [
+        "rope",
+        "alibi",
+        "nope",
+        "rope + lm_infinite(num_sinks=2)",
+    ]
     assert (tmp_path / "loss_by_position.png").stat().st_size > 10_000
     for name in results["held_out"]:
         records = what_a_run_determines(tmp_path / name)

@@ -7,12 +7,17 @@ import re
 
 import jax
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 import configs
+from jaxlm.data.config import SourceConfig
+from jaxlm.model.config import MoEConfig
 from jaxlm.model.parameters import abstract_params
 from jaxlm.model.transformer import Transformer
 from jaxlm.training.flops import matmul_parameters
-from jaxlm.training.run import RunConfig
+from jaxlm.training.run import CompareConfig, RunConfig
+from launch.overrides import clear
 
 NAMES = sorted(p.stem for p in pathlib.Path(configs.__path__[0]).glob("[a-z]*.py"))
 # Parameters of the published checkpoints.
@@ -51,6 +56,47 @@ def test_it_has_the_published_size(name):
     if name == "moe_8x7b":
         used = matmul_parameters(config) + config.vocab_size * config.d_model
         assert used / 1e9 == pytest.approx(12.9, rel=5e-3)
+
+
+def overridden(*overrides):
+    values = flags.FlagValues()
+    argv = ["train", "--config=configs/default.py", *overrides]
+    config = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    values(argv)
+    return config.value
+
+
+# ml_collections loads config files by a method that Python will drop.
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_any_field_can_be_set():
+    """Those that are None by default too, and those of parts that are off by default."""
+    config = overridden(
+        "--config.model.moe.num_experts=4",
+        "--config.model.vocab_size=500",
+        "--config.model.embedding.scale=2",
+        "--config.model.attention.layer_pattern=('global','sliding')",
+        "--config.model.attention.sliding_window=8",
+        "--config.train.profile=(2,4)",
+        "--config.data.sources=one.txt",
+        "--config.compare.position_encodings=('rope','nope')",
+        "--config.compare.also=rope + lm_infinite",
+    )
+    clear(config, "--config.train.optimizer.clip_norm=None")
+    run = RunConfig.from_dict(config.to_dict())
+    model = run.model_config(tokenizer_vocab_size=1)
+    assert model.moe == MoEConfig(num_experts=4)
+    assert model.vocab_size == 500 and model.embedding.scale == 2.0
+    assert model.attention.layer_pattern == ("global", "sliding")
+    assert run.train.profile == (2, 4) and run.train.optimizer.clip_norm is None
+    assert run.data.sources == (SourceConfig("one.txt"),)
+    assert run.compare == CompareConfig(("rope", "nope"), also=("rope + lm_infinite",))
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_a_field_of_a_part_that_is_off():
+    config = overridden("--config.model.moe.top_k=4").to_dict()
+    with pytest.raises(ValueError, match=r"model.moe: top_k=4; allowed: set num_experts as well"):
+        RunConfig.from_dict(config).check_model()
 
 
 def test_presets_are_distinct_models():

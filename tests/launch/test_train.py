@@ -10,7 +10,10 @@ import time
 
 import pytest
 
+import jaxlm
 from jaxlm.checkpoints import available_steps, restore
+from jaxlm.data.loader import held_out_batches
+from jaxlm.training.metrics import read_metrics
 from launch.overrides import unknown_field
 from tests.launch.processes import TINY, last_step, what_a_run_determines
 
@@ -166,6 +169,8 @@ def test_progress_bar_on_a_terminal(launcher, tmp_path):
 
 BAD_FLAGS = {
     "--config.model.num_layer=8": "config.model has no field 'num_layer' (did you mean num_layers",
+    "--config.model.num_layer=None": "config.model has no field 'num_layer' (did you mean num_la",
+    "--config.model.num_layers=None": "model: num_layers=None; allowed: int",
     "--config.model.num_layers=abc": "flag --config.model.num_layers=abc: invalid literal for int",
     "--config.model.d_model=33": "d_model=33; allowed: a multiple of attention.num_heads=2",
     "--config=no/such/config.py": "no/such/config.py",
@@ -205,6 +210,31 @@ def test_a_binary_file_is_named(launcher, tmp_path):
 def test_unknown_field(launcher, flag, message):
     found = unknown_field(["train", f"{TINY}:{launcher.texts}", flag, "--workdir=x"])
     assert found is None if message is None else found.startswith(f"{flag}: {message}")
+
+
+def test_an_empty_file_is_named(launcher, tmp_path):
+    path = tmp_path / "empty.txt"
+    path.touch()
+    refused = launcher.train(tmp_path / "run", f"--config.data.sources={path}")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: ") and str(path) in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_what_is_loaded_is_what_was_evaluated(launcher, reference, tmp_path):
+    """The average of the parameters, which this run keeps; not its last parameters."""
+    workdir, _ = reference
+    model, params, tokenizer = jaxlm.load(workdir)
+    config = json.loads((workdir / "config.json").read_text())["data"]
+    (source,) = config["held_out"]
+    batches, num_bytes = held_out_batches(
+        source["path"], tokenizer, config["sequence_length"], config["batch_size"], tmp_path
+    )
+    batches = list(batches)
+    last = restore(workdir / "checkpoints", prefix="params").state
+    recorded = [r for r in read_metrics(workdir) if "held_out_loss" in r][-1]
+    assert jaxlm.evaluate(model, params, batches, num_bytes).loss == recorded["held_out_loss"]
+    assert jaxlm.evaluate(model, last, batches, num_bytes).loss != recorded["held_out_loss"]
 
 
 def test_results_are_where_other_programs_look(reference):

@@ -17,7 +17,8 @@ def get_config(text: str) -> ConfigDict:
     model.d_model = 32
     model.attention.num_heads = 2
     model.dropout = 0.1
-    model.moe = {"num_experts": 4, "top_k": 2, "d_ff": 16}
+    model.moe.num_experts = 4
+    model.moe.d_ff = 16
     data.sources = ({"path": f"{folder}/one.txt", "weight": 3.0}, f"{folder}/two.txt")
     data.held_out = (f"{folder}/held_out.txt",)
     data.sequence_length = 32
@@ -31,13 +32,12 @@ def get_config(text: str) -> ConfigDict:
     train.optimizer.learning_rate = 1e-2
     config.checkpoint.every = 10
     if kind == "compare":
-        config.compare = {
-            "position_encodings": ("rope", "alibi", "nope"),
-            "also": {"rope + lm_infinite": ("rope", "lm_infinite(num_sinks=2)")},
-            "length": 64,
-            "bucket": 16,
-            "windows": 2,
-            "text": f"{folder}/held_out.txt",
-            "prompt": "it was",
-        }
+        compare = config.compare
+        compare.position_encodings = ("rope", "alibi", "nope")
+        compare.also = ("rope + lm_infinite(num_sinks=2)",)
+        compare.length = 64
+        compare.bucket = 16
+        compare.windows = 2
+        compare.text = f"{folder}/held_out.txt"
+        compare.prompt = "it was"
     return config

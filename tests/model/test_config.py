@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from jaxlm.model.config import ModelConfig
+from jaxlm.model.config import ModelConfig, MoEConfig
 from tests.model.configs import CONFIGS, PARTS, small
 
 # (part or None, field, bad value, what the error must say is allowed)
@@ -52,6 +52,8 @@ BAD = [
     ("numerics", "remat", "all", "none, dots, full"),
 ]
 
+REQUIRED = {ModelConfig: {"vocab_size": 8}, MoEConfig: {"num_experts": 8}}
+
 
 def leaves(cls):
     """Its fields that are not parts with fields of their own."""
@@ -61,7 +63,8 @@ def leaves(cls):
 @pytest.mark.parametrize(("part", "field", "value", "allowed"), BAD)
 def test_bad_values(part, field, value, allowed):
     with pytest.raises(ValueError, match=field) as error:
-        small(**{field: value} if part is None else {part: {field: value}})
+        required = REQUIRED.get(PARTS[part], {})
+        small(**{field: value} if part is None else {part: {**required, field: value}})
     text = str(error.value)
     assert repr(value) in text
     assert allowed in text.split("allowed:", 1)[1]
@@ -89,7 +92,7 @@ def test_every_field_refuses_a_wrong_type(part):
 def test_the_constructor_refuses_a_wrong_type(part):
     """Without the type checker of the tests, which would be faster."""
     cls, value = PARTS[part], object()
-    made = cls(vocab_size=8) if cls is ModelConfig else cls()
+    made = cls(**REQUIRED.get(cls, {}))
     for field in dataclasses.fields(cls):
         bare = object.__new__(cls)
         vars(bare).update(vars(made) | {field.name: value})
@@ -137,7 +140,7 @@ def test_configs_differ():
 
 @pytest.mark.parametrize("cls", PARTS.values())
 def test_frozen(cls):
-    made = cls(vocab_size=8) if cls is ModelConfig else cls()
+    made = cls(**REQUIRED.get(cls, {}))
     for field in dataclasses.fields(cls):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(made, field.name, None)
@@ -150,8 +153,8 @@ def test_derived_widths():
     assert config.d_ff == 768
     plain = dataclasses.replace(config.feed_forward, kind="gelu")
     assert config.replace(feed_forward=plain).d_ff == 1024
-    assert small(moe={"d_ff": 7}).d_ff == 7
-    assert small(moe={}).d_ff == 48
+    assert small(moe={"num_experts": 4, "d_ff": 7}).d_ff == 7
+    assert small(moe={"num_experts": 4}).d_ff == 48
 
 
 def test_a_copy_derives_its_widths_anew():

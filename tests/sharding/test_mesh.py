@@ -1,5 +1,6 @@
 """Training on eight simulated devices, on any mesh, is training on one."""
 
+import functools
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from jaxlm.checkpoints import load_numpy, restore
 from jaxlm.model.parameters import logical_axes
 from jaxlm.sharding.mesh import RULES, MeshConfig, batch_sharding, make_mesh, parameter_sharding
-from tests.sharding.training_process import MESHES, three_steps
+from tests.sharding.training_process import RUNS, three_steps
 from tests.training.cases import MODELS, make_model
 
 
@@ -27,16 +28,16 @@ def meshes(tmp_path_factory):
     return directory, json.loads(run.stdout)
 
 
-@pytest.fixture(scope="module")
-def one_device():
+@functools.cache
+def one_device(kind):
     assert jax.device_count() == 1
-    return three_steps(make_mesh(MeshConfig()))
+    return three_steps(kind, make_mesh(MeshConfig()))
 
 
-@pytest.mark.parametrize("name", MESHES)
-def test_losses_and_parameters_are_those_of_one_device(meshes, one_device, name):
+@pytest.mark.parametrize("name", RUNS)
+def test_losses_and_parameters_are_those_of_one_device(meshes, name):
     directory, results = meshes
-    _, state, losses = one_device
+    _, state, losses = one_device(RUNS[name][0])
     # Float32 sums in another order; three steps of adamw, which divides by small moments.
     np.testing.assert_allclose(results[name]["losses"], losses, rtol=1e-5)
     saved = load_numpy(directory / name)
@@ -45,10 +46,10 @@ def test_losses_and_parameters_are_those_of_one_device(meshes, one_device, name)
     )
 
 
-def test_restored_from_a_mesh_on_one_device(meshes, one_device):
+def test_restored_from_a_mesh_on_one_device(meshes):
     """A laptop opens what a pod saved."""
     directory, _ = meshes
-    shapes, state, _ = one_device
+    shapes, state, _ = one_device("plain")
     restored = restore(directory / "all", shapes).state
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), restored, state)

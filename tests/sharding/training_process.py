@@ -1,4 +1,4 @@
-"""To be run on eight devices: one run on several meshes; prints what became of it as JSON."""
+"""To be run on eight devices: runs on several meshes; prints what became of it as JSON."""
 
 import itertools
 import json
@@ -17,10 +17,12 @@ from jaxlm.training.step import make_train_step
 from tests.checkpoints.states import assert_same_bytes
 from tests.training.cases import make_batch, make_model
 
-MESHES = {
-    "data": MeshConfig(data=8),
-    "fsdp": MeshConfig(data=1, fsdp=8),
-    "all": MeshConfig(data=2, fsdp=2, tensor=2),
+# (model, mesh) of each run.
+RUNS = {
+    "data": ("plain", MeshConfig(data=8)),
+    "fsdp": ("plain", MeshConfig(data=1, fsdp=8)),
+    "all": ("plain", MeshConfig(data=2, fsdp=2, tensor=2)),
+    "experts": ("experts", MeshConfig(data=2, fsdp=2, tensor=2)),
 }
 ROWS = 16
 MODEL = {"vocab_size": 40, "dropout": 0.1}  # 40 is divided by tensor = 2
@@ -35,9 +37,9 @@ CONFIG = TrainConfig(
 )
 
 
-def three_steps(mesh):
+def three_steps(kind, mesh):
     """(shapes with shardings, the state after three steps, the losses)."""
-    model = make_model(**MODEL)
+    model = make_model(kind, **MODEL)
     optimizer = make_optimizer(CONFIG.optimizer, CONFIG.steps)
     shapes = abstract_state(model, optimizer, CONFIG, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, shapes)
@@ -64,13 +66,15 @@ def cuts(state) -> dict[str, int]:
 def main(directory: str) -> None:
     assert jax.device_count() == 8
     results, shapes, saved = {}, {}, {}
-    for name, config in MESHES.items():
-        shapes[name], state, losses = three_steps(make_mesh(config))
+    for name, (kind, config) in RUNS.items():
+        shapes[name], state, losses = three_steps(kind, make_mesh(config))
         results[name] = {"losses": losses, "cuts": cuts(state)}
         saved[name] = jax.device_get(state)
         with Saver(Path(directory, name)) as saver:
             saver.save(3, state)
-    for source, target in itertools.product(MESHES, MESHES):
+    for source, target in itertools.product(RUNS, RUNS):
+        if RUNS[source][0] != RUNS[target][0]:
+            continue
         restored = restore(Path(directory, source), shapes[target]).state
         for x, like in zip(jax.tree.leaves(restored), jax.tree.leaves(shapes[target]), strict=True):
             assert x.sharding.is_equivalent_to(like.sharding, x.ndim)
