@@ -24,6 +24,7 @@ from jaxlm.model.config import (
 )
 from jaxlm.model.parameters import count_params, init_params, logical_axes
 from jaxlm.model.transformer import Transformer
+from jaxlm.training.compiles import count_compiles
 from jaxlm.training.loop import train
 from jaxlm.training.run import RunConfig
 
@@ -39,6 +40,7 @@ __all__ = [
     "NumericsConfig",
     "RunConfig",
     "Transformer",
+    "count_compiles",
     "count_params",
     "draw_loss_by_position",
     "evaluate",
