@@ -47,6 +47,6 @@ def draw_loss_by_position(
     axes.set_ylabel("loss (nats a token)")
     axes.set_title("Loss by position, beyond the training length")
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=4)
     for suffix in (".png", ".svg"):
         figure.savefig(Path(path).with_suffix(suffix), dpi=120)
