@@ -39,19 +39,20 @@ def _request(model, tokenizer, prompts, max_new_tokens, settings) -> _Request:
     for prompt, row in zip(prompts, rows, strict=True):
         if not row:
             raise ValueError(f"prompt={prompt!r} is empty and the tokenizer has no start token")
-    lengths = np.array([len(r) for r in rows], np.int32)
-    limit, total = model.config.encoding.max_length, int(lengths.max()) + max_new_tokens
+    longest = max(len(row) for row in rows)
+    limit, total = model.config.encoding.max_length, longest + max_new_tokens
     if limit is not None and total > limit:
         raise ValueError(
             f"prompt + max_new_tokens = {total}; allowed: at most {limit} with "
             f"position_encoding={model.config.encoding}"
         )
-    width = max(SMALLEST_BUCKET, 1 << int(lengths.max() - 1).bit_length())
+    width = max(SMALLEST_BUCKET, 1 << (longest - 1).bit_length())
     tokens = np.zeros((len(rows), width), np.int32)
     for i, row in enumerate(rows):
         tokens[i, width - len(row) :] = row
     sampling = Sampling.make(len(rows), **settings)
     stops = np.array([tokenizer.eos_id], np.int32)
+    lengths = np.array([len(row) for row in rows], np.int32)
     return _Request((tokens, lengths), max_new_tokens, sampling, stops)
 
 
