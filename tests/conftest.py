@@ -21,6 +21,7 @@ install_import_hook("jaxlm", "tests.typechecker.check")
 
 import hypothesis
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -29,3 +30,10 @@ hypothesis.settings.register_profile(
     "jaxlm", deadline=None, max_examples=20, derandomize=True, print_blob=True
 )
 hypothesis.settings.load_profile("jaxlm")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Every program holds memory mappings, of which a process may have 65,530 and no more."""
+    yield
+    jax.clear_caches()
