@@ -1,9 +1,9 @@
 """The shape of Llama 3.2 1B: 1.24 billion parameters, tied embeddings.
 
-Command   python -m launch.train --config=configs/llama3_1b.py --workdir=gs://BUCKET/llama3_1b \
+Command   python -m launch.train --config=configs/llama3_1b.py --workdir=runs/llama3_1b \
               --config.data.sources=gs://BUCKET/text/*.jsonl.zst \
               --config.data.tokenizer=PATH/tokenizer.json --config.mesh.fsdp=16
-Hardware  16 TPU chips or more; fsdp is their number
+Hardware  16 TPU chips or more; fsdp is their number (several hosts: to come)
 Time      days; not run by us yet
 Result    none yet: this file is a shape and sensible settings
 """

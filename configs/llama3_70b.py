@@ -1,10 +1,10 @@
 """The shape of Llama 3 70B: 70.6 billion parameters.
 
-Command   python -m launch.train --config=configs/llama3_70b.py --workdir=gs://BUCKET/llama3_70b \
+Command   python -m launch.train --config=configs/llama3_70b.py --workdir=runs/llama3_70b \
               --config.data.sources=gs://BUCKET/text/*.jsonl.zst \
               --config.data.tokenizer=PATH/tokenizer.json \
               --config.mesh.fsdp=256 --config.mesh.tensor=4
-Hardware  a thousand TPU chips or more; fsdp × tensor is their number
+Hardware  a thousand TPU chips or more; fsdp × tensor is their number (several hosts: to come)
 Time      months; not run by us yet
 Result    none yet: this file is a shape and sensible settings
 """

@@ -1,9 +1,9 @@
 """The shape of Llama 3 8B: 8.03 billion parameters.
 
-Command   python -m launch.train --config=configs/llama3_8b.py --workdir=gs://BUCKET/llama3_8b \
+Command   python -m launch.train --config=configs/llama3_8b.py --workdir=runs/llama3_8b \
               --config.data.sources=gs://BUCKET/text/*.jsonl.zst \
               --config.data.tokenizer=PATH/tokenizer.json --config.mesh.fsdp=256
-Hardware  a TPU pod; fsdp is the number of its chips
+Hardware  a TPU pod; fsdp is the number of its chips (several hosts: to come)
 Time      weeks; not run by us yet
 Result    none yet: this file is a shape and sensible settings
 """

@@ -1,9 +1,9 @@
 """The shape of Mixtral 8x7B: 46.7 billion parameters, of which a token uses 12.9 billion.
 
-Command   python -m launch.train --config=configs/moe_8x7b.py --workdir=gs://BUCKET/moe_8x7b \
+Command   python -m launch.train --config=configs/moe_8x7b.py --workdir=runs/moe_8x7b \
               --config.data.sources=gs://BUCKET/text/*.jsonl.zst \
               --config.data.tokenizer=PATH/tokenizer.json --config.mesh.fsdp=256
-Hardware  a TPU pod; fsdp is the number of its chips
+Hardware  a TPU pod; fsdp is the number of its chips (several hosts: to come)
 Time      weeks; not run by us yet
 Result    none yet: this file is a shape and sensible settings
 """

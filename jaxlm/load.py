@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxlm.checkpoints import restore
 from jaxlm.data.tokenizers import Tokenizer, load_tokenizer
 from jaxlm.model.config import ModelConfig
+from jaxlm.model.parameters import abstract_params
 from jaxlm.model.transformer import Transformer
 from jaxlm.training.loop import CHECKPOINTS
 
@@ -49,4 +52,7 @@ def load(path: str | Path, step: int | None = None) -> tuple[Transformer, Any, T
     folder = run_folder(path)
     restored = restore(folder / CHECKPOINTS, step=step, prefix=("ema", "params"))
     model = Transformer(ModelConfig.from_dict(restored.metadata["model"]))
-    return model, restored.state, load_tokenizer(str(restored.folder / "tokenizer"))
+    params = jax.tree.map(
+        lambda x, like: x.astype(like.dtype), restored.state, abstract_params(model)
+    )
+    return model, params, load_tokenizer(str(restored.folder / "tokenizer"))

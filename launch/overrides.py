@@ -11,23 +11,31 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 OVERRIDE = ("--config.", "-config.")
+SOURCES = ("config.data.sources", "config.data.held_out")
 
 
 def parse(argv: Sequence[str]) -> list[str]:
-    """A `flags_parser` for `app.run`: a field that the config lacks is an error of one line, and
-    any field can be set to None.
+    """A `flags_parser` for `app.run`: a field that the config lacks is an error of one line, any
+    field can be set to None, and --config.data.sources=a.txt,b.txt is two sources.
 
-    Without it, ml_collections answers with a traceback of its own, and reads no None.
+    Without it, ml_collections answers with a traceback of its own, and reads neither.
     """
     cleared = [a for a in argv if a.startswith(OVERRIDE) and a.endswith("=None")]
     try:
-        rest = app.parse_flags_with_usage([a for a in argv if a not in cleared])
+        rest = app.parse_flags_with_usage([_quoted(a) for a in argv if a not in cleared])
         for override in cleared:
             clear(flags.FLAGS["config"].value, override)
         return rest
     except (AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as error:
         print(f"error: {unknown_field(argv) or error}", file=sys.stderr)
         raise SystemExit(1) from error
+
+
+def _quoted(argument: str) -> str:
+    """Addresses with commas between as one string, which DataConfig takes apart."""
+    name, _, value = argument.partition("=")
+    plain = name.lstrip("-") in SOURCES and value and value[0] not in "([\"'"
+    return f"{name}={value!r}" if plain else argument
 
 
 def clear(config: ConfigDict, override: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from jaxlm.checkpoints import local_folder
 from jaxlm.data.loader import Loader, open_loader
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.model.transformer import Transformer
@@ -31,7 +32,8 @@ def run_training(
 ) -> Session:
     """Prepares the data (kept in `cache`, by default in the workdir) and trains."""
     run.check_model()
-    cache = Path(workdir) / "data" if cache is None else Path(cache)
+    workdir = local_folder(workdir)
+    cache = workdir / "data" if cache is None else Path(cache)
     loader, tokenizer = open_loader(run.data, cache)
     model = Transformer(run.model_config(tokenizer.vocab_size))
     result = train(

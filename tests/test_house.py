@@ -177,9 +177,9 @@ IMPORT = """
 import json, sys, time
 import jax, jax.numpy
 before = set(sys.modules)
-start = time.perf_counter()
+start = time.process_time()
 import jaxlm
-seconds = time.perf_counter() - start
+seconds = time.process_time() - start
 print(json.dumps([seconds, sorted({m.split(".")[0] for m in set(sys.modules) - before})]))
 """
 

@@ -58,10 +58,18 @@ class DenseCache:
         positions: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"],
     ) -> DenseCache:
-        """Writes T tokens of every layer into the next slots; the caller watches the capacity."""
+        """Writes T tokens of every layer into the next slots.
+
+        Tokens past the capacity are an error where `used` is known, and NaN under `jit`.
+        """
+        end = self.used + positions.shape[1]
+        full = end > self.capacity
+        if not isinstance(full, jax.core.Tracer) and full:
+            raise ValueError(f"{int(end)} tokens; allowed: at most capacity={self.capacity}")
 
         def write(buffer: Array, new: Array) -> Array:
             at = (0, 0, 0, self.used, 0)
+            new = jnp.where(full, jnp.asarray(jnp.nan, new.dtype), new)
             return jax.lax.dynamic_update_slice(buffer, new.swapaxes(2, 3), at)
 
         def write_slots(buffer: Array, new: Array) -> Array:
@@ -73,7 +81,7 @@ class DenseCache:
             values=write(self.values, values),
             positions=write_slots(self.positions, positions),
             segment_ids=write_slots(self.segment_ids, segment_ids),
-            used=self.used + positions.shape[1],
+            used=end,
         )
 
     @property

@@ -8,7 +8,7 @@ params = restore(directory, prefix="params").state        # no optimizer needed
 
 from jaxlm.checkpoints.config_file import ConfigMismatchError, check_config
 from jaxlm.checkpoints.digest import tree_digest
-from jaxlm.checkpoints.layout import available_steps
+from jaxlm.checkpoints.layout import available_steps, local_folder
 from jaxlm.checkpoints.lock import WorkdirLockedError, workdir_lock
 from jaxlm.checkpoints.restore import (
     NoCheckpointError,
@@ -30,6 +30,7 @@ __all__ = [
     "available_steps",
     "check_config",
     "load_numpy",
+    "local_folder",
     "restore",
     "tree_digest",
     "workdir_lock",

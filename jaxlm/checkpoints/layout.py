@@ -32,3 +32,14 @@ def available_steps(directory: str | os.PathLike[str]) -> list[int]:
     They are there in full unless something damaged them; `restore` checks.
     """
     return list(step_folders(Path(directory)))
+
+
+def local_folder(path: str | os.PathLike[str]) -> Path:
+    """A workdir's path.
+
+    Raises:
+        ValueError: it is empty, or an address such as gs://bucket/run.
+    """
+    if not str(path) or "://" in str(path):
+        raise ValueError(f"workdir={str(path)!r}; allowed: a local folder")
+    return Path(path)

@@ -22,7 +22,7 @@ def _remote(address: str) -> tuple[Any, str]:
     try:
         return fsspec.core.url_to_fs(address)
     except ImportError as error:
-        raise MissingPackageError(f"{address}: {error} (pip install 'jaxlm[hf]')") from error
+        raise MissingPackageError(f"{address}: {error} (pip install -e '.[hf]')") from error
     except ValueError as error:
         raise ValueError(
             f"{address}: {error}; allowed: a local path, or a protocol of fsspec such as gs://"

@@ -123,6 +123,15 @@ class Loader:
             yield from in_order(store, self.config.batch_size)
 
     @property
+    def contents(self) -> dict[str, str]:
+        """Digest of each source's texts, tokens and rows: what a run must find again to go on."""
+        named = [
+            *zip(self.config.sources, self.stores, strict=True),
+            *zip(self.config.held_out, self.held_out_stores, strict=True),
+        ]
+        return {source.path: store.key for source, store in named}
+
+    @property
     def held_out_bytes(self) -> int:
         """UTF-8 bytes of the held-out text."""
         return sum(store.num_bytes for store in self.held_out_stores)

@@ -24,4 +24,4 @@ def optional(module: str, what: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise MissingPackageError(f"{what} needs {package}: pip install 'jaxlm[hf]'") from error
+        raise MissingPackageError(f"{what} needs {package}: pip install -e '.[hf]'") from error

@@ -19,7 +19,7 @@ from jaxlm.data.packing import Packing, pack, pieces
 from jaxlm.data.sources import documents, source_digest
 from jaxlm.data.tokenizers import Tokenizer
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 META = "meta.json"
 # Text characters tokenized between two points that a killed build can go on from.
 SHARD_CHARACTERS = 4_000_000
@@ -34,12 +34,17 @@ class TokenStore:
         packing: rows as runs of `tokens`.
         row_length: tokens a row.
         num_bytes: UTF-8 bytes of the texts.
+        bos_id: start token, or None. Every segment begins with it, also one that begins within a
+            document: so a model finds the same anchor in training as in what is prompted.
+        key: digest of texts, tokenizer and row length.
     """
 
     tokens: np.ndarray
     packing: Packing
     row_length: int
     num_bytes: int
+    bos_id: int | None
+    key: str
 
     def __len__(self) -> int:
         return len(self.packing.offsets) - 1
@@ -60,6 +65,8 @@ class TokenStore:
             here = slice(at, at + n)
             out["tokens"][here] = run[:-1]
             out["targets"][here] = run[1:]
+            if self.bos_id is not None:
+                out["tokens"][at] = self.bos_id
             out["positions"][here] = np.arange(n)
             out["segment_ids"][here] = segment - first + 1
             at += n
@@ -80,7 +87,8 @@ class TokenStore:
             raise _damaged(folder / META, error) from error
         arrays = {n: _load(folder / f"{n}.npy", size) for n, size in meta["sizes"].items()}
         packing = Packing(arrays["offsets"], arrays["starts"], arrays["lengths"])
-        return cls(arrays["tokens"], packing, meta["row_length"], meta["num_bytes"])
+        sizes = meta["row_length"], meta["num_bytes"]
+        return cls(arrays["tokens"], packing, *sizes, meta["bos_id"], folder.name)
 
 
 def _load(path: Path, size: int) -> np.ndarray:
@@ -120,7 +128,7 @@ def build_store(
             _tokenize(source, tokenizer, shards)
             shutil.rmtree(packed, ignore_errors=True)
             packed.mkdir()
-            _pack(sorted(shards.glob("shard_[0-9]*.npz")), packed, row_length, tokenizer.vocab_size)
+            _pack(sorted(shards.glob("shard_[0-9]*.npz")), packed, row_length, tokenizer)
             shutil.rmtree(folder, ignore_errors=True)
             packed.replace(folder)
         shutil.rmtree(shards, ignore_errors=True)
@@ -161,7 +169,7 @@ def _tokenize(source: SourceConfig, tokenizer: Tokenizer, folder: Path) -> None:
             progress.update(task, advance=len(texts))
 
 
-def _pack(shards: Sequence[Path], folder: Path, row_length: int, vocab_size: int) -> None:
+def _pack(shards: Sequence[Path], folder: Path, row_length: int, tokenizer: Tokenizer) -> None:
     """Joins the shards into one array, with the packing of its documents beside it."""
     shard_lengths, num_bytes = [], 0
     for path in shards:
@@ -169,7 +177,7 @@ def _pack(shards: Sequence[Path], folder: Path, row_length: int, vocab_size: int
             shard_lengths.append(shard["lengths"])
             num_bytes += int(shard["num_bytes"])
     document_lengths = np.concatenate(shard_lengths)
-    dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     num_tokens = int(document_lengths.sum())
     header = {"descr": dtype.str, "fortran_order": False, "shape": (num_tokens,)}
     # Written as a file: a full disk is an error then, and would be a crash through a memory map.
@@ -186,6 +194,7 @@ def _pack(shards: Sequence[Path], folder: Path, row_length: int, vocab_size: int
         "format": FORMAT_VERSION,
         "row_length": row_length,
         "num_bytes": num_bytes,
+        "bos_id": tokenizer.bos_id,
         "waste": packing.waste(row_length),
         "sizes": {"tokens": num_tokens, **{n: len(a) for n, a in arrays.items()}},
     }

@@ -71,7 +71,8 @@ class TrainConfig:
         optimizer: see there.
         z_weight: of the squared log-sum-exp in the loss.
         loss_chunk: positions of each row whose logits exist at one time.
-        ema_decay: of an exponential average of the parameters, kept beside them; None: none.
+        ema_decay: of an exponential average of the parameters, kept beside them in float32, and
+            what is evaluated and loaded; at step n it is at most (1 + n) / (10 + n). None: none.
         log_every: steps between two lines of metrics.
         evaluate_every: steps between two passes over the held-out text; None: only at the end.
         max_bad_steps: steps in a row with a non-finite loss or gradient before the run stops; each

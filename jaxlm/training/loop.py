@@ -14,10 +14,10 @@ from absl import logging
 from jax.sharding import NamedSharding
 
 from jaxlm.checkpoints import (
-    NoCheckpointError,
     Saver,
     available_steps,
     check_config,
+    local_folder,
     restore,
     workdir_lock,
 )
@@ -50,7 +50,8 @@ class TrainResult:
 
     Attributes:
         state: the last state.
-        held_out: loss on the held-out text; None if the run was stopped before its end.
+        held_out: loss on the held-out text; None if there is none, or if the run was stopped
+            before its end.
         stopped_by: name of the signal, or None.
     """
 
@@ -72,16 +73,18 @@ def train(
     """Trains until `run.train.steps`, from the newest good checkpoint of `workdir` if it has one.
 
     Raises:
-        ConfigMismatchError: the workdir holds another config.
+        ConfigMismatchError, NoCheckpointError: the workdir holds a run of another config or of
+            other texts; or checkpoints of which none is good.
         WorkdirLockedError: another process trains in it.
         DivergedError: too many steps in a row without a finite loss.
         SaveError: a checkpoint could not be written; the earlier ones are good.
+        ValueError: not a local folder.
     """
-    workdir = Path(workdir)
+    workdir = local_folder(workdir)
     checkpoints = workdir / CHECKPOINTS
     with contextlib.ExitStack() as stack:
         stack.enter_context(workdir_lock(workdir))
-        settings = {**run.to_dict(), "model": model.config.to_dict()}
+        settings = {**run.to_dict(), "model": model.config.to_dict(), "contents": loader.contents}
         check_config(workdir, settings, allow_config_change)
         tokenizer.save(workdir / TOKENIZER)
         mesh = make_mesh(run.mesh)
@@ -105,13 +108,11 @@ def train(
             profile=stack.enter_context(ProfileWindow(workdir / PROFILE, run.train.profile)),
             stop=stop,
         )
-        metadata = {**settings, "tokenizer": tokenizer.name}
-        files = {"tokenizer": workdir / TOKENIZER}
-        save = functools.partial(saver.save, metadata=metadata, files=files)
+        about, files = {**settings, "tokenizer": tokenizer.name}, {"tokenizer": workdir / TOKENIZER}
+        save = functools.partial(saver.save, metadata=about, files=files)
         state = loop.run_steps(state, save)
         saver.wait()
-        finished = int(state.step) >= run.train.steps
-        held_out = loop.evaluate(state) if finished else None
+        held_out = loop.evaluate(state) if int(state.step) >= run.train.steps else None
     if stop.name is not None:
         logging.warning(
             "stopped by %s at step %d, which is saved; the same command goes on from there",
@@ -130,13 +131,9 @@ def compile_step(step: TrainStep, shapes: TrainState) -> TrainStep:
 def _first_state(shapes: TrainState, fresh: Callable[[], TrainState], folder: Path) -> TrainState:
     """The newest good checkpoint's state, or a fresh one, made where it belongs."""
     if available_steps(folder):
-        try:
-            restored = restore(folder, shapes)
-        except NoCheckpointError as error:
-            logging.warning("%s; starting at step 0", error)
-        else:
-            logging.info("going on from step %d of %s", restored.step, folder)
-            return restored.state
+        restored = restore(folder, shapes)
+        logging.info("going on from step %d of %s", restored.step, folder)
+        return restored.state
     shardings = jax.tree.map(lambda x: x.sharding, shapes)
     return jax.jit(fresh, out_shardings=shardings)()
 
@@ -197,7 +194,8 @@ class _Loop:
     def _stopwatch(self) -> Stopwatch:
         data = self.run.data
         flops = train_flops_per_token(self.model.config, data.sequence_length)
-        return Stopwatch(data.batch_size * data.sequence_length, flops, matmul_peak())
+        peak = matmul_peak() * jax.device_count()
+        return Stopwatch(data.batch_size * data.sequence_length, flops, peak)
 
     def _batches(self, start: int, watch: Stopwatch) -> Iterator[Mapping[str, jax.Array]]:
         """Batches on the devices, from step `start` on, with the time each one took to come."""
@@ -213,8 +211,10 @@ class _Loop:
         self.writer.write(step, values, speed)
         self.progress.show(values["loss"], speed)
 
-    def evaluate(self, state: TrainState) -> HeldOut:
-        """Loss on the held-out text, also into the metrics."""
+    def evaluate(self, state: TrainState) -> HeldOut | None:
+        """Loss on the held-out text, also into the metrics; None without such a text."""
+        if not self.loader.held_out_stores:
+            return None
         result = evaluate(
             self.model, state.averaged_params, self.loader.held_out(), self.loader.held_out_bytes
         )

@@ -28,7 +28,7 @@ class TrainState:
         step: optimizer steps taken, skipped ones included; int32 [].
         params: of the model.
         optimizer: optax's state.
-        ema: averaged parameters, or None.
+        ema: averaged parameters in float32, or None.
         bad_steps: skipped steps in all, and the latest of them in a row; int32 [2].
     """
 
@@ -41,7 +41,9 @@ class TrainState:
     @property
     def averaged_params(self) -> Any:
         """What a run is for: the average of the parameters if it is kept, else the last ones."""
-        return self.params if self.ema is None else self.ema
+        if self.ema is None:
+            return self.params
+        return jax.tree.map(lambda e, p: e.astype(p.dtype), self.ema, self.params)
 
 
 def init_state(
@@ -53,9 +55,14 @@ def init_state(
         step=jnp.zeros((), jnp.int32),
         params=params,
         optimizer=optimizer.init(params),
-        ema=None if config.ema_decay is None else jax.tree.map(jnp.copy, params),
+        ema=None if config.ema_decay is None else jax.tree.map(_float32_copy, params),
         bad_steps=jnp.zeros(2, jnp.int32),
     )
+
+
+def _float32_copy(x: jax.Array) -> jax.Array:
+    """A buffer of its own: a donated state must not hold one twice."""
+    return jnp.array(x, jnp.float32, copy=True)
 
 
 def abstract_state(

@@ -106,8 +106,10 @@ def _advance(
     """The next state; where the step is not fine, the old one with other counters."""
     ema = state.ema
     if config.ema_decay is not None:
-        d = config.ema_decay
-        ema = jax.tree.map(lambda e, p: (e * d + p * (1 - d)).astype(e.dtype), ema, params)
+        # Shorter at first: the initial values would stay in the average for 1 / (1 - decay) steps.
+        taken = (state.step - state.bad_steps[0]).astype(jnp.float32)
+        d = jnp.minimum(config.ema_decay, (1 + taken) / (10 + taken))
+        ema = jax.tree.map(lambda e, p: e * d + p.astype(jnp.float32) * (1 - d), ema, params)
 
     def keep(new, old):
         return jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, old)

@@ -205,5 +205,5 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, name, package):
         (tmp_path / name / "state.json").write_text(json.dumps({}))
     for module in ("zstandard", "pyarrow", "pyarrow.parquet", "datasets"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingPackageError, match=rf"{name} needs {package}: pip install 'jaxlm"):
+    with pytest.raises(MissingPackageError, match=rf"{name} needs {package}: pip install -e"):
         read(tmp_path / name)

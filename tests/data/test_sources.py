@@ -123,7 +123,7 @@ def test_local_formats_refuse_addresses(put, name):
 def test_a_missing_file_system_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     monkeypatch.delitem(file_systems, "gs", raising=False)
-    with pytest.raises(MissingPackageError, match=r"gs://b/a\.txt: .*gcsfs.*pip install 'jaxlm"):
+    with pytest.raises(MissingPackageError, match=r"gs://b/a\.txt: .*gcsfs.*pip install -e"):
         read("gs://b/a.txt")
     with pytest.raises(ValueError, match=r"nosuch://b/a\.txt: .*allowed: a local path, or"):
         read("nosuch://b/a.txt")

@@ -36,3 +36,17 @@ def test_its_dtype_is_the_models_and_its_buffers_are_distinct():
     assert len(set(pointers)) == len(pointers)
     with pytest.raises(ValueError, match="capacity=0; allowed"):
         DenseCache.init(config, 1, 0)
+
+
+def test_more_tokens_than_it_holds():
+    """An error where the numbers are known; under jit NaN, which nobody takes for an answer."""
+    config = tiny.model().config
+    cache = DenseCache.init(config, batch=1, capacity=4)
+    kv = jnp.ones((config.num_layers, 1, 3, config.num_kv_heads, config.head_dim))
+    at = jnp.arange(3)[None]
+    cache = cache.commit(kv, kv, at, at + 1)
+    assert np.isfinite(cache.keys).all()
+    with pytest.raises(ValueError, match="6 tokens; allowed: at most capacity=4"):
+        cache.commit(kv, kv, at + 3, at + 4)
+    over = jax.jit(DenseCache.commit)(cache, kv, kv, at + 3, at + 4)
+    assert np.isnan(over.keys).any() and np.isnan(over.values).any()

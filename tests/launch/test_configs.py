@@ -17,7 +17,7 @@ from jaxlm.model.parameters import abstract_params
 from jaxlm.model.transformer import Transformer
 from jaxlm.training.flops import matmul_parameters
 from jaxlm.training.run import CompareConfig, RunConfig
-from launch.overrides import clear
+from launch.overrides import _quoted, clear
 
 NAMES = sorted(p.stem for p in pathlib.Path(configs.__path__[0]).glob("[a-z]*.py"))
 # Parameters of the published checkpoints.
@@ -90,6 +90,14 @@ def test_any_field_can_be_set():
     assert run.train.profile == (2, 4) and run.train.optimizer.clip_norm is None
     assert run.data.sources == (SourceConfig("one.txt"),)
     assert run.compare == CompareConfig(("rope", "nope"), also=("rope + lm_infinite",))
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_sources_with_commas_between():
+    for value in ("a.txt,b.txt", "('a.txt','b.txt')"):
+        argument = _quoted(f"--config.data.sources={value}")
+        run = RunConfig.from_dict(overridden(argument).to_dict())
+        assert run.data.sources == (SourceConfig("a.txt"), SourceConfig("b.txt"))
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")

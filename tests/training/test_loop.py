@@ -278,3 +278,9 @@ def test_rows_longer_than_the_table_of_learned_positions(texts):
     run = tiny_run(texts, model__position_encoding="learned", model__context_length=16)
     with pytest.raises(ValueError, match=r"data\.sequence_length=32; allowed: at most 16 with"):
         run.check_model()
+
+
+def test_without_a_held_out_text_nothing_is_evaluated(texts, tmp_path):
+    run = tiny_run(texts, data__held_out=(), train__steps=4, train__evaluate_every=2)
+    result = train_tiny(run, tmp_path / "run", tmp_path / "cache")
+    assert result.held_out is None and int(result.state.step) == 4

@@ -171,17 +171,18 @@ def test_a_parameter_that_is_not_finite_stops_all(skipping):
 
 
 def test_ema_against_a_loop_by_hand(skipping):
-    _, step, state = skipping
-    average = jax.tree.map(np.asarray, state.params)
-    for seed in range(3):
-        state, _ = step(state, make_batch(seed))
+    config, step, state = skipping
+    average = jax.tree.map(lambda p: np.asarray(p, np.float64), state.params)
+    for n in range(12):
+        state, _ = step(state, make_batch(n))
+        d = min(config.ema_decay, (1 + n) / (10 + n))  # reaches the decay of ½ at n = 8
         average = jax.tree.map(
-            lambda e, p: np.float32(0.5) * e + np.float32(0.5) * np.asarray(p),
-            average,
-            state.params,
+            lambda e, p, d=d: d * e + (1 - d) * np.asarray(p, np.float64), average, state.params
         )
-    # Products with ½ are exact; the sum is rounded once in both.
-    jax.tree.map(np.testing.assert_array_equal, state.ema, average)
+    # Two products and a sum in float32, twelve times, the older errors halved.
+    jax.tree.map(
+        lambda e, a: np.testing.assert_allclose(e, a, rtol=1e-6, atol=1e-7), state.ema, average
+    )
 
 
 def test_a_batch_without_targets_does_nothing_bad(skipping):
