@@ -27,6 +27,10 @@ def run_comparison(run: RunConfig, workdir: str, allow_config_change: bool) -> N
     assert compare is not None
     runs = {e: with_encoding(run, e) for e in compare.position_encodings}
     check_encodings(compare, runs)
+    # Before the first run: a comparison that was stopped can be opened too.
+    first = compare.position_encodings[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / DEFAULT_RUN).write_text(json.dumps({"run": first}))
     sessions: dict[str, Session] = {}
     for encoding, one in runs.items():
         session = run_training(
@@ -35,8 +39,6 @@ def run_comparison(run: RunConfig, workdir: str, allow_config_change: bool) -> N
         sessions[encoding] = session
         if session.result.stopped_by is not None:
             return
-    first = compare.position_encodings[0]
-    (folder / DEFAULT_RUN).write_text(json.dumps({"run": first}))
     curves = measure(compare, sessions)
     held_out = {n: s.result.held_out for n, s in sessions.items() if s.result.held_out}
     context = sessions[first].model.config.context_length

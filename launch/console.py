@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +23,9 @@ EXPLAINED = (
     WorkdirLockedError,
     DivergedError,
 )
+
+# Columns of what is no terminal: a file or a pipe, which takes lines of any length.
+WIDEST = 10_000
 
 
 @contextlib.contextmanager
@@ -43,28 +46,39 @@ def clear_errors() -> Iterator[None]:
 
 def print_held_out(results: Mapping[str, HeldOut]) -> None:
     """A row a model."""
-    table = Table(title="Held-out text")
-    for name in ("model", "loss (nats/token)", "perplexity", "bits/byte", "accuracy"):
-        table.add_column(name, justify="left" if name == "model" else "right")
+    rows = {}
     for name, r in results.items():
         bits = "" if r.bits_per_byte is None else f"{r.bits_per_byte:.3f}"
-        table.add_row(name, f"{r.loss:.3f}", f"{r.perplexity:.2f}", bits, f"{r.accuracy:.1%}")
-    Console().print(table)
+        rows[name] = (f"{r.loss:.3f}", f"{r.perplexity:.2f}", bits, f"{r.accuracy:.1%}")
+    columns = ("loss (nats/token)", "perplexity", "bits/byte", "accuracy")
+    _print_table("Held-out text", columns, rows)
 
 
 def print_loss_by_position(curves: Mapping[str, LossByPosition], context_length: int) -> None:
-    """A row a model, a column for each doubling of the position."""
+    """A row a model, a column for each doubling of the position.
+
+    A column is the mean of one bucket, the last that ends at or before the doubled position (or
+    the first, where none does), and its heading is where that bucket ends.
+    """
     first = next(iter(curves.values()))
-    ends, end = [], context_length
-    while end < first.length:
-        ends.append(end)
-        end *= 2
-    ends.append(first.length)
-    table = Table(title=f"Loss just before a position (nats/token; trained to {context_length})")
-    table.add_column("model")
-    for end in ends:
-        table.add_column(str(end), justify="right")
-    for name, curve in curves.items():
-        cells = [max(i for i, s in enumerate(curve.start) if s < end) for end in ends]
-        table.add_row(name, *(f"{curve.loss[i]:.3f}" for i in cells))
-    Console().print(table)
+    ends = [*first.start[1:], first.length]
+    chosen, position = [], context_length
+    while position < first.length:
+        chosen.append(max((i for i, end in enumerate(ends) if end <= position), default=0))
+        position *= 2
+    cells = sorted({*chosen, len(ends) - 1})
+    title = f"Loss just before a position (nats/token; trained to {context_length})"
+    rows = {name: [f"{curve.loss[i]:.3f}" for i in cells] for name, curve in curves.items()}
+    _print_table(title, [str(ends[i]) for i in cells], rows)
+
+
+def _print_table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> None:
+    """Models and their figures, none of them cut: a file gets whole lines, a terminal folds."""
+    table = Table(title=title)
+    table.add_column("model", overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right", overflow="fold")
+    for name, cells in rows.items():
+        table.add_row(name, *cells)
+    width = None if sys.stdout.isatty() else WIDEST
+    Console(width=width, markup=False, emoji=False).print(table)

@@ -5,6 +5,7 @@ python -m launch.generate --checkpoint=runs/quickstart --prompt="Emma was" --max
 
 from __future__ import annotations
 
+import itertools
 import sys
 from typing import Any
 
@@ -14,7 +15,9 @@ import jaxlm
 from launch import console
 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a training run.", required=True)
-PROMPT = flags.DEFINE_multi_string("prompt", [], "Text to continue; may be given several times.")
+PROMPT = flags.DEFINE_multi_string(
+    "prompt", None, "Text to continue; may be given several times.", required=True
+)
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "Most tokens to draw.")
 TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.")
 TOP_K = flags.DEFINE_integer("top_k", 0, "Only the k most probable tokens; 0: all.")
@@ -42,8 +45,10 @@ def main(argv: list[str]) -> None:
         if ENCODING.value is not None:
             model = model.with_position_encoding(ENCODING.value)
         if STREAM.value and len(PROMPT.value) == 1:
-            sys.stdout.write(PROMPT.value[0])
-            for piece in jaxlm.stream(model, params, tokenizer, PROMPT.value[0], **settings):
+            (prompt,) = PROMPT.value
+            pieces = jaxlm.stream(model, params, tokenizer, prompt, **settings)
+            first = next(pieces, "")  # bad settings show here, before anything is printed
+            for piece in itertools.chain([prompt, first], pieces):
                 sys.stdout.write(piece)
                 sys.stdout.flush()
             sys.stdout.write("\n")

@@ -5,9 +5,20 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Int
 
+from jaxlm.config import at_least, check
 from jaxlm.data.config import as_source
 from jaxlm.data.sources import documents
 from jaxlm.data.tokenizers import Tokenizer
+
+
+def _ids(source: str, tokenizer: Tokenizer) -> Int[np.ndarray, "N"]:
+    """The whole source as one text."""
+    return np.asarray(tokenizer.encode("\n\n".join(documents(as_source(source)))), np.int32)
+
+
+def longest_window(source: str, tokenizer: Tokenizer) -> int:
+    """The greatest length, in tokens, that `long_windows` can cut from a source."""
+    return len(_ids(source, tokenizer)) - (tokenizer.bos_id is None)
 
 
 def long_windows(
@@ -19,10 +30,10 @@ def long_windows(
     overlap where the text is short for so many.
 
     Raises:
-        ValueError: the text is shorter than one window.
+        ValueError: a length or count below 1, or a text shorter than one window.
     """
-    text = "\n\n".join(documents(as_source(source)))
-    ids = np.asarray(tokenizer.encode(text), np.int32)
+    check("long_windows", length=at_least(length, 1), count=at_least(count, 1))
+    ids = _ids(source, tokenizer)
     start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     need = length + 1 - len(start)
     if len(ids) < need:

@@ -17,6 +17,18 @@ END_TOKENS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>",
 START_TOKENS = ("<|bos|>", "<s>", "<|begin_of_text|>", "<bos>", "[BOS]", "[CLS]")
 
 
+def _utf8(text: str) -> bytes:
+    """The text's bytes, if it has any: every kind of tokenizer would fail in a way of its own."""
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        near = text[max(error.start - 20, 0) : error.start + 20]
+        raise ValueError(
+            f"text …{near!r}… is not UTF-8 at character {error.start} "
+            f"({text[error.start]!r}); allowed: whole characters"
+        ) from error
+
+
 @runtime_checkable
 class Tokenizer(Protocol):
     """What the library needs of a tokenizer.
@@ -37,7 +49,11 @@ class Tokenizer(Protocol):
     eos_id: int
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without start and end tokens; what looks like a special token is text."""
+        """Ids of a text, without start and end tokens; what looks like a special token is text.
+
+        Raises:
+            ValueError: the text holds half a surrogate pair, which is no character.
+        """
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -64,7 +80,7 @@ class Bytes:
 
     def encode(self, text: str) -> list[int]:
         """UTF-8 bytes."""
-        return list(text.encode("utf-8"))
+        return list(_utf8(text))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The bytes below 256."""
@@ -120,6 +136,7 @@ class HuggingFace:
 
     def encode(self, text: str) -> list[int]:
         """Ids as the file says, without the special tokens it would add."""
+        _utf8(text)
         return self._inner.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -161,6 +178,7 @@ class SentencePiece:
 
     def encode(self, text: str) -> list[int]:
         """Pieces' ids."""
+        _utf8(text)
         return self._inner.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -205,6 +223,7 @@ class Tiktoken:
 
     def encode(self, text: str) -> list[int]:
         """Ids by byte pair merges."""
+        _utf8(text)
         return self._inner.encode_ordinary(text)
 
     def decode(self, ids: Sequence[int]) -> str:

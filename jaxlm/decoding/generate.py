@@ -23,6 +23,7 @@ SMALLEST_BUCKET = 16
 class _Request:
     """A checked batch of prompts, left-padded, with room for what is drawn."""
 
+    rows: list[list[int]]
     prompt: tuple[np.ndarray, np.ndarray]
     max_new_tokens: int
     sampling: Sampling
@@ -47,13 +48,15 @@ def _request(model, tokenizer, prompts, max_new_tokens, settings) -> _Request:
             f"position_encoding={model.config.encoding}"
         )
     width = max(SMALLEST_BUCKET, 1 << (longest - 1).bit_length())
+    if limit is not None:
+        width = min(width, limit)  # a table of positions has no rows for padding past its end
     tokens = np.zeros((len(rows), width), np.int32)
     for i, row in enumerate(rows):
         tokens[i, width - len(row) :] = row
     sampling = Sampling.make(len(rows), **settings)
     stops = np.array([tokenizer.eos_id], np.int32)
     lengths = np.array([len(row) for row in rows], np.int32)
-    return _Request((tokens, lengths), max_new_tokens, sampling, stops)
+    return _Request(rows, (tokens, lengths), max_new_tokens, sampling, stops)
 
 
 def _start(model: Transformer, params: Any, r: _Request) -> DecodeState:
@@ -72,6 +75,15 @@ def _rows(state: DecodeState, stop_tokens: np.ndarray) -> list[list[int]]:
         at = np.flatnonzero(np.isin(row, stop_tokens))
         cut.append(row[: at[0]].tolist() if len(at) else row.tolist())
     return cut
+
+
+def _text_after(tokenizer: Tokenizer, prompt: list[int], new: list[int]) -> str:
+    """What `new` adds to the prompt's text.
+
+    Decoded with the prompt: alone, the space that the first token begins with would be lost to
+    tokenizers that put one before every text and take it away again (SentencePiece, Metaspace).
+    """
+    return tokenizer.decode(prompt + new)[len(tokenizer.decode(prompt)) :]
 
 
 def generate(
@@ -99,7 +111,8 @@ def generate(
     state = _start(model, params, r)
     until, stops = jnp.asarray(max_new_tokens), jnp.asarray(r.stop_tokens)
     state = decode(model, params, state, until, r.sampling, stops)
-    return [tokenizer.decode(row) for row in _rows(state, r.stop_tokens)]
+    drawn = _rows(state, r.stop_tokens)
+    return [_text_after(tokenizer, *pair) for pair in zip(r.rows, drawn, strict=True)]
 
 
 def stream(
@@ -122,7 +135,7 @@ def stream(
     while True:
         count = int(state.count)
         done = bool(state.done.all()) or count >= max_new_tokens
-        text = tokenizer.decode(_rows(state, r.stop_tokens)[0])
+        text = _text_after(tokenizer, r.rows[0], _rows(state, r.stop_tokens)[0])
         ready = text if done else text.rstrip("\ufffd")
         if len(ready) > len(sent):
             yield ready[len(sent) :]

@@ -23,7 +23,8 @@ class Sampling:
     Attributes:
         temperature: divides the logits; 0 is greedy.
         top_k: only the k largest logits (ties are kept); 0: all.
-        top_p: the smallest set of most probable tokens whose mass reaches p; 1: all.
+        top_p: the smallest set of most probable tokens whose mass reaches p; 1: all. Smaller
+            numbers than float32's smallest normal one are refused: they would count as 0.
         seed: of the row's random draws.
     """
 
@@ -47,25 +48,24 @@ class Sampling:
             ValueError: a sequence of another length, or a value out of range.
         """
 
-        def rows(name, value, low, high, dtype, open_low=False):
+        def rows(name, value, low, high, dtype):
             x = np.asarray(value, np.float64)
             if x.ndim and x.shape != (batch,):
                 raise ValueError(f"{name} has {x.size} values; allowed: one, or {batch} (a row)")
             x = np.broadcast_to(x, (batch,))
-            fine = (x > low if open_low else x >= low) & (x <= high)
+            fine = (x >= low) & (x <= high)
             if not fine.all():
-                bracket = "(" if open_low else "["
-                bad = x[~fine][0]
-                raise ValueError(f"{name}={bad:g}; allowed: {bracket}{low:g}, {high:g}]")
+                raise ValueError(f"{name}={x[~fine][0]:g}; allowed: [{low:g}, {high:g}]")
             return x.astype(dtype)
 
+        smallest = float(np.finfo(np.float32).tiny)
         seeds = rows("seed", seed, 0, 2**31 - 1, np.int64)
         if np.ndim(seed) == 0:
             seeds = (seeds + np.arange(batch)) % 2**31
         return cls(
             jnp.asarray(rows("temperature", temperature, 0, 1e6, np.float32)),
             jnp.asarray(rows("top_k", top_k, 0, 2**31 - 1, np.int32)),
-            jnp.asarray(rows("top_p", top_p, 0, 1, np.float32, open_low=True)),
+            jnp.asarray(rows("top_p", top_p, smallest, 1, np.float32)),
             jnp.asarray(seeds.astype(np.int32)),
         )
 
@@ -85,7 +85,8 @@ def truncate(
     ordered = jnp.where(ordered >= kth, ordered, -jnp.inf)
     probs = jax.nn.softmax(ordered, axis=-1)
     before = jnp.cumsum(probs, axis=-1) - probs
-    inside = before < top_p[:, None]
+    # Rounding can take the mass before a rare token to 1 and past it: p = 1 must cut none.
+    inside = (before < top_p[:, None]) | (top_p[:, None] >= 1)
     lowest = jnp.min(jnp.where(inside, ordered, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(logits >= jnp.maximum(kth, lowest), logits, -jnp.inf)
 

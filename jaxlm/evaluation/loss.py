@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxlm.config import at_least, check
 from jaxlm.model.transformer import Transformer
 from jaxlm.training.objectives.next_token import LossSpec
 from jaxlm.training.step import loss_sums
@@ -127,8 +128,14 @@ def evaluate_loss_by_position(
         batch_size: windows evaluated at a time.
 
     Raises:
-        ValueError: windows too short, or longer than the position encoding's table.
+        ValueError: windows too short, or longer than the position encoding's table; a bucket or
+            batch_size below 1.
     """
+    check(
+        "evaluate_loss_by_position",
+        bucket=at_least(bucket, 1),
+        batch_size=at_least(batch_size, 1),
+    )
     count, length = windows.shape[0], windows.shape[1] - 1
     limit = model.config.encoding.max_length
     if length < 1 or count < 1:

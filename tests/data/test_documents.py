@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxlm.data.documents import long_windows
+from jaxlm.data.documents import long_windows, longest_window
 from jaxlm.data.tokenizers import Bytes, load_tokenizer
 from tests.data import samples
 
@@ -37,6 +37,21 @@ def test_without_a_start_token(tmp_path, source):
     (window,) = long_windows(source, tokenizer, 50, 1)
     assert TEXT.startswith(tokenizer.decode(window.tolist()))
     assert len(window) == 51
+
+
+def test_the_longest_window_is_the_longest_possible(tmp_path, source):
+    for tokenizer in (Bytes(), load_tokenizer(samples.make_tiktoken(tmp_path))):
+        length = longest_window(source, tokenizer)
+        assert long_windows(source, tokenizer, length, 1).shape == (1, length + 1)
+        with pytest.raises(ValueError, match=f"for windows of length={length + 1}"):
+            long_windows(source, tokenizer, length + 1, 1)
+
+
+@pytest.mark.parametrize(("length", "count"), [(-5, 1), (0, 1), (5, 0), (5, -1)])
+def test_windows_that_are_none(source, length, count):
+    name = "length" if length < 1 else "count"
+    with pytest.raises(ValueError, match=f"long_windows: {name}=.*; allowed: a number >= 1"):
+        long_windows(source, Bytes(), length, count)
 
 
 def test_a_text_too_short(source):

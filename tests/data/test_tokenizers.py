@@ -87,6 +87,16 @@ def test_saved_and_loaded_it_is_the_same(made, tmp_path_factory, name, text):
     assert load_tokenizer(str(folder)).fingerprint == tokenizer.fingerprint
 
 
+@each
+@pytest.mark.parametrize(("before", "half"), [("", "\udcff\udcfe"), ("long text, " * 99, "\ud83d")])
+def test_half_a_surrogate_pair_is_no_text(made, name, before, half):
+    """The command line gives these for bytes that are not UTF-8, and JSON may hold them."""
+    message = rf"text …'.*'… is not UTF-8 at character {len(before)} \('\\ud"
+    with pytest.raises(ValueError, match=message) as error:
+        made[name].encode(before + half)
+    assert len(str(error.value)) < 200
+
+
 def test_fingerprints_differ(made):
     assert len({t.fingerprint for t in made.values()}) == len(made)
     assert all(len(t.fingerprint) == 64 for t in made.values())

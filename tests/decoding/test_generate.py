@@ -5,10 +5,15 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+import sentencepiece
+import tokenizers
 
+from jaxlm.data.tokenizers import load_tokenizer
 from jaxlm.decoding import generate as module
 from jaxlm.decoding.generate import generate, stream
+from jaxlm.model.parameters import init_params
 from jaxlm.training.compiles import count_compiles
+from tests.data.samples import training_text
 from tests.decoding import tiny
 
 PROMPTS = ["Emma was", "It", "a much longer prompt, 42 é"]
@@ -89,6 +94,71 @@ def test_streamed_pieces_join_to_the_whole_text(tokens_per_update):
     assert tokens_per_update > 30 or len(pieces) > 1
 
 
+def spaced_sentencepiece(folder):
+    """With SentencePiece's own defaults: a space is put before every text and taken away again."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(training_text().split("\n\n")),
+        model_prefix=str(folder / "spaced"),
+        vocab_size=tiny.TOKENIZER.vocab_size,
+        model_type="bpe",
+        num_threads=1,
+        minloglevel=2,
+    )
+    return str(folder / "spaced.model")
+
+
+def spaced_metaspace(folder):
+    """The same of a tokenizer.json."""
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    inner.decoder = tokenizers.decoders.Metaspace()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=tiny.TOKENIZER.vocab_size,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        show_progress=False,
+    )
+    inner.train_from_iterator([training_text()], trainer)
+    inner.save(str(folder / "tokenizer.json"))
+    return str(folder / "tokenizer.json")
+
+
+@pytest.mark.parametrize("make", [spaced_sentencepiece, spaced_metaspace])
+def test_a_continuation_keeps_the_space_that_it_begins_with(tmp_path, make):
+    model, params, tokenizer = tiny.model(), tiny.params(), load_tokenizer(make(tmp_path))
+    prompts = ["Emma was", "It is", "her father", "a very", "the house", "and so"]
+    settings = {"max_new_tokens": 6, "temperature": 1.0, "seed": 3}
+    for prompt in prompts:
+        (text,) = generate(model, params, tokenizer, [prompt], **settings)
+        assert "".join(stream(model, params, tokenizer, prompt, **settings)) == text
+    texts = generate(model, params, tokenizer, prompts, max_new_tokens=6)
+    for prompt, text in zip(prompts, texts, strict=True):
+        start = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+        row = list(start)
+        while len(row) < len(start) + 6:
+            row.append(int(np.argmax(tiny.next_logits(model, params, row))))
+            if row[-1] == tokenizer.eos_id:
+                break
+        assert prompt + text == tokenizer.decode(row)
+    assert any(text.startswith(" ") for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("table", "prompt", "count"), [(100, 70, 5), (100, 95, 5), (8, 3, 2), (8, 7, 1)]
+)
+def test_a_prompt_that_fits_the_table_is_continued(table, prompt, count):
+    """Padding to a power of two would not fit."""
+    model = tiny.model("learned", context_length=table)
+    params = init_params(model, 0)
+    text = "x" * (prompt - 1)  # and the start token
+    (alone,) = generate(model, params, tiny.TOKENIZER, [text], max_new_tokens=count)
+    assert alone == "".join(stream(model, params, tiny.TOKENIZER, text, max_new_tokens=count))
+    row = start(text)
+    for _ in range(count):
+        logits, _ = model.apply({"params": params}, jax.numpy.asarray([row]))
+        row.append(int(np.argmax(logits[0, -1])))
+    assert alone == tiny.TOKENIZER.decode(row[prompt:])
+
+
 def test_prompts_and_settings_of_one_shape_compile_once():
     model, params = tiny.model(), tiny.params()
     generate(model, params, tiny.TOKENIZER, ["abc", "de"], max_new_tokens=8)
@@ -120,6 +190,7 @@ def test_the_cache_is_donated():
         ({"top_k": -2}, "top_k=-2; allowed"),
         ({"top_p": 0}, "top_p=0; allowed"),
         ({"seed": [1, 2, 3]}, "seed has 3 values; allowed: one, or 1"),
+        ({"prompts": ["a", "\udcff\udcfe"]}, r"text …'\\udcff\\udcfe'… is not UTF-8"),
         ({"encoding": "learned", "max_new_tokens": 64}, "= 66; allowed: at most 64"),
     ],
 )

@@ -82,6 +82,31 @@ def test_rows_have_settings_of_their_own():
         assert int(alone[0]) == drawn[row]
 
 
+def test_top_p_of_1_cuts_nothing_whatever_the_other_rows_use():
+    """The mass before the rarest of many tokens is rounded to 1 and more."""
+    logits = jax.random.normal(jax.random.key(1), (2, 30_000)) * 4
+    probs = jax.nn.softmax(-jnp.sort(-logits), axis=-1)
+    assert bool((jnp.cumsum(probs, axis=-1) - probs >= 1).any())  # else this shows nothing
+    cut = truncate(logits, jnp.array([0, 0]), jnp.array([1.0, 0.5]))
+    np.testing.assert_array_equal(cut[0], logits[0])
+    assert not np.isfinite(cut[1]).all()
+    cut = truncate(logits, jnp.array([7, 0]), jnp.array([1.0, 1.0]))
+    assert np.isfinite(cut).sum(-1).tolist() == [7, 30_000]
+
+
+@pytest.mark.parametrize("top_p", [1e-46, 1e-40, 0, -1, 1.01, float("nan")])
+def test_a_top_p_that_float32_has_not_is_refused(top_p):
+    """It would count as 0: no token would be left, and the first of the vocabulary drawn."""
+    with pytest.raises(ValueError, match=r"top_p=.*; allowed: \[1.17549e-38, 1\]"):
+        Sampling.make(2, temperature=1, top_p=[0.5, top_p])
+
+
+def test_the_smallest_top_p_keeps_the_most_probable_token():
+    logits = jax.random.normal(jax.random.key(0), (1, 50))
+    smallest = Sampling.make(1, temperature=1, top_p=float(np.finfo(np.float32).tiny))
+    assert int(sample(logits, smallest, jnp.arange(1))[0]) == int(logits.argmax())
+
+
 def test_a_draw_depends_on_seed_and_position():
     logits = jnp.zeros((64, 1000))
     one = Sampling.make(64, temperature=1, seed=[7] * 64)

@@ -76,3 +76,10 @@ def test_loss_by_position_knows_the_end_of_a_table():
         evaluate_loss_by_position(tiny.model("learned"), {}, windows)
     with pytest.raises(ValueError, match="allowed"):
         evaluate_loss_by_position(tiny.model(), {}, np.zeros((1, 1), np.int32))
+
+
+@pytest.mark.parametrize("name", ["bucket", "batch_size"])
+@pytest.mark.parametrize("value", [0, -3])
+def test_loss_by_position_of_no_positions_or_windows(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value}; allowed: a number >= 1"):
+        evaluate_loss_by_position(tiny.model(), {}, np.zeros((1, 9), np.int32), **{name: value})

@@ -1,0 +1,109 @@
+"""python -m launch.evaluate in real processes: figures, files, and what is impossible."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import jaxlm
+from jaxlm.data.documents import long_windows, longest_window
+from jaxlm.data.loader import held_out_batches
+from tests.training.texts import tiny_run, train_tiny
+
+LAMBDA = "lm_infinite(window=16, num_sinks=2)"
+
+
+def run(launcher, *flags):
+    text = f"--text={launcher.texts}/held_out.txt"
+    command = [sys.executable, "-m", "launch.evaluate", text, *flags]
+    with launcher.popen(command) as process:
+        out, err = process.communicate()
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def test_two_encodings_of_one_checkpoint(launcher, reference, tmp_path):
+    """The text is shorter than the default length."""
+    workdir, _ = reference
+    before = sorted(workdir.iterdir())
+    result = run(
+        launcher,
+        *(f"--checkpoint={workdir}", f"--output={tmp_path / 'out'}"),
+        *("--bucket=50", "--windows=3", "--batch_size=5"),
+        *("--position_encoding=rope", f"--position_encoding={LAMBDA}"),
+    )
+    assert result.returncode == 0, result.stderr
+    assert sorted(workdir.iterdir()) == before
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert names == {"data", "evaluation.json", "evaluation.png", "evaluation.svg"}
+    assert (tmp_path / "out/evaluation.png").stat().st_size > 10_000
+    results = json.loads((tmp_path / "out/evaluation.json").read_text())
+    assert list(results["held_out"]) == list(results["loss_by_position"]) == ["rope", LAMBDA]
+    assert result.stdout.count(LAMBDA) == 2 and "…" not in result.stdout
+
+    model, params, tokenizer = jaxlm.load(workdir)
+    source = f"{launcher.texts}/held_out.txt"
+    length = longest_window(source, tokenizer)
+    assert 1000 < length < 2048
+    windows = long_windows(source, tokenizer, length, 3)
+    for name in ("rope", LAMBDA):
+        one = model.with_position_encoding(name)
+        batches, num_bytes = held_out_batches(source, tokenizer, 32, 5, tmp_path / "again")
+        held_out = jaxlm.evaluate(one, params, batches, num_bytes)
+        curve = jaxlm.evaluate_loss_by_position(one, params, windows, 50)
+        # float32 sums, compiled in two processes
+        assert results["held_out"][name] == pytest.approx(dataclasses.asdict(held_out), rel=1e-5)
+        got = results["loss_by_position"][name]
+        np.testing.assert_allclose(got["loss"], curve.loss, rtol=1e-5)
+        assert (got["length"], got["start"]) == (length, list(curve.start))
+        for figure in (held_out.loss, held_out.bits_per_byte, curve.loss[-1]):
+            assert f" {figure:.3f} " in result.stdout
+
+
+def test_a_table_of_positions_ends_the_default_length(launcher, tmp_path):
+    short = tiny_run(launcher.texts, model__position_encoding="learned", train__steps=6)
+    train_tiny(short, tmp_path, tmp_path / "data")
+    (tmp_path / "loss_by_position.png").write_text("of a comparison")
+    result = run(launcher, f"--checkpoint={tmp_path}", "--bucket=8")
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "evaluation.json").read_text())["loss_by_position"] == {
+        "learned(table_length=32)": {
+            "start": [0, 8, 16, 24],
+            "loss": pytest.approx([5, 5, 5, 5], abs=3),
+            "length": 32,
+            "windows": 8,
+        }
+    }
+    assert (tmp_path / "loss_by_position.png").read_text() == "of a comparison"
+    asked = run(launcher, f"--checkpoint={tmp_path}", "--length=33")
+    assert asked.returncode == 1
+    table = result.stdout[: result.stdout.index("Loss just before")].rstrip()
+    assert asked.stdout.rstrip() == table and "bits/byte" in table
+    assert asked.stderr.startswith("error: length=33; allowed: at most 32 with position_encoding=l")
+    assert asked.stderr.count("\n") == 1
+
+
+PARSE = """
+import sys
+from absl import flags
+import launch.evaluate
+for flag in sys.argv[1:]:
+    try:
+        flags.FLAGS(["launch.evaluate", "--checkpoint=absent", flag])
+    except flags.IllegalFlagValueError as error:
+        print(error)
+"""
+
+
+def test_numbers_below_1_are_refused(launcher):
+    result = run(launcher, "--checkpoint=absent", "--length=-5")
+    assert result.returncode == 1 and result.stdout == ""
+    assert "flag --length=-5: -5 is not a positive integer" in result.stderr.splitlines()[0]
+    bad = ["--length=0", "--bucket=0", "--windows=-1", "--batch_size=0"]
+    parsed = subprocess.run(
+        [sys.executable, "-c", PARSE, *bad], capture_output=True, text=True, check=True
+    )
+    errors = [f"flag {b}: {b.partition('=')[2]} is not a positive integer" for b in bad]
+    assert parsed.stdout.splitlines() == errors

@@ -1,0 +1,63 @@
+"""python -m launch.generate in real processes: streamed, several prompts, and bad ones."""
+
+import subprocess
+import sys
+
+import pytest
+
+import jaxlm
+
+LAMBDA = "lm_infinite(window=16, num_sinks=2)"
+
+
+def run(launcher, *flags):
+    command = [sys.executable, "-m", "launch.generate", *flags]
+    with launcher.popen(command) as process:
+        out, err = process.communicate()
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def test_one_prompt_is_streamed(launcher, reference):
+    """Past the 32 positions it was trained on, under an encoding it was not trained with."""
+    workdir, _ = reference
+    result = run(
+        launcher,
+        *(f"--checkpoint={workdir}", f"--position_encoding={LAMBDA}", "--prompt=it was the"),
+        *("--max_new_tokens=60", "--temperature=0.8", "--top_p=0.95", "--seed=3"),
+    )
+    assert result.returncode == 0, result.stderr
+    model, params, tokenizer = jaxlm.load(workdir)
+    settings = {"max_new_tokens": 60, "temperature": 0.8, "top_p": 0.95, "seed": 3}
+    model = model.with_position_encoding(LAMBDA)
+    (text,) = jaxlm.generate(model, params, tokenizer, ["it was the"], **settings)
+    assert result.stdout == f"it was the{text}\n" and len(text) > 40
+
+
+def test_several_prompts(launcher, reference):
+    workdir, _ = reference
+    prompts = ["it was", "she had not been", "é"]
+    flags = [f"--prompt={p}" for p in prompts]
+    result = run(launcher, f"--checkpoint={workdir}", *flags, "--max_new_tokens=12")
+    assert result.returncode == 0, result.stderr
+    texts = jaxlm.generate(*jaxlm.load(workdir), prompts, max_new_tokens=12)
+    blocks = [f"{p}{t}\n\n" for p, t in zip(prompts, texts, strict=True)]
+    assert result.stdout == "".join(blocks)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--prompt=it was", "--top_p=2"], r"error: top_p=2; allowed: "),
+        (["--prompt=\udcff\udcfe"], r"error: text …'\udcff\udcfe'… is not UTF-8 at character 0"),
+    ],
+)
+def test_nothing_is_printed_before_an_error(launcher, reference, flags, message):
+    result = run(launcher, f"--checkpoint={reference[0]}", *flags)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith(message) and result.stderr.count("\n") == 1
+
+
+def test_a_prompt_is_required(launcher):
+    result = run(launcher, "--checkpoint=absent")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "Flag --prompt must have a value" in result.stderr.splitlines()[0]

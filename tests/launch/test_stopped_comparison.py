@@ -1,0 +1,25 @@
+"""A comparison that is stopped early is a workdir all the same."""
+
+import dataclasses
+
+import pytest
+
+import jaxlm
+from launch import compare
+from launch.session import run_training
+from tests.training.texts import tiny_run
+
+
+def test_it_opens_as_soon_as_its_first_run_has_a_checkpoint(launcher, tmp_path, monkeypatch):
+    def stopped(run, workdir, *arguments, **options):
+        with pytest.raises(FileNotFoundError, match=r"rope is absent; allowed: the --workdir"):
+            jaxlm.load(tmp_path / "new")
+        session = run_training(run, workdir, *arguments, **options)
+        result = dataclasses.replace(session.result, stopped_by="SIGTERM")
+        return dataclasses.replace(session, result=result)
+
+    monkeypatch.setattr(compare, "run_training", stopped)
+    run = tiny_run(f"{launcher.texts},compare", train__steps=6)
+    compare.run_comparison(run, str(tmp_path / "new"), allow_config_change=False)
+    model, _, _ = jaxlm.load(tmp_path / "new")
+    assert str(model.config.encoding) == "rope" and not (tmp_path / "new/alibi").exists()
