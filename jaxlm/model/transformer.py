@@ -21,6 +21,7 @@ from jaxlm.model.feed_forward import FeedForward
 from jaxlm.model.moe import MixtureOfExperts
 from jaxlm.model.norms import Norm
 from jaxlm.positions import PositionEncoding
+from jaxlm.positions.document_lengths import document_lengths
 from jaxlm.positions.lm_infinite import LMInfinite
 
 REMAT_POLICIES = {
@@ -229,18 +230,20 @@ class Transformer(nn.Module):
         position = self.position()
         x = encoding.embed(position, x, positions)
         x = self.dropout(x, deterministic=not self.has_rng("dropout"))
-        length = positions.max(-1) + 1
         where = None
-        if cache is not None:
+        if cache is None:
+            lengths = document_lengths(positions, segment_ids)
+        else:  # one document a row: the newest tokens tell how long it is by now
+            lengths = positions.max(-1, keepdims=True) + 1
             where = Tokens(
                 cache.positions,
                 cache.segment_ids,
-                encoding.rotation(cache.positions, length, c.head_dim)
+                encoding.rotation(cache.positions, lengths, c.head_dim)
                 if encoding.caches_unrotated
                 else None,
                 contiguous=False,
             )
-        rotation = encoding.rotation(positions, length, c.head_dim)
+        rotation = encoding.rotation(positions, lengths, c.head_dim)
         now = Tokens(positions, segment_ids, rotation, contiguous)
         heads = encoding.head_parameters(position, c.attention.num_heads)
         x, kv = self._run_layers(x, (now, heads, where), cache)

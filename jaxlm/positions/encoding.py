@@ -103,10 +103,13 @@ class PositionEncoding:
         return x
 
     def rotation(
-        self, positions: Int[Array, "B T"], length: Int[Array, "B"], head_dim: int
+        self, positions: Int[Array, "B T"], lengths: Int[Array, "B #T"], head_dim: int
     ) -> Rotation | None:
-        """The angles of tokens at `positions` in contexts of `length` tokens; None: no rotation."""
-        del positions, length, head_dim
+        """The angles of tokens at `positions`; None: no rotation.
+
+        `lengths` counts the tokens of each token's own context: a row may hold several documents.
+        """
+        del positions, lengths, head_dim
         return None
 
     def rotate_queries(

@@ -92,9 +92,9 @@ class LMInfinite(PositionEncoding):
         """The inner encoding's."""
         return self.wrapped.parameters(dims)
 
-    def rotation(self, positions, length, head_dim):
+    def rotation(self, positions, lengths, head_dim):
         """The inner encoding's, at true positions."""
-        return self.wrapped.rotation(positions, length, head_dim)
+        return self.wrapped.rotation(positions, lengths, head_dim)
 
     def rotate_queries(self, q, rotation):
         """The inner encoding's."""
@@ -130,5 +130,5 @@ class LMInfinite(PositionEncoding):
     def _rotation_at(self, position, head_dim):
         assert self.ceiling_distance is not None
         at = jnp.asarray([[position]], jnp.int32)
-        length = jnp.asarray([self.ceiling_distance + 1], jnp.int32)
-        return self.wrapped.rotation(at, length, head_dim)
+        lengths = jnp.asarray([[self.ceiling_distance + 1]], jnp.int32)
+        return self.wrapped.rotation(at, lengths, head_dim)

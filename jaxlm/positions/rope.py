@@ -78,15 +78,15 @@ class RoPE(PositionEncoding):
         require(scaled, f"{name}: scaling", self.scaling, known)
         return self
 
-    def rotation(self, positions, length, head_dim):
+    def rotation(self, positions, lengths, head_dim):
         """cos and sin of position·frequency, float32."""
         width = self.width(head_dim)
         if self.scaling is None:
             raw, factor = inverse_frequencies(self.base, width), 1.0
         else:
-            raw, factor = self.scaling.frequencies(self.base, width, length)
+            raw, factor = self.scaling.frequencies(self.base, width, lengths)
         f = jnp.asarray(raw, jnp.float32)
-        f = f[None, None] if f.ndim == 1 else f[:, None]
+        f = f[None, None] if f.ndim == 1 else f
         angles = positions[..., None].astype(jnp.float32) * f
         return Rotation(factor * jnp.cos(angles), factor * jnp.sin(angles))
 

@@ -43,10 +43,11 @@ class RopeScaling:
                 f"{self.name}: original_length={original!r}; allowed: the trained context length"
             )
 
-    def frequencies(self, base: float, width: int, length: Any) -> tuple[Any, float]:
-        """([width/2] or [batch, width/2] inverse frequencies, factor on cos and sin).
+    def frequencies(self, base: float, width: int, lengths: Any) -> tuple[Any, float]:
+        """([width/2] or [batch, length, width/2] inverse frequencies, factor on cos and sin).
 
-        `length` [batch] is the context's length; only length-dependent scalings read it.
+        `lengths` [batch, length or 1] of each token's context; only length-dependent scalings
+        read it.
         """
         raise NotImplementedError
 
@@ -66,7 +67,7 @@ class Linear(RopeScaling):
 
     name: ClassVar[str] = "linear"
 
-    def frequencies(self, base, width, length):
+    def frequencies(self, base, width, lengths):
         """f / factor."""
         return inverse_frequencies(base, width) / self.factor, 1.0
 
@@ -78,7 +79,7 @@ class NTK(RopeScaling):
 
     name: ClassVar[str] = "ntk"
 
-    def frequencies(self, base, width, length):
+    def frequencies(self, base, width, lengths):
         """Frequencies of the larger base."""
         return inverse_frequencies(base * self.factor ** (width / (width - 2)), width), 1.0
 
@@ -89,7 +90,7 @@ class DynamicNTK(RopeScaling):
     """NTK-aware with the factor taken from the context's length; unchanged up to the trained one.
 
     base·(factor·n/L - (factor - 1))^(d/(d-2)) with n = max(length, L), as Hugging Face computes
-    it; the length is each row's own, not the batch's, so a row's result never depends on others.
+    it; the length is each document's own, not the batch's, so that none depends on its neighbours.
     """
 
     original_length: int = 2048
@@ -97,12 +98,12 @@ class DynamicNTK(RopeScaling):
     name: ClassVar[str] = "dynamic_ntk"
     length_dependent: ClassVar[bool] = True
 
-    def frequencies(self, base, width, length):
-        """[batch, width/2]."""
-        n = jnp.maximum(length, self.original_length).astype(jnp.float32)[:, None]
+    def frequencies(self, base, width, lengths):
+        """[batch, length, width/2]."""
+        n = jnp.maximum(lengths, self.original_length).astype(jnp.float32)[..., None]
         stretch = self.factor * n / self.original_length - (self.factor - 1)
-        power = jnp.asarray(np.arange(0, width, 2) / (width - 2), jnp.float32)[None]
-        fixed = jnp.asarray(inverse_frequencies(base, width), jnp.float32)[None]
+        power = jnp.asarray(np.arange(0, width, 2) / (width - 2), jnp.float32)[None, None]
+        fixed = jnp.asarray(inverse_frequencies(base, width), jnp.float32)[None, None]
         return fixed * stretch ** (-power), 1.0
 
 
@@ -124,7 +125,7 @@ class YaRN(RopeScaling):
 
     name: ClassVar[str] = "yarn"
 
-    def frequencies(self, base, width, length):
+    def frequencies(self, base, width, lengths):
         """The ramp between f and f / factor."""
 
         def pair_of(turns: float) -> float:
@@ -162,8 +163,8 @@ class LongRoPE(RopeScaling):
     name: ClassVar[str] = "longrope"
     length_dependent: ClassVar[bool] = True
 
-    def frequencies(self, base, width, length):
-        """[batch, width/2]."""
+    def frequencies(self, base, width, lengths):
+        """[batch, length, width/2]."""
         for name in ("short", "long"):
             if len(getattr(self, name)) != width // 2:
                 raise ValueError(
@@ -171,12 +172,12 @@ class LongRoPE(RopeScaling):
                     f"{width // 2}, one for each rotated pair"
                 )
         f = inverse_frequencies(base, width)
-        short = jnp.asarray(f / np.asarray(self.short), jnp.float32)[None]
-        long = jnp.asarray(f / np.asarray(self.long), jnp.float32)[None]
+        short = jnp.asarray(f / np.asarray(self.short), jnp.float32)[None, None]
+        long = jnp.asarray(f / np.asarray(self.long), jnp.float32)[None, None]
         factor = self.attention_factor
         if factor is None:
             factor = math.sqrt(1 + math.log(self.factor) / math.log(self.original_length))
-        return jnp.where((length > self.original_length)[:, None], long, short), factor
+        return jnp.where((lengths > self.original_length)[..., None], long, short), factor
 
 
 @register
@@ -196,7 +197,7 @@ class Llama3(RopeScaling):
 
     name: ClassVar[str] = "llama3"
 
-    def frequencies(self, base, width, length):
+    def frequencies(self, base, width, lengths):
         """The smooth step between f / factor and f."""
         f = inverse_frequencies(base, width)
         turns = self.original_length * f / (2 * math.pi)

@@ -34,9 +34,9 @@ class XPos(RoPE):
 
     name: ClassVar[str] = "xpos"
 
-    def rotation(self, positions, length, head_dim):
+    def rotation(self, positions, lengths, head_dim):
         """RoPE's angles and the queries' factor."""
-        turned = super().rotation(positions, length, head_dim)
+        turned = super().rotation(positions, lengths, head_dim)
         width = self.width(head_dim)
         zeta = (np.arange(0, width, 2) / width + self.gamma) / (1 + self.gamma)
         log_zeta = jnp.asarray(np.log(zeta) / self.scale_base, jnp.float32)

@@ -26,7 +26,7 @@ def rotated(encoding, x, at):
     """x [head_dim] as a query and as a key at position `at`."""
     x = jnp.asarray(x, jnp.float32)[None, None, None]
     where = jnp.asarray([[at]])
-    turn = encoding.rotation(where, where[:, 0] + 1, x.shape[-1])
+    turn = encoding.rotation(where, where + 1, x.shape[-1])
     q, k = encoding.rotate_queries(x, turn), encoding.rotate_keys(x, turn)
     return np.asarray(q[0, 0, 0], np.float64), np.asarray(k[0, 0, 0], np.float64)
 
@@ -134,7 +134,7 @@ def test_partial_rope_leaves_the_rest_untouched():
 
 def frequencies(text, width, length=1):
     rope = positions.parse(text)
-    f, factor = rope.scaling.frequencies(rope.base, width, jnp.asarray([length]))
+    f, factor = rope.scaling.frequencies(rope.base, width, jnp.asarray([[length]]))
     return np.asarray(f, np.float64).reshape(-1), factor
 
 
