@@ -22,6 +22,11 @@ from jaxtyping import Array, Float, Int
 
 from jaxlm.attention.mask import AttentionMask
 
+# Bounds on options: what counts as finite, with room for float32 arithmetic, and how far positions
+# reach, with room for sums of two in int32.
+LARGE = 1e30
+MAX_POSITION = 2**30
+
 
 class Dimensions(NamedTuple):
     """The sizes of the model that an encoding may depend on."""
