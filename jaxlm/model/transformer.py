@@ -21,6 +21,7 @@ from jaxlm.model.feed_forward import FeedForward
 from jaxlm.model.moe import MixtureOfExperts
 from jaxlm.model.norms import Norm
 from jaxlm.positions import PositionEncoding
+from jaxlm.positions.document_lengths import document_lengths
 from jaxlm.positions.lm_infinite import LMInfinite
 
 REMAT_POLICIES = {
@@ -229,18 +230,20 @@ class Transformer(nn.Module):
         position = self.position()
         x = encoding.embed(position, x, positions)
         x = self.dropout(x, deterministic=not self.has_rng("dropout"))
-        length = positions.max(-1) + 1
         where = None
-        if cache is not None:
+        if cache is None:
+            lengths = document_lengths(positions, segment_ids)
+        else:  # one document a row: the newest tokens tell how long it is by now
+            lengths = positions.max(-1, keepdims=True) + 1
             where = Tokens(
                 cache.positions,
                 cache.segment_ids,
-                encoding.rotation(cache.positions, length, c.head_dim)
+                encoding.rotation(cache.positions, lengths, c.head_dim)
                 if encoding.caches_unrotated
                 else None,
                 contiguous=False,
             )
-        rotation = encoding.rotation(positions, length, c.head_dim)
+        rotation = encoding.rotation(positions, lengths, c.head_dim)
         now = Tokens(positions, segment_ids, rotation, contiguous)
         heads = encoding.head_parameters(position, c.attention.num_heads)
         x, kv = self._run_layers(x, (now, heads, where), cache)
@@ -282,27 +285,27 @@ class Transformer(nn.Module):
     ) -> Transformer:
         """The same model, the same parameters, another position encoding.
 
-        `lm_infinite` wraps the present encoding unless `inner` names another:
+        `lm_infinite` wraps the present encoding unless `inner` names another, and takes the place
+        of an `lm_infinite` that is already there:
 
             longer = model.with_position_encoding("lm_infinite", window=256, num_sinks=4)
 
         Args:
-            encoding: an encoding, its text such as "lm_infinite(window=256)", or with `options`
-                its name.
-            options: the encoding's fields.
+            encoding: an encoding, its name, or its text such as "lm_infinite(window=256)".
+            options: more of the encoding's fields.
 
         Raises:
-            ValueError: unknown encoding or option, or one with learned parameters of its own.
+            ValueError: unknown encoding or option, an option given twice, or an encoding with
+                learned parameters of its own.
         """
-        new = position_encodings.parse(encoding)
-        if options:
-            new = position_encodings.get(str(encoding), **options)
+        new = position_encodings.parse(encoding, **options)
         if isinstance(new, LMInfinite) and new.inner is None:
-            inner = position_encodings.parse(self.config.position_encoding)
+            here = position_encodings.parse(self.config.position_encoding)
+            inner = here.wrapped if isinstance(here, LMInfinite) else here
             new = dataclasses.replace(new, inner=inner)
         config = self.config.replace(position_encoding=new)
-        here, there = (c.encoding.parameters(c.dimensions) for c in (self.config, config))
-        missing = [n for n, p in there.items() if n not in here or here[n].shape != p.shape]
+        own, needed = (c.encoding.parameters(c.dimensions) for c in (self.config, config))
+        missing = [n for n, p in needed.items() if n not in own or own[n].shape != p.shape]
         if missing:
             raise ValueError(
                 f"position_encoding={new} has learned parameters ({', '.join(missing)}) which a "

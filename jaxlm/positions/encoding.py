@@ -22,6 +22,11 @@ from jaxtyping import Array, Float, Int
 
 from jaxlm.attention.mask import AttentionMask
 
+# Bounds on options: what counts as finite, with room for float32 arithmetic, and how far positions
+# reach, with room for sums of two in int32.
+LARGE = 1e30
+MAX_POSITION = 2**30
+
 
 class Dimensions(NamedTuple):
     """The sizes of the model that an encoding may depend on."""
@@ -103,10 +108,13 @@ class PositionEncoding:
         return x
 
     def rotation(
-        self, positions: Int[Array, "B T"], length: Int[Array, "B"], head_dim: int
+        self, positions: Int[Array, "B T"], lengths: Int[Array, "B #T"], head_dim: int
     ) -> Rotation | None:
-        """The angles of tokens at `positions` in contexts of `length` tokens; None: no rotation."""
-        del positions, length, head_dim
+        """The angles of tokens at `positions`; None: no rotation.
+
+        `lengths` counts the tokens of each token's own context: a row may hold several documents.
+        """
+        del positions, lengths, head_dim
         return None
 
     def rotate_queries(

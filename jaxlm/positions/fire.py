@@ -8,7 +8,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from jaxlm.positions.encoding import Dimensions, Parameter, PositionEncoding, require
+from jaxlm.positions.encoding import LARGE, Dimensions, Parameter, PositionEncoding, require
 from jaxlm.positions.registry import register
 
 
@@ -40,7 +40,7 @@ class FIRE(PositionEncoding):
         """Fills the threshold."""
         require(self.width >= 1, "fire: width", self.width, "an integer >= 1")
         threshold = dims.context_length / 2 if self.threshold is None else self.threshold
-        require(threshold > 0, "fire: threshold", threshold, "a number > 0")
+        require(0 < threshold <= LARGE, "fire: threshold", threshold, "a number > 0")
         return dataclasses.replace(self, threshold=threshold)
 
     def parameters(self, dims):

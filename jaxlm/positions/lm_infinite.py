@@ -7,30 +7,44 @@ was trained at. (Han et al. 2024, arXiv 2308.16137, section 4.)
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import jax.numpy as jnp
+from absl import logging
 
 from jaxlm.attention.mask import AttentionMask, lambda_shaped
-from jaxlm.positions.encoding import Dimensions, PositionEncoding, require
+from jaxlm.positions.encoding import MAX_POSITION, Dimensions, PositionEncoding, require
 from jaxlm.positions.registry import register
 from jaxlm.positions.rope import RoPE
+
+
+@functools.cache  # models are bound more than once; each pair is told once
+def _warn_of_many_sinks(num_sinks: int, window: int) -> None:
+    logging.warning(
+        "lm_infinite: num_sinks=%d with window=%d: most of what is seen are first tokens; "
+        "usual: num_sinks < window",
+        num_sinks,
+        window,
+    )
 
 
 @register
 @dataclasses.dataclass(frozen=True)
 class LMInfinite(PositionEncoding):
-    """Token i sees the last `window` tokens and the first `num_sinks`, none farther than `ceiling`.
+    """Token i sees the last `window` tokens and the first `num_sinks`, none farther than
+    `ceiling_distance`.
 
     For the rope family a key at or past the ceiling is met as at the ceiling: the query rotated to
-    position `ceiling`, the key unrotated. For score biases the distance is min(i - j, ceiling).
+    position `ceiling_distance`, the key unrotated. For score biases the distance is
+    min(i - j, ceiling_distance).
 
     Attributes:
         inner: the encoding that is wrapped; None is rope, or the trained model's own where
             `Transformer.with_position_encoding` puts it on one.
         window: None is the model's context length.
         num_sinks: kept first tokens; the authors use 10 for retrieval, 100 for perplexity.
-        ceiling: None is `window`, the paper's choice.
+        ceiling_distance: None is `window`, the paper's choice.
         mask: False leaves all keys visible and only clamps distances: one of the paper's factors
             alone, for studies.
     """
@@ -81,9 +95,13 @@ class LMInfinite(PositionEncoding):
         )
         window = dims.context_length if self.window is None else self.window
         ceiling = window if self.ceiling_distance is None else self.ceiling_distance
-        require(window >= 1, "lm_infinite: window", window, "an integer >= 1")
-        require(self.num_sinks >= 0, "lm_infinite: num_sinks", self.num_sinks, "an integer >= 0")
-        require(ceiling >= window, "lm_infinite: ceiling_distance", ceiling, f">= window={window}")
+        sinks, most = self.num_sinks, MAX_POSITION
+        require(1 <= window <= most, "lm_infinite: window", window, f"an integer in [1, {most}]")
+        require(0 <= sinks <= most, "lm_infinite: num_sinks", sinks, f"an integer in [0, {most}]")
+        allowed = f"an integer in [window={window}, {most}]"
+        require(window <= ceiling <= most, "lm_infinite: ceiling_distance", ceiling, allowed)
+        if self.mask and sinks >= window:
+            _warn_of_many_sinks(sinks, window)
         return dataclasses.replace(
             self, inner=inner.bind(dims), window=window, ceiling_distance=ceiling
         )
@@ -92,9 +110,9 @@ class LMInfinite(PositionEncoding):
         """The inner encoding's."""
         return self.wrapped.parameters(dims)
 
-    def rotation(self, positions, length, head_dim):
+    def rotation(self, positions, lengths, head_dim):
         """The inner encoding's, at true positions."""
-        return self.wrapped.rotation(positions, length, head_dim)
+        return self.wrapped.rotation(positions, lengths, head_dim)
 
     def rotate_queries(self, q, rotation):
         """The inner encoding's."""
@@ -130,5 +148,5 @@ class LMInfinite(PositionEncoding):
     def _rotation_at(self, position, head_dim):
         assert self.ceiling_distance is not None
         at = jnp.asarray([[position]], jnp.int32)
-        length = jnp.asarray([self.ceiling_distance + 1], jnp.int32)
-        return self.wrapped.rotation(at, length, head_dim)
+        lengths = jnp.asarray([[self.ceiling_distance + 1]], jnp.int32)
+        return self.wrapped.rotation(at, lengths, head_dim)

@@ -10,9 +10,11 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import typing
+from collections.abc import Mapping
 from typing import Any
 
-from jaxlm.config import check_types
+from jaxlm.config import check_types, fits
 from jaxlm.positions.encoding import PositionEncoding
 
 _REGISTRY: dict[str, Any] = {}
@@ -36,68 +38,109 @@ def available() -> tuple[str, ...]:
 
 
 def get(name: str, **options: Any) -> Any:
-    """The encoding called `name` with these options.
+    """The encoding (or RoPE scaling) called `name` with these options.
+
+    An option that is an encoding or a scaling itself may be given as its text.
 
     Raises:
-        ValueError: unknown name or option, with the nearest known one.
+        ValueError: unknown name or option, with the nearest known one; an option that is missing.
     """
     if name not in _REGISTRY:
-        near = difflib.get_close_matches(name, _REGISTRY, 1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ValueError(
-            f"position_encoding={name!r}{hint}; allowed: {', '.join(available())}, "
-            "with options as in rope(base=500000)"
-        )
+        raise _unknown("position_encoding", name, available())
     cls = _REGISTRY[name]
-    check_types(cls, options, name)
-    return cls(**options)
+    hints = typing.get_type_hints(cls)
+    given = {n: _nested(f"{name}: {n}", v, hints.get(n)) for n, v in options.items()}
+    check_types(cls, given, name)
+    required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
+    missing = [n for n in required if n not in given]
+    if missing:
+        example = ", ".join(f"{n}=…" for n in required)
+        raise ValueError(f"{name}: {', '.join(missing)} missing; allowed: {name}({example})")
+    return cls(**given)
 
 
-def parse(text: str | PositionEncoding) -> PositionEncoding:
+def parse(text: str | PositionEncoding, **options: Any) -> PositionEncoding:
     """Reads the text form; an encoding object is returned as it is.
 
     Only names, calls, numbers, strings and tuples are read: nothing in the text is ever run.
 
+    Args:
+        text: such as "rope(base=500000)", or an encoding.
+        options: more of the encoding's fields, beside those that the text gives.
+
     Raises:
-        ValueError: not of this form, or an unknown name or option.
+        ValueError: not of this form, an unknown name or option, or an option given twice.
     """
     if isinstance(text, PositionEncoding):
-        return text
+        return _read("position_encoding", str(text), available(), options) if options else text
+    return _read("position_encoding", text, available(), options)
+
+
+def _unknown(field: str, name: str, names: tuple[str, ...]) -> ValueError:
+    """The error for a name that is none of `names`; tells the nearest."""
+    near = difflib.get_close_matches(name.lower(), names, 1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    return ValueError(f"{field}={name!r}{hint}; allowed: {', '.join(names)}")
+
+
+def _nested(field: str, value: Any, hint: Any) -> Any:
+    """An option's value; where the field is an encoding or a scaling, its text is read."""
+    kinds = tuple(k for k in typing.get_args(hint) or (hint,) if isinstance(k, type))
+    names = tuple(sorted(n for n, c in _REGISTRY.items() if issubclass(c, kinds)))
+    if not names:
+        return value
+    if isinstance(value, str):
+        return _read(field, value, names, {})
+    if not fits(value, hint):
+        raise ValueError(f"{field}={value!r}; allowed: {', '.join(names)}")
+    return value
+
+
+def _read(field: str, text: str, names: tuple[str, ...], more: Mapping[str, Any]) -> Any:
+    """What `text` describes, one of `names`, with `more` options."""
+    form = f"{field}={text!r}; allowed: a name or name(option=value)"
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        node = ast.parse(text.strip(), mode="eval").body
     except SyntaxError as error:
+        raise ValueError(form) from error
+    head = node.func if isinstance(node, ast.Call) else node
+    if not isinstance(head, ast.Name):
+        raise ValueError(form)
+    if head.id not in names:
+        raise _unknown(field, head.id, names)
+    given = _options(node, head.id) if isinstance(node, ast.Call) else []
+    options: dict[str, Any] = {}
+    for name, value in (*given, *more.items()):
+        if name in options:
+            raise ValueError(f"{head.id}: {name}={value!r} given again; allowed: each option once")
+        options[name] = value
+    return get(head.id, **options)
+
+
+def _options(call: ast.Call, owner: str) -> list[tuple[str, Any]]:
+    """(field, value) of a call's arguments in their order; those without a name come first."""
+    fields = [f.name for f in dataclasses.fields(_REGISTRY[owner])]
+    if len(call.args) > len(fields):
         raise ValueError(
-            f"position_encoding={text!r}; allowed: a name or name(option=value)"
-        ) from error
-    encoding = _build(tree, text)
-    if not isinstance(encoding, PositionEncoding):
-        raise ValueError(f"position_encoding={text!r}; allowed: {', '.join(available())}")
-    return encoding
+            f"{owner}: {len(call.args)} values without a name; allowed: "
+            f"{len(fields)} ({', '.join(fields) or 'none'})"
+        )
+    pairs = [*zip(fields, call.args, strict=False), *((k.arg, k.value) for k in call.keywords)]
+    found = []
+    for name, node in pairs:
+        if name is None or isinstance(node, ast.Starred):
+            raise ValueError(f"{owner}: {ast.unparse(call)}; allowed: options without * and **")
+        found.append((name, _value(f"{owner}: {name}", node)))
+    return found
 
 
-def _build(node: ast.expr, text: str) -> Any:
-    """One node of the text: a name, a call of a registered name, or a literal."""
-    if isinstance(node, ast.Name):
-        return get(node.id) if node.id in _REGISTRY or node.id.islower() else node.id
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        options = {k.arg: _value(k.value, text) for k in node.keywords if k.arg is not None}
-        cls = _REGISTRY.get(node.func.id)
-        if node.args and cls is not None:
-            names = [f.name for f in dataclasses.fields(cls)]
-            options |= {n: _value(a, text) for n, a in zip(names, node.args, strict=False)}
-        return get(node.func.id, **options)
-    raise ValueError(f"position_encoding={text!r}; allowed: a name or name(option=value)")
-
-
-def _value(node: ast.expr, text: str) -> Any:
-    """An option's value: a nested encoding or scaling, a word, or a literal."""
-    if isinstance(node, ast.Name) and node.id not in available():
-        return node.id  # a word such as slopes=harmonic; also kind=linear, though a scaling's name
+def _value(field: str, node: ast.expr) -> Any:
+    """An option's value: a literal, a word, or the text of a nested encoding or scaling."""
     if isinstance(node, ast.Name | ast.Call):
-        return _build(node, text)
+        return ast.unparse(node)
     try:
         return ast.literal_eval(node)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(
-            f"position_encoding={text!r}; allowed as option values: numbers, words, tuples"
+            f"{field}={ast.unparse(node)}; allowed: numbers, words, tuples, name(option=value)"
         ) from error

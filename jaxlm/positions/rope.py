@@ -8,7 +8,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxlm.positions.encoding import Dimensions, PositionEncoding, Rotation, require
+from jaxlm.positions.encoding import LARGE, Dimensions, PositionEncoding, Rotation, require
 from jaxlm.positions.registry import register
 from jaxlm.positions.rope_scaling import RopeScaling, inverse_frequencies
 
@@ -69,24 +69,26 @@ class RoPE(PositionEncoding):
     def bind(self, dims: Dimensions) -> RoPE:
         """Checks the rotated width."""
         name, width = self.name, self.width(dims.head_dim)
-        require(self.base > 1, f"{name}: base", self.base, "a number > 1")
+        require(1 < self.base <= LARGE, f"{name}: base", self.base, "a number > 1")
         require(0 < self.fraction <= 1, f"{name}: fraction", self.fraction, "a number in (0, 1]")
         even = width >= 2 and width % 2 == 0
         require(even, f"{name}: fraction·head_dim", width, "an even number >= 2 of rotated dims")
         scaled = self.scaling is None or isinstance(self.scaling, RopeScaling)
         known = "none, linear, ntk, dynamic_ntk, yarn, longrope, llama3"
         require(scaled, f"{name}: scaling", self.scaling, known)
+        if self.scaling is not None:
+            self.scaling.check(width)
         return self
 
-    def rotation(self, positions, length, head_dim):
+    def rotation(self, positions, lengths, head_dim):
         """cos and sin of position·frequency, float32."""
         width = self.width(head_dim)
         if self.scaling is None:
             raw, factor = inverse_frequencies(self.base, width), 1.0
         else:
-            raw, factor = self.scaling.frequencies(self.base, width, length)
+            raw, factor = self.scaling.frequencies(self.base, width, lengths)
         f = jnp.asarray(raw, jnp.float32)
-        f = f[None, None] if f.ndim == 1 else f[:, None]
+        f = f[None, None] if f.ndim == 1 else f
         angles = positions[..., None].astype(jnp.float32) * f
         return Rotation(factor * jnp.cos(angles), factor * jnp.sin(angles))
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxlm.positions.alibi import geometric_slopes
-from jaxlm.positions.encoding import Dimensions, require
+from jaxlm.positions.encoding import LARGE, Dimensions, require
 from jaxlm.positions.registry import register
 from jaxlm.positions.rope import RoPE
 
@@ -66,7 +66,8 @@ class RopeAlibi(RoPE):
         require(self.kind in kinds, "rope_alibi: kind", self.kind, ", ".join(kinds))
         known = self.slopes in ("harmonic", "geometric")
         require(known, "rope_alibi: slopes", self.slopes, "harmonic, geometric")
-        require(self.strength >= 0, "rope_alibi: strength", self.strength, "a number >= 0")
+        strength = self.strength
+        require(0 <= strength <= LARGE, "rope_alibi: strength", strength, "a number >= 0")
         super().bind(dims)
         return self
 

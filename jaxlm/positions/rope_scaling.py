@@ -13,7 +13,12 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm.config import fits
+from jaxlm.positions.encoding import LARGE, MAX_POSITION, require
 from jaxlm.positions.registry import register
+
+# No context grows further, and powers of it stay finite.
+MAX_FACTOR = 1e6
 
 
 def inverse_frequencies(base: float, width: int) -> np.ndarray:
@@ -21,32 +26,40 @@ def inverse_frequencies(base: float, width: int) -> np.ndarray:
     return base ** (-np.arange(0, width, 2) / width)
 
 
+def require_attention_factor(owner: str, factor: float | None) -> None:
+    """Raises ValueError unless it is a factor on cos and sin, or None for the formula's."""
+    fine = factor is None or 0 < factor <= LARGE
+    require(fine, f"{owner}: attention_factor", factor, "None or a number > 0")
+
+
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """The base: a factor that the context grows by.
+    """The base.
 
     A length-dependent scaling rotates all keys for the context's present length, whenever they were
     cached. What deeper layers computed while the context was shorter stays as it was.
+
+    Attributes:
+        factor: what the context grows by.
     """
 
-    factor: float = 1.0
+    factor: float
 
     name: ClassVar[str] = ""
     length_dependent: ClassVar[bool] = False
 
     def __post_init__(self):
-        if not self.factor >= 1:
-            raise ValueError(f"{self.name}: factor={self.factor!r}; allowed: a number >= 1")
-        original = getattr(self, "original_length", 1)
-        if original < 1:
-            raise ValueError(
-                f"{self.name}: original_length={original!r}; allowed: the trained context length"
-            )
+        fine = 1 <= self.factor <= MAX_FACTOR
+        require(fine, f"{self.name}: factor", self.factor, f"a number in [1, {MAX_FACTOR:g}]")
 
-    def frequencies(self, base: float, width: int, length: Any) -> tuple[Any, float]:
-        """([width/2] or [batch, width/2] inverse frequencies, factor on cos and sin).
+    def check(self, width: int) -> None:
+        """Raises ValueError if `width` rotated dims cannot be scaled."""
 
-        `length` [batch] is the context's length; only length-dependent scalings read it.
+    def frequencies(self, base: float, width: int, lengths: Any) -> tuple[Any, float]:
+        """([width/2] or [batch, length, width/2] inverse frequencies, factor on cos and sin).
+
+        `lengths` [batch, length or 1] of each token's context; only length-dependent scalings
+        read it.
         """
         raise NotImplementedError
 
@@ -59,6 +72,23 @@ class RopeScaling:
         return f"{self.name}({', '.join(given)})"
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainedLengthScaling(RopeScaling):
+    """The base of scalings that depend on where training ended.
+
+    Attributes:
+        original_length: the trained context length, in tokens.
+    """
+
+    original_length: int
+
+    def __post_init__(self):
+        super().__post_init__()
+        fine = 2 <= self.original_length <= MAX_POSITION
+        allowed = "the trained context length, an integer >= 2"
+        require(fine, f"{self.name}: original_length", self.original_length, allowed)
+
+
 @register
 @dataclasses.dataclass(frozen=True)
 class Linear(RopeScaling):
@@ -66,7 +96,7 @@ class Linear(RopeScaling):
 
     name: ClassVar[str] = "linear"
 
-    def frequencies(self, base, width, length):
+    def frequencies(self, base, width, lengths):
         """f / factor."""
         return inverse_frequencies(base, width) / self.factor, 1.0
 
@@ -78,53 +108,64 @@ class NTK(RopeScaling):
 
     name: ClassVar[str] = "ntk"
 
-    def frequencies(self, base, width, length):
+    def check(self, width):
+        """The exponent d/(d - 2) needs more than one pair."""
+        require(width > 2, f"{self.name}: rotated dims", width, "an even number >= 4")
+
+    def frequencies(self, base, width, lengths):
         """Frequencies of the larger base."""
         return inverse_frequencies(base * self.factor ** (width / (width - 2)), width), 1.0
 
 
 @register
 @dataclasses.dataclass(frozen=True)
-class DynamicNTK(RopeScaling):
+class DynamicNTK(TrainedLengthScaling):
     """NTK-aware with the factor taken from the context's length; unchanged up to the trained one.
 
     base·(factor·n/L - (factor - 1))^(d/(d-2)) with n = max(length, L), as Hugging Face computes
-    it; the length is each row's own, not the batch's, so a row's result never depends on others.
+    it; the length is each document's own, not the batch's, so that none depends on its neighbours.
     """
-
-    original_length: int = 2048
 
     name: ClassVar[str] = "dynamic_ntk"
     length_dependent: ClassVar[bool] = True
 
-    def frequencies(self, base, width, length):
-        """[batch, width/2]."""
-        n = jnp.maximum(length, self.original_length).astype(jnp.float32)[:, None]
+    def check(self, width):
+        """The exponent d/(d - 2) needs more than one pair."""
+        require(width > 2, f"{self.name}: rotated dims", width, "an even number >= 4")
+
+    def frequencies(self, base, width, lengths):
+        """[batch, length, width/2]."""
+        n = jnp.maximum(lengths, self.original_length).astype(jnp.float32)[..., None]
         stretch = self.factor * n / self.original_length - (self.factor - 1)
-        power = jnp.asarray(np.arange(0, width, 2) / (width - 2), jnp.float32)[None]
-        fixed = jnp.asarray(inverse_frequencies(base, width), jnp.float32)[None]
+        power = jnp.asarray(np.arange(0, width, 2) / (width - 2), jnp.float32)[None, None]
+        fixed = jnp.asarray(inverse_frequencies(base, width), jnp.float32)[None, None]
         return fixed * stretch ** (-power), 1.0
 
 
 @register
 @dataclasses.dataclass(frozen=True)
-class YaRN(RopeScaling):
+class YaRN(TrainedLengthScaling):
     """YaRN: fast pairs kept, slow ones interpolated, a ramp between (Peng et al. 2023, section 3).
 
     Attributes:
-        original_length: the trained context length.
         beta_fast, beta_slow: turns over the trained context at the ends of the ramp.
         attention_factor: on cos and sin; None: 0.1·ln(factor) + 1 (equation 22).
     """
 
-    original_length: int = 2048
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float | None = None
 
     name: ClassVar[str] = "yarn"
 
-    def frequencies(self, base, width, length):
+    def __post_init__(self):
+        super().__post_init__()
+        slow, fast = self.beta_slow, self.beta_fast
+        require(1 / LARGE <= slow <= LARGE, "yarn: beta_slow", slow, "a number > 0")
+        require(slow <= fast <= LARGE, "yarn: beta_fast", fast, f"a number >= beta_slow={slow}")
+        require_attention_factor(self.name, self.attention_factor)
+
+    def frequencies(self, base, width, lengths):
         """The ramp between f and f / factor."""
 
         def pair_of(turns: float) -> float:
@@ -143,60 +184,75 @@ class YaRN(RopeScaling):
 
 @register
 @dataclasses.dataclass(frozen=True)
-class LongRoPE(RopeScaling):
+class LongRoPE(TrainedLengthScaling):
     """LongRoPE: a searched divisor per pair, one set for short and one for long contexts.
 
     (Ding et al. 2024.) The factor on cos and sin is √(1 + ln factor / ln original_length).
 
     Attributes:
-        original_length: up to it the short divisors hold.
-        short, long: divisors, one for each of the rotated pairs.
+        short, long: divisors, one for each of the rotated pairs; the short ones hold up to
+            original_length.
         attention_factor: overrides the formula.
     """
 
-    original_length: int = 4096
-    short: tuple[float, ...] = ()
-    long: tuple[float, ...] = ()
+    short: tuple[float, ...]
+    long: tuple[float, ...]
     attention_factor: float | None = None
 
     name: ClassVar[str] = "longrope"
     length_dependent: ClassVar[bool] = True
 
-    def frequencies(self, base, width, length):
-        """[batch, width/2]."""
-        for name in ("short", "long"):
-            if len(getattr(self, name)) != width // 2:
+    def __post_init__(self):
+        super().__post_init__()
+        for name, divisors in (("short", self.short), ("long", self.long)):
+            fine = all(fits(d, float) and 1 / MAX_FACTOR <= d <= MAX_FACTOR for d in divisors)
+            allowed = f"numbers in [{1 / MAX_FACTOR:g}, {MAX_FACTOR:g}]"
+            require(fine, f"longrope: {name}", divisors, allowed)
+        require_attention_factor(self.name, self.attention_factor)
+
+    def check(self, width):
+        """A divisor for each pair."""
+        for name, divisors in (("short", self.short), ("long", self.long)):
+            if len(divisors) != width // 2:
                 raise ValueError(
-                    f"longrope: {name} has {len(getattr(self, name))} numbers; allowed: "
+                    f"longrope: {name} has {len(divisors)} numbers; allowed: "
                     f"{width // 2}, one for each rotated pair"
                 )
+
+    def frequencies(self, base, width, lengths):
+        """[batch, length, width/2]."""
         f = inverse_frequencies(base, width)
-        short = jnp.asarray(f / np.asarray(self.short), jnp.float32)[None]
-        long = jnp.asarray(f / np.asarray(self.long), jnp.float32)[None]
+        short = jnp.asarray(f / np.asarray(self.short), jnp.float32)[None, None]
+        long = jnp.asarray(f / np.asarray(self.long), jnp.float32)[None, None]
         factor = self.attention_factor
         if factor is None:
             factor = math.sqrt(1 + math.log(self.factor) / math.log(self.original_length))
-        return jnp.where((length > self.original_length)[:, None], long, short), factor
+        return jnp.where((lengths > self.original_length)[..., None], long, short), factor
 
 
 @register
 @dataclasses.dataclass(frozen=True)
-class Llama3(RopeScaling):
+class Llama3(TrainedLengthScaling):
     """Llama 3.1: long wavelengths divided by the factor, short ones kept, smooth between.
 
     Attributes:
-        original_length: the trained context length.
         low_frequency_factor, high_frequency_factor: wavelengths above original/low are stretched
             fully, below original/high not at all.
     """
 
-    original_length: int = 8192
     low_frequency_factor: float = 1.0
     high_frequency_factor: float = 4.0
 
     name: ClassVar[str] = "llama3"
 
-    def frequencies(self, base, width, length):
+    def __post_init__(self):
+        super().__post_init__()
+        low, high = self.low_frequency_factor, self.high_frequency_factor
+        require(0 < low <= LARGE, "llama3: low_frequency_factor", low, "a number > 0")
+        allowed = f"a number > low_frequency_factor={low}"
+        require(low < high <= LARGE, "llama3: high_frequency_factor", high, allowed)
+
+    def frequencies(self, base, width, lengths):
         """The smooth step between f / factor and f."""
         f = inverse_frequencies(base, width)
         turns = self.original_length * f / (2 * math.pi)

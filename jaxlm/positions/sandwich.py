@@ -8,7 +8,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.positions.encoding import Dimensions, PositionEncoding, require
+from jaxlm.positions.encoding import LARGE, Dimensions, PositionEncoding, require
 from jaxlm.positions.registry import register
 
 # Distances are whole numbers, so the sum of cosines is read from a table. Past its end the bias is
@@ -43,9 +43,10 @@ class Sandwich(PositionEncoding):
         return True
 
     def bind(self, dims: Dimensions) -> Sandwich:
-        """Checks the width."""
+        """Checks the width and the base."""
         even = self.width >= 2 and self.width % 2 == 0
         require(even, "sandwich: width", self.width, "an even number >= 2")
+        require(1 < self.base <= LARGE, "sandwich: base", self.base, "a number > 1")
         return self
 
     def head_parameters(self, params, num_heads):

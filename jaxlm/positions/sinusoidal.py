@@ -8,7 +8,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxlm.positions.encoding import Dimensions, PositionEncoding, require
+from jaxlm.positions.encoding import LARGE, Dimensions, PositionEncoding, require
 from jaxlm.positions.registry import register
 
 
@@ -40,8 +40,9 @@ class Sinusoidal(PositionEncoding):
     def bind(self, dims: Dimensions) -> Sinusoidal:
         """Fills the scale; the width must be even."""
         require(dims.d_model % 2 == 0, "sinusoidal: d_model", dims.d_model, "an even number")
-        require(self.base > 1, "sinusoidal: base", self.base, "a number > 1")
+        require(1 < self.base <= LARGE, "sinusoidal: base", self.base, "a number > 1")
         scale = dims.d_model**-0.5 if self.scale is None else self.scale
+        require(0 < scale <= LARGE, "sinusoidal: scale", scale, "None or a number > 0")
         return dataclasses.replace(self, scale=scale)
 
     def embed(self, params, x, positions):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from jaxlm.positions.encoding import Dimensions, Parameter, PositionEncoding, require
+from jaxlm.positions.encoding import MAX_POSITION, Dimensions, Parameter, PositionEncoding, require
 from jaxlm.positions.registry import register
 
 
@@ -47,7 +47,8 @@ class T5(PositionEncoding):
         """Checks the buckets."""
         n = self.num_buckets
         require(n >= 4 and n % 2 == 0, "t5: num_buckets", n, "an even number >= 4")
-        require(self.max_distance > n // 2, "t5: max_distance", self.max_distance, f"> {n // 2}")
+        far = self.max_distance
+        require(n // 2 < far <= MAX_POSITION, "t5: max_distance", far, f"an integer > {n // 2}")
         return self
 
     def parameters(self, dims):

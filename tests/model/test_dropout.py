@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.model.layers import stack_layers
 from jaxlm.model.parameters import abstract_params
 from jaxlm.model.transformer import Transformer
 from tests.model.configs import PATTERN, make, packed_rows, small
+from tests.model.layouts import stack_layers
 
 RATE = 0.25
 EPSILON = 1e16

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.model.layers import unroll_layers
 from tests.model import oracle
 from tests.model.configs import CONFIGS, VOCAB, float32_configs, make, packed_rows
+from tests.model.layouts import unroll_layers
 
 
 def float64_params(config, params):

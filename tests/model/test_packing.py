@@ -4,9 +4,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.model.configs import LENGTH, logits, make, packed_rows
+from jaxlm.model.parameters import abstract_params
+from jaxlm.model.transformer import Transformer
+from tests.model import configs
+from tests.model.configs import LENGTH, logits, packed_rows, random_params, small
 
-NAMES = ["base", "reference", "pattern", "alibi", "learned", "sink_logits", "experts"]
+# Of the two documents in a row one is longer than the trained length, the other is not.
+BY_LENGTH = {
+    "dynamic_ntk": "rope(scaling=dynamic_ntk(factor=2, original_length=5))",
+    "longrope": "rope(scaling=longrope(factor=2, original_length=5, short=(1, 1, 1, 1), "
+    "long=(1, 2, 3, 4)))",
+}
+NAMES = ["base", "reference", "pattern", "alibi", "learned", "sink_logits", "experts", *BY_LENGTH]
+
+
+def make(name):
+    if name not in BY_LENGTH:
+        return configs.make(name)
+    model = Transformer(small(position_encoding=BY_LENGTH[name]))
+    return model, random_params(abstract_params(model))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -21,8 +21,10 @@ def bare(encoding):
         ("lm_infinite", {"window": 5, "num_sinks": 2}),
         ("lm_infinite(window=5, num_sinks=2)", {}),
         (positions.get("lm_infinite", window=5, num_sinks=2), {}),
+        ("lm_infinite(window=5)", {"num_sinks": 2}),
+        (positions.get("lm_infinite", window=5), {"num_sinks": 2}),
     ],
-    ids=["options", "text", "object"],
+    ids=["options", "text", "object", "text and options", "object and options"],
 )
 def test_lm_infinite_wraps_the_models_own_encoding(inner, text, options):
     got = bare(inner).with_position_encoding(text, **options)
@@ -32,7 +34,23 @@ def test_lm_infinite_wraps_the_models_own_encoding(inner, text, options):
 def test_lm_infinite_wraps_what_it_is_told_to():
     model = bare("alibi").with_position_encoding("lm_infinite(nope)")
     assert model == bare("lm_infinite(nope)")
+    assert model == bare("alibi").with_position_encoding("lm_infinite", inner="nope")
     assert bare("lm_infinite").config.encoding == bare("lm_infinite(rope)").config.encoding
+
+
+@pytest.mark.parametrize("inner", ["rope(base=500)", "alibi"])
+def test_lm_infinite_takes_the_place_of_another(inner):
+    """The encoding within stays: it is what the parameters were trained with."""
+    before = bare(f"lm_infinite({inner}, window=9, num_sinks=3)")
+    got = before.with_position_encoding("lm_infinite", window=5)
+    assert got == bare(f"lm_infinite({inner}, window=5)")
+    default = bare("lm_infinite").with_position_encoding("lm_infinite", window=5)
+    assert default == bare("lm_infinite(rope, window=5)")
+
+
+def test_an_option_given_twice_is_refused():
+    with pytest.raises(ValueError, match=r"lm_infinite: window=9 given again; allowed: each"):
+        bare("rope").with_position_encoding("lm_infinite(window=8)", window=9)
 
 
 def test_the_window_is_the_context_length_by_default():

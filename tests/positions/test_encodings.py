@@ -22,11 +22,14 @@ def bind(text):
     return positions.parse(text).bind(DIMENSIONS)
 
 
+LONGROPE = "rope(scaling=longrope(factor=2, long=(1, 2, 3, 4), {}))"
+
+
 def rotated(encoding, x, at):
-    """x [head_dim] as a query and as a key at position `at`."""
+    """x [head_dim] as a query and as a key at position `at` of a document of 6000 tokens."""
     x = jnp.asarray(x, jnp.float32)[None, None, None]
     where = jnp.asarray([[at]])
-    turn = encoding.rotation(where, where[:, 0] + 1, x.shape[-1])
+    turn = encoding.rotation(where, jnp.full_like(where, 6000), x.shape[-1])
     q, k = encoding.rotate_queries(x, turn), encoding.rotate_keys(x, turn)
     return np.asarray(q[0, 0, 0], np.float64), np.asarray(k[0, 0, 0], np.float64)
 
@@ -87,9 +90,91 @@ def test_t5_buckets():
         ("lm_infinite(sinusoidal)", "inner"),
         ("lm_infinite(lm_infinite)", "inner"),
         ("lm_infinite(fire)", "inner"),
+        ("t5(max_distance=2147483648)", "max_distance"),
+        ("rope(base=1e999)", "base"),
+        ("rope(fraction=0.25, scaling=ntk(factor=2))", "ntk: rotated dims=2; allowed: .* >= 4"),
+        (
+            "rope(fraction=0.25, scaling=dynamic_ntk(factor=2, original_length=8))",
+            "dynamic_ntk: rotated dims=2",
+        ),
+        ("rope(scaling=linear(factor=1e999))", "linear: factor=inf"),
+        ("rope(scaling=yarn(factor=2, original_length=1))", "yarn: original_length=1"),
+        ("rope(scaling=yarn(factor=2, original_length=4294967296))", "yarn: original_length"),
+        ("rope(scaling=yarn(factor=2, original_length=8, beta_slow=0))", "yarn: beta_slow=0"),
+        ("rope(scaling=yarn(factor=2, original_length=8, beta_fast=0.5))", "yarn: beta_fast=0.5"),
+        (
+            "rope(scaling=yarn(factor=2, original_length=8, attention_factor=-1.0))",
+            "yarn: attention_factor=-1.0",
+        ),
+        (LONGROPE.format("original_length=1, short=(1, 1, 1, 1)"), "longrope: original_length=1"),
+        (LONGROPE.format("original_length=8, short=(1, 1, 0, 1)"), "longrope: short="),
+        (LONGROPE.format("original_length=8, short=(1, 1)"), "has 2 numbers; allowed: 4"),
+        (
+            LONGROPE.format("original_length=8, short=(1, 1, 1, 1), attention_factor=0"),
+            "longrope: attention_factor=0",
+        ),
+        (
+            "rope(scaling=llama3(factor=2, original_length=8, low_frequency_factor=4))",
+            "llama3: high_frequency_factor=4.0; allowed: a number > low_frequency_factor=4",
+        ),
+        (
+            "rope(scaling=llama3(factor=2, original_length=8, low_frequency_factor=0))",
+            "llama3: low_frequency_factor=0",
+        ),
+        ("xpos(gamma=0)", "xpos: gamma=0"),
+        ("xpos(scale_base=0)", "xpos: scale_base=0"),
+        ("xpos(fraction=0.4)", "xpos: fraction"),
+        ("rope_alibi(strength=-1)", "strength=-1"),
+        ("rope_alibi(strength=1e999)", "strength=inf"),
+        ("sandwich(base=-1)", "sandwich: base=-1"),
+        ("sinusoidal(base=1e999)", "sinusoidal: base=inf"),
+        ("sinusoidal(scale=0)", "sinusoidal: scale=0"),
+        ("fire(threshold=1e999)", "threshold=inf"),
+        ("lm_infinite(window=2147483648)", "window=2147483648"),
+        ("lm_infinite(num_sinks=2147483648)", "num_sinks=2147483648"),
+        ("lm_infinite(ceiling_distance=2147483648)", "ceiling_distance=2147483648"),
+    ],
+)
+def test_values_out_of_range_name_the_field(text, part):
+    with pytest.raises(ValueError, match=part):
+        bind(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
         ("ropee", "did you mean rope"),
+        ("RoPE", r"position_encoding='RoPE' \(did you mean rope\?\)"),
+        ("RoPE(base=3)", r"did you mean rope\?"),
+        ("nope(3)", r"nope: 1 values without a name; allowed: 0 \(none\)"),
+        ("alibi(1, 2, 3)", "alibi: 3 values without a name; allowed: 0"),
+        ("rope(1e4, 1.0, False, None, 5, 6)", r"rope: 6 values .* allowed: 4 \(base, fraction"),
+        ("rope(500000, base=3)", "rope: base=3 given again; allowed: each option once"),
+        ("rope(base=3, base=3)", "rope: base=3 given again|keyword argument repeated|allowed"),
+        ("rope(**{})", r"allowed: options without \* and \*\*"),
+        ("rope(*(3, 4))", r"allowed: options without \* and \*\*"),
+        (
+            "rope(scaling=yarn)",
+            r"yarn: factor, original_length missing; allowed: yarn\(factor=…, o",
+        ),
+        ("rope(scaling=yarn(factor=2))", "yarn: original_length missing"),
+        ("rope(scaling=linear())", "linear: factor missing"),
+        ("rope(scaling=longrope(2, 8))", "longrope: short, long missing"),
+        (
+            "rope(scaling=yarm(factor=2))",
+            r"rope: scaling='yarm' \(did you mean yarn\?\); allowed: d",
+        ),
+        ("rope(scaling=alibi)", "rope: scaling='alibi'; allowed: dynamic_ntk, linear"),
+        ("rope(scaling=alibi())", "rope: scaling='alibi'; allowed: dynamic_ntk, linear"),
+        ("lm_infinite(rop)", r"lm_infinite: inner='rop' \(did you mean rope\?\); allowed: alibi"),
+        ("lm_infinite(RoPE(base=3))", r"lm_infinite: inner='RoPE' \(did you mean rope\?\)"),
+        ("lm_infinite(linear)", "lm_infinite: inner='linear'.*allowed: alibi"),
+        ("lm_infinite(3)", "lm_infinite: inner=3; allowed: alibi"),
+        ("kerple(kind=rope)", "kerple: kind='rope'; allowed: log, power"),
+        ("rope(base={[]: 1})", "rope: base={\\[\\]: 1}; allowed"),
         ("rope(bass=3)", "did you mean base"),
         ("rope(", "allowed"),
+        ("3", "allowed: a name"),
         ("__import__('os').system('true')", "allowed"),
         ("rope(base=open('x'))", "did you mean|allowed"),
         ("yarn(factor=2)", "allowed"),
@@ -134,7 +219,7 @@ def test_partial_rope_leaves_the_rest_untouched():
 
 def frequencies(text, width, length=1):
     rope = positions.parse(text)
-    f, factor = rope.scaling.frequencies(rope.base, width, jnp.asarray([length]))
+    f, factor = rope.scaling.frequencies(rope.base, width, jnp.asarray([[length]]))
     return np.asarray(f, np.float64).reshape(-1), factor
 
 
@@ -183,8 +268,6 @@ def test_longrope_switches_past_the_original_length():
     np.testing.assert_allclose(short, base, rtol=1e-6)
     np.testing.assert_allclose(long, base / [1, 2, 4, 8], rtol=1e-6)
     np.testing.assert_allclose(factor, np.sqrt(1 + np.log(4) / np.log(10)))
-    with pytest.raises(ValueError, match="has 4 numbers; allowed: 2"):
-        frequencies(text, 4)
 
 
 # --- the others
@@ -243,6 +326,23 @@ def test_xpos_shrinks_with_distance():
     np.testing.assert_allclose(q @ k, want, atol=1e-3)  # angles of 600 have 24 bits
 
 
+def test_xpos_of_float16_is_finite_at_any_position():
+    """Only differences matter: far from the start as near it, decoding as all at once."""
+    xpos, x = bind("xpos"), jnp.ones((1, 2, 1, 8), jnp.float16)
+    f, zeta = 10000.0 ** (-np.arange(4) / 4), (np.arange(4) / 4 + 0.4) / 1.4
+    for at in (100, 20000, 10**6):
+        where = jnp.asarray([[at, at + 60]])
+        turn = xpos.rotation(where, jnp.full((1, 1), at + 61), 8)
+        q, k = (np.asarray(r(x, turn))[0, :, 0] for r in (xpos.rotate_queries, xpos.rotate_keys))
+        want = (2 * np.cos(60 * f) * zeta ** (60 / 512)).sum()
+        # Eleven bits in every one of eight terms of about 1; angles of 10⁶ have lost 1e6·2⁻²⁴.
+        np.testing.assert_allclose(q[1].astype(np.float64) @ k[0], want, atol=0.02 + at * 6e-8 * 8)
+    far = jnp.asarray([[0, 10**6]])
+    turn = xpos.rotation(far, far[:, 1:] + 1, 8)
+    for rotate in (xpos.rotate_queries, xpos.rotate_keys):
+        assert np.isfinite(rotate(x, turn)).all() and np.abs(rotate(x, turn)).max() > 0
+
+
 def test_sandwich_is_the_inner_product_of_sinusoids():
     vectors = np.asarray(sinusoids(jnp.asarray([[900, 840]]), 128, 10000.0), np.float64)[0]
     # float32 sinusoids of positions near 900 carry 900·2⁻²⁴ each, over 128 terms
@@ -287,3 +387,19 @@ def test_lm_infinite_meets_far_keys_at_the_ceiling():
     at_c, _ = rotated(bind("rope"), q, 16)
     np.testing.assert_allclose(float(qf @ kf), at_c @ k, rtol=1e-5)
     assert encoding.ceiling == 16
+
+
+def test_lm_infinite_warns_once_of_more_sinks_than_window(caplog):
+    for _ in range(2):
+        bind("lm_infinite(window=5, num_sinks=5)")
+        bind("lm_infinite(window=5, num_sinks=4)")
+    told = [r.getMessage() for r in caplog.records]
+    assert len(told) == 1 and "num_sinks=5 with window=5" in told[0]
+
+
+def test_nested_encodings_may_be_text():
+    want = positions.parse("lm_infinite(rope(scaling=linear(factor=2)), window=8)")
+    inner = positions.get("rope", scaling="linear(factor=2)")
+    assert positions.get("lm_infinite", inner="rope(scaling='linear(2)')", window=8) == want
+    assert positions.parse("lm_infinite(window=8)", inner=inner) == want
+    assert positions.parse(positions.get("lm_infinite", window=8), inner=inner) == want

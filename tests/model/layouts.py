@@ -4,7 +4,7 @@
                last_layers/block_i: the rest, where the depth is no multiple of the pattern
     unrolled   last_layers/block_i: every layer
 
-A trained model is unrolled to be looked into, and one that was assembled layer by layer is stacked.
+Tests set and read parameters layer by layer in the unrolled one, and hold both to one result.
 """
 
 from __future__ import annotations
