@@ -8,6 +8,8 @@ print(jaxlm.generate(longer, params, tokenizer, ["Emma was"], max_new_tokens=64)
 from jaxlm import positions
 from jaxlm.caches.dense import DenseCache
 from jaxlm.data.config import DataConfig
+from jaxlm.data.documents import long_windows
+from jaxlm.data.loader import held_out_batches
 from jaxlm.data.tokenizers import load_tokenizer
 from jaxlm.decoding.generate import generate, stream
 from jaxlm.evaluation.charts import draw_loss_by_position
@@ -22,11 +24,11 @@ from jaxlm.model.config import (
     NormConfig,
     NumericsConfig,
 )
-from jaxlm.model.parameters import count_params, init_params, logical_axes
+from jaxlm.model.parameters import count_params, init_params
 from jaxlm.model.transformer import Transformer
 from jaxlm.training.compiles import count_compiles
-from jaxlm.training.loop import train
 from jaxlm.training.run import RunConfig
+from jaxlm.training.train import train
 
 __all__ = [
     "AttentionConfig",
@@ -46,10 +48,11 @@ __all__ = [
     "evaluate",
     "evaluate_loss_by_position",
     "generate",
+    "held_out_batches",
     "init_params",
     "load",
     "load_tokenizer",
-    "logical_axes",
+    "long_windows",
     "positions",
     "stream",
     "train",

@@ -26,10 +26,13 @@ def run_folder(path: str | Path) -> Path:
         FileNotFoundError: no such folder, or neither a run nor a comparison.
     """
     folder = Path(path)
-    if (folder / DEFAULT_RUN).is_file():
+    comparison = (folder / DEFAULT_RUN).is_file()
+    if comparison:
         folder = folder / json.loads((folder / DEFAULT_RUN).read_text())["run"]
     if not (folder / CHECKPOINTS).is_dir():
         found = "is not a jaxlm workdir (it has no checkpoints)" if folder.exists() else "is absent"
+        if comparison:
+            found = "is the comparison's first run and has no checkpoint yet"
         raise FileNotFoundError(f"{folder} {found}; allowed: the --workdir of a training run")
     return folder
 

@@ -17,11 +17,11 @@ from jaxlm.evaluation.loss import HeldOut, LossByPosition, evaluate_loss_by_posi
 from jaxlm.load import DEFAULT_RUN
 from jaxlm.model.transformer import Transformer
 from jaxlm.training.run import CompareConfig, RunConfig
+from jaxlm.training.train import TrainedRun, train
 from launch import console
-from launch.session import Session, run_training
 
 
-def run_comparison(run: RunConfig, workdir: str, allow_config_change: bool) -> None:
+def run_comparison(run: RunConfig, workdir: str | Path, allow_config_change: bool) -> None:
     """One run an encoding, then a table, two pictures and a sample."""
     compare, folder = run.compare, Path(workdir)
     assert compare is not None
@@ -31,22 +31,25 @@ def run_comparison(run: RunConfig, workdir: str, allow_config_change: bool) -> N
     first = compare.position_encodings[0]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / DEFAULT_RUN).write_text(json.dumps({"run": first}))
-    sessions: dict[str, Session] = {}
+    trained: dict[str, TrainedRun] = {}
     for encoding, one in runs.items():
-        session = run_training(
-            one, folder / encoding, encoding, allow_config_change, cache=folder / "data"
+        trained[encoding] = train(
+            one,
+            folder / encoding,
+            description=encoding,
+            allow_config_change=allow_config_change,
+            cache=folder / "data",
         )
-        sessions[encoding] = session
-        if session.result.stopped_by is not None:
+        if trained[encoding].result.stopped_by is not None:
             return
-    curves = measure(compare, sessions)
-    held_out = {n: s.result.held_out for n, s in sessions.items() if s.result.held_out}
-    context = sessions[first].model.config.context_length
+    curves = measure(compare, trained)
+    held_out = {n: s.result.held_out for n, s in trained.items() if s.result.held_out}
+    context = trained[first].model.config.context_length
     write_results(folder, held_out, curves)
     draw_loss_by_position(curves, context, folder / "loss_by_position.png")
     console.print_held_out(held_out)
     console.print_loss_by_position(curves, context)
-    sample(compare, sessions[first])
+    sample(compare, trained[first])
     say_what_next(folder)
 
 
@@ -68,20 +71,18 @@ def check_encodings(compare: CompareConfig, runs: Mapping[str, RunConfig]) -> No
         Transformer(runs[trained].model_config(1)).with_position_encoding(encoding)
 
 
-def measure(compare: CompareConfig, sessions: Mapping[str, Session]) -> dict[str, LossByPosition]:
+def measure(compare: CompareConfig, runs: Mapping[str, TrainedRun]) -> dict[str, LossByPosition]:
     """Loss by position of every trained model, and of those put under another encoding."""
-    cases: dict[str, tuple[str, Any]] = {n: (n, s.model) for n, s in sessions.items()}
+    cases: dict[str, tuple[str, Any]] = {n: (n, s.model) for n, s in runs.items()}
     for label in compare.also:
         trained, encoding = label.split(" + ", 1)
-        cases[label] = (trained, sessions[trained].model.with_position_encoding(encoding))
+        cases[label] = (trained, runs[trained].model.with_position_encoding(encoding))
     curves = {}
     for label, (trained, model) in cases.items():
-        session = sessions[trained]
-        windows = long_windows(compare.text, session.tokenizer, compare.length, compare.windows)
+        run = runs[trained]
+        windows = long_windows(compare.text, run.tokenizer, compare.length, compare.windows)
         logging.info("loss by position: %s", label)
-        curves[label] = evaluate_loss_by_position(
-            model, session.result.state.averaged_params, windows, compare.bucket
-        )
+        curves[label] = evaluate_loss_by_position(model, run.params, windows, compare.bucket)
     return curves
 
 
@@ -96,18 +97,18 @@ def write_results(
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
-def sample(compare: CompareConfig, session: Session) -> None:
+def sample(compare: CompareConfig, run: TrainedRun) -> None:
     """A few lines of the first model's prose."""
     (text,) = jaxlm.generate(
-        session.model,
-        session.result.state.averaged_params,
-        session.tokenizer,
+        run.model,
+        run.params,
+        run.tokenizer,
         [compare.prompt],
         max_new_tokens=80,
         temperature=0.8,
         top_p=0.95,
     )
-    print(f"\nSample ({session.model.config.encoding}):\n{compare.prompt}{text}\n")
+    print(f"\nSample ({run.model.config.encoding}):\n{compare.prompt}{text}\n")
 
 
 def say_what_next(folder: Path) -> None:

@@ -11,6 +11,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 OVERRIDE = ("--config.", "-config.")
+CONFIG = ("--config", "-config")
 SOURCES = ("config.data.sources", "config.data.held_out")
 
 
@@ -20,6 +21,11 @@ def parse(argv: Sequence[str]) -> list[str]:
 
     Without it, ml_collections answers with a traceback of its own, and reads neither.
     """
+    for argument in argv:
+        name, _, file = argument.partition("=")
+        if name in CONFIG and not file.partition(":")[0].endswith(".py"):
+            print(f"error: {argument}; allowed: a Python file, as configs/tiny.py", file=sys.stderr)
+            raise SystemExit(1)
     cleared = [a for a in argv if a.startswith(OVERRIDE) and a.endswith("=None")]
     try:
         rest = app.parse_flags_with_usage([_quoted(a) for a in argv if a not in cleared])
@@ -56,7 +62,7 @@ def clear(config: ConfigDict, override: str) -> None:
 def unknown_field(argv: Sequence[str]) -> str | None:
     """What is wrong with the first override that names no field; None if all do."""
     overrides = [a for a in argv[1:] if a.startswith(OVERRIDE)]
-    files = [a for a in argv[1:] if a.startswith(("--config=", "-config="))]
+    files = [a for a in argv[1:] if a.partition("=")[0] in CONFIG]
     if not overrides or not files:
         return None
     values = flags.FlagValues()

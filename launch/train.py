@@ -15,9 +15,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jaxlm.training.run import RunConfig
+from jaxlm.training.train import train
 from launch import compare, console
 from launch.overrides import parse
-from launch.session import run_training
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config file: configs/….py")
 WORKDIR = flags.DEFINE_string(
@@ -37,9 +37,9 @@ def main(argv: list[str]) -> None:
         if run.compare is not None:
             compare.run_comparison(run, WORKDIR.value, ALLOW_CHANGE.value)
         else:
-            session = run_training(run, WORKDIR.value, "train", ALLOW_CHANGE.value)
-            if session.result.held_out is not None:
-                console.print_held_out({"this run": session.result.held_out})
+            result = train(run, WORKDIR.value, allow_config_change=ALLOW_CHANGE.value).result
+            if result.held_out is not None:
+                console.print_held_out({"this run": result.held_out})
 
 
 def entry() -> None:

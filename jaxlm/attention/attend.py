@@ -26,8 +26,9 @@ def attend(
     Args:
         spec: the static description.
         x: the arrays.
-        implementation: "blockwise", "reference", or "auto": blockwise for self-attention, and the
-            reference form for few queries against a cache, where scores [T, S] are the small thing.
+        implementation: "blockwise", "reference", or "auto": blockwise where queries and keys are
+            the same tokens (`spec.aligned`), else the reference form. Attention to a KV cache has
+            a door of its own, `attend_cached`.
 
     Returns:
         The output [batch, length, heads, head_dim] in q's dtype and the float32 log-sum-exp of the

@@ -6,7 +6,7 @@ restored = restore(directory, abstract_state)             # newest good step, or
 params = restore(directory, prefix="params").state        # no optimizer needed
 """
 
-from jaxlm.checkpoints.config_file import ConfigMismatchError, check_config
+from jaxlm.checkpoints.config_file import ConfigMismatchError, check_config, check_known_config
 from jaxlm.checkpoints.digest import tree_digest
 from jaxlm.checkpoints.layout import available_steps, local_folder
 from jaxlm.checkpoints.lock import WorkdirLockedError, workdir_lock
@@ -29,6 +29,7 @@ __all__ = [
     "WorkdirLockedError",
     "available_steps",
     "check_config",
+    "check_known_config",
     "load_numpy",
     "local_folder",
     "restore",

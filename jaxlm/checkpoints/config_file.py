@@ -34,23 +34,54 @@ def check_config(
     """
     path = Path(workdir) / CONFIG
     text = json.dumps(dict(config), indent=1, sort_keys=True) + "\n"
-    if path.exists():
-        try:
-            saved = json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON ({error}); remove it or restore it") from error
+    saved = _saved(path)
+    if saved is not None:
         lines = differences(json.loads(text), saved)
         if not lines:
             return
         if not allow_change:
-            head = f"{workdir} holds a run with another config:"
-            raise ConfigMismatchError("\n".join([head, *lines]))
+            raise _mismatch(workdir, lines)
         for line in lines:
             logging.warning("config changed: %s", line)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(CONFIG + ".tmp")
     temporary.write_text(text)
     temporary.replace(path)
+
+
+def check_known_config(workdir: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
+    """Compare only the fields that `config` has, if the workdir holds a config at all: what can be
+    refused before the rest of it is known.
+
+    Raises:
+        ConfigMismatchError: another config.
+        ValueError: config.json is there but unreadable.
+    """
+    saved = _saved(Path(workdir) / CONFIG)
+    known = json.loads(json.dumps(dict(config)))
+    lines = [] if saved is None else differences(known, _restricted(saved, known))
+    if lines:
+        raise _mismatch(workdir, lines)
+
+
+def _saved(path: Path) -> Any:
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); remove it or restore it") from error
+
+
+def _restricted(values: Any, like: Any) -> Any:
+    """`values` without the fields that `like` lacks."""
+    if not (isinstance(values, dict) and isinstance(like, dict)):
+        return values
+    return {k: _restricted(v, like[k]) for k, v in values.items() if k in like}
+
+
+def _mismatch(workdir: str | os.PathLike[str], lines: list[str]) -> ConfigMismatchError:
+    return ConfigMismatchError("\n".join([f"{workdir} holds a run with another config:", *lines]))
 
 
 def differences(here: Any, saved: Any, name: str = "") -> list[str]:

@@ -132,6 +132,16 @@ class Loader:
         return {source.path: store.key for source, store in named}
 
     @property
+    def bytes_per_target(self) -> float:
+        """UTF-8 bytes of text for each predicted token, in the mixture that training reads."""
+        rows = [
+            s.weight / len(store) for s, store in zip(self.config.sources, self.stores, strict=True)
+        ]
+        num_bytes = sum(r * store.num_bytes for r, store in zip(rows, self.stores, strict=True))
+        targets = sum(r * store.num_targets for r, store in zip(rows, self.stores, strict=True))
+        return num_bytes / targets
+
+    @property
     def held_out_bytes(self) -> int:
         """UTF-8 bytes of the held-out text."""
         return sum(store.num_bytes for store in self.held_out_stores)

@@ -49,6 +49,11 @@ class TokenStore:
     def __len__(self) -> int:
         return len(self.packing.offsets) - 1
 
+    @property
+    def num_targets(self) -> int:
+        """Predicted tokens of all rows."""
+        return int(self.packing.lengths.sum(dtype=np.int64))
+
     def __getitem__(self, row: int) -> dict[str, np.ndarray]:
         """Row as arrays [row_length]: int32 tokens, targets, positions, segment_ids (1, 2, …; 0 is
         padding) and float32 loss_weights (1 where there is a target).

@@ -35,7 +35,8 @@ class AttentionConfig:
         layer_pattern: kinds of attention, repeated over the layers: "global" sees all (that the
             position encoding shows), "sliding" the last `sliding_window` tokens.
         sliding_window: tokens that a "sliding" layer sees, the query's own included.
-        implementation: "auto", "blockwise", "reference".
+        implementation: of self-attention: "auto", "blockwise", "reference"; decoding with a cache
+            has its own.
     """
 
     num_heads: int = 8

@@ -111,8 +111,12 @@ class LMInfinite(PositionEncoding):
         return self.wrapped.parameters(dims)
 
     def rotation(self, positions, lengths, head_dim):
-        """The inner encoding's, at true positions."""
-        return self.wrapped.rotation(positions, lengths, head_dim)
+        """The inner encoding's, at true positions. A scaling that looks at the document's length
+        finds no more than the distances that occur: near and far keys must turn alike.
+        """
+        assert self.ceiling_distance is not None
+        seen = jnp.minimum(lengths, self.ceiling_distance + 1)
+        return self.wrapped.rotation(positions, seen, head_dim)
 
     def rotate_queries(self, q, rotation):
         """The inner encoding's."""

@@ -100,7 +100,7 @@ class TrainConfig:
         every, decay, window = self.evaluate_every, self.ema_decay, self.profile
         check(
             "train",
-            steps=at_least(self.steps, 0),
+            steps=at_least(self.steps, 1),
             microbatches=at_least(self.microbatches, 1),
             z_weight=at_least(self.z_weight, 0),
             loss_chunk=at_least(self.loss_chunk, 1),

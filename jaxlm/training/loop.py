@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -60,7 +61,7 @@ class TrainResult:
     stopped_by: str | None
 
 
-def train(
+def run_loop(
     run: RunConfig,
     model: Transformer,
     tokenizer: Tokenizer,
@@ -208,6 +209,7 @@ class _Loop:
 
     def _record(self, step: int, metrics: Metrics, speed: Mapping[str, float]) -> None:
         values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+        values["bits_per_byte"] = values["loss"] / math.log(2) / self.loader.bytes_per_target
         self.writer.write(step, values, speed)
         self.progress.show(values["loss"], speed)
 

@@ -5,20 +5,20 @@ import dataclasses
 import pytest
 
 import jaxlm
+from jaxlm.training.train import train
 from launch import compare
-from launch.session import run_training
 from tests.training.texts import tiny_run
 
 
 def test_it_opens_as_soon_as_its_first_run_has_a_checkpoint(launcher, tmp_path, monkeypatch):
-    def stopped(run, workdir, *arguments, **options):
-        with pytest.raises(FileNotFoundError, match=r"rope is absent; allowed: the --workdir"):
+    def stopped(run, workdir, **options):
+        with pytest.raises(FileNotFoundError, match=r"rope is the comparison's first run and has"):
             jaxlm.load(tmp_path / "new")
-        session = run_training(run, workdir, *arguments, **options)
-        result = dataclasses.replace(session.result, stopped_by="SIGTERM")
-        return dataclasses.replace(session, result=result)
+        trained = train(run, workdir, **options)
+        result = dataclasses.replace(trained.result, stopped_by="SIGTERM")
+        return dataclasses.replace(trained, result=result)
 
-    monkeypatch.setattr(compare, "run_training", stopped)
+    monkeypatch.setattr(compare, "train", stopped)
     run = tiny_run(f"{launcher.texts},compare", train__steps=6)
     compare.run_comparison(run, str(tmp_path / "new"), allow_config_change=False)
     model, _, _ = jaxlm.load(tmp_path / "new")

@@ -125,6 +125,29 @@ def test_another_config(launcher, reference, copy):
     assert digest(copy) != digest(reference[0])
 
 
+def test_another_config_is_refused_before_texts_are_read(launcher, copy):
+    """Tokenizing may take hours, training a tokenizer too."""
+    refused = launcher.train(copy, "--config.data.tokenizer=absent.json")
+    assert refused.returncode == 1
+    assert 'data.tokenizer: "absent.json" here, ' in refused.stderr.splitlines()[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_while_texts_are_read(launcher, tmp_path, number):
+    texts = shutil.copytree(launcher.texts, tmp_path / "texts")
+    (texts / "one.txt").write_text("It was the best of times.\n" * 2_000_000)
+    workdir = tmp_path / "run"
+    stopped = launcher.stop(
+        workdir,
+        number,
+        lambda: any(workdir.glob("data/*.shards/shard_000000.npz")),
+        f"{TINY}:{texts}",
+    )
+    assert stopped.returncode == 130
+    last = "interrupted; the same command goes on from what is saved"
+    assert stopped.stderr.splitlines()[-1] == last and "Traceback" not in stopped.stderr
+
+
 def test_other_texts_under_the_same_name(launcher, copy, tmp_path_factory):
     """The tokens would be others than the ones it was trained on, or their order."""
     texts = tmp_path_factory.mktemp("texts")
@@ -159,7 +182,10 @@ def test_no_room_for_a_checkpoint(launcher, reference, copy):
     assert full.returncode == 1
     assert f"step 40 was not saved in {copy}/checkpoints: " in full.stderr
     assert "File too large" in full.stderr
-    assert full.stderr.splitlines()[-1].endswith("The last saved step is 30.")
+    # Not always the last line: TensorStore prints of writes that end after the one that failed.
+    lines = full.stderr.splitlines()
+    said = [line.startswith("error: step 40 was not saved") for line in lines].index(True)
+    assert lines[said + 1].endswith("The last saved step is 30.")
     assert available_steps(copy / "checkpoints") == [30]
     finished = launcher.train(copy)
     assert finished.returncode == 0, finished.stderr
@@ -202,6 +228,7 @@ BAD_FLAGS = {
     "--workdir=gs://bucket/run": "workdir='gs://bucket/run'; allowed: a local folder",
     "--workdir=": "workdir=''; allowed: a local folder",
     "--config=no/such/config.py": "no/such/config.py",
+    "--config=README.md": "--config=README.md; allowed: a Python file",
 }
 
 

@@ -238,6 +238,16 @@ def test_scalings_against_their_formulas():
     np.testing.assert_allclose(got, grown ** (-np.arange(0, 16, 2) / 16), rtol=1e-5)
 
 
+def test_a_scaling_under_lm_infinite_looks_no_farther_than_the_ceiling():
+    """Near keys, rotated at their positions, and far ones, at the ceiling, belong to one length."""
+    inner = "rope(scaling=dynamic_ntk(factor=2, original_length=100))"
+    encoding = bind(f"lm_infinite(inner={inner}, window=300)")
+    q = jax.random.normal(jax.random.key(0), (1, 1, 2, 8))
+    at, length = jnp.asarray([[300]]), jnp.asarray([[4000]])
+    near = encoding.rotate_queries(q, encoding.rotation(at, length, 8))
+    np.testing.assert_array_equal(near, encoding.far_queries(q))
+
+
 def test_llama3_and_yarn_keep_fast_pairs_and_stretch_slow_ones():
     base = 500000.0 ** (-np.arange(0, 128, 2) / 128)
     got, factor = frequencies(

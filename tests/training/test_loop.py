@@ -128,6 +128,15 @@ def test_records(finished):
         assert r["speed"]["data_wait_fraction"] < 1
         assert {"grad_norm", "learning_rate", "z", "accuracy", "targets"} < set(r)
         assert (r["bad_steps"], r["bad_in_a_row"]) == (0, 0)
+    # Three rows of the first text to one of the second; a token a byte but the end of each text.
+    sizes = [Path(source.path).stat().st_size for source in finished.run.data.sources]
+    rows = [np.ceil((size + 1) / 32) for size in sizes]
+    num_bytes, targets = (
+        3 * (sizes[0] + end) / rows[0] + (sizes[1] + end) / rows[1] for end in (0, 1)
+    )
+    for r in steps:
+        bits = r["loss"] / np.log(2) * targets / num_bytes
+        np.testing.assert_allclose(r["bits_per_byte"], bits, rtol=1e-9)
     assert steps[-1]["loss"] < 0.6 * steps[0]["loss"]
     last, result = held_out[-1], finished.result.held_out
     assert last["held_out_loss"] == result.loss

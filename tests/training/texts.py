@@ -6,10 +6,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-from jaxlm.data.loader import open_loader
-from jaxlm.model.transformer import Transformer
-from jaxlm.training.loop import TrainResult, train
+from jaxlm.training.loop import TrainResult
 from jaxlm.training.run import RunConfig
+from jaxlm.training.train import train
 from tests.launch import tiny_config
 
 WORDS = ("it", "was", "the", "best", "of", "times", "and", "she", "had", "not", "been", "there")
@@ -37,6 +36,4 @@ def tiny_run(texts: Path, **changes: Any) -> RunConfig:
 
 
 def train_tiny(run: RunConfig, workdir: Path, cache: Path, **options: Any) -> TrainResult:
-    loader, tokenizer = open_loader(run.data, cache)
-    model = Transformer(run.model_config(tokenizer.vocab_size))
-    return train(run, model, tokenizer, loader, workdir, **options)
+    return train(run, workdir, cache=cache, **options).result

@@ -1,0 +1,83 @@
+"""From a run's config to a trained model: tokenizer, data, model, loop."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from jaxlm.checkpoints import check_known_config, local_folder
+from jaxlm.data.loader import Loader, open_loader
+from jaxlm.data.tokenizers import Tokenizer
+from jaxlm.model.transformer import Transformer
+from jaxlm.training.loop import TrainResult, run_loop
+from jaxlm.training.run import RunConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedRun:
+    """A run and what it used.
+
+    Attributes:
+        model: of the run's config, with the tokenizer's vocabulary.
+        tokenizer: the config's.
+        loader: batches of any step, and the held-out text.
+        result: how the run ended.
+    """
+
+    model: Transformer
+    tokenizer: Tokenizer
+    loader: Loader
+    result: TrainResult
+
+    @property
+    def params(self) -> Any:
+        """What is evaluated, and what `jaxlm.load` gives: the averaged parameters if there are
+        such, else the last.
+        """
+        return self.result.state.averaged_params
+
+
+def train(
+    run: RunConfig,
+    workdir: str | Path,
+    *,
+    description: str = "train",
+    allow_config_change: bool = False,
+    cache: str | Path | None = None,
+) -> TrainedRun:
+    """Prepares the data and trains until `run.train.steps`, or goes on where `workdir` left off.
+
+    Args:
+        run: `RunConfig.from_dict(config.to_dict())` of a config file, or built in Python.
+        workdir: local folder of checkpoints, metrics and the tokenizer.
+        description: in front of the progress bar.
+        allow_config_change: go on under another config than the workdir's.
+        cache: folder of the tokenized texts; None: in the workdir.
+
+    Raises:
+        ValueError: a config, a source or a workdir that won't do.
+        ConfigMismatchError, NoCheckpointError: the workdir holds a run of another config or of
+            other texts; or checkpoints of which none is good.
+        WorkdirLockedError: another process trains in it.
+        DivergedError: too many steps in a row without a finite loss.
+        SaveError: a checkpoint could not be written; the earlier ones are good.
+    """
+    workdir = local_folder(workdir)
+    # The vocabulary is the tokenizer's, which may have to be trained first; all else is known now.
+    config = run.model_config(tokenizer_vocab_size=1).to_dict()
+    del config["vocab_size"]
+    if not allow_config_change:
+        check_known_config(workdir, {**run.to_dict(), "model": config})
+    loader, tokenizer = open_loader(run.data, workdir / "data" if cache is None else cache)
+    model = Transformer(run.model_config(tokenizer.vocab_size))
+    result = run_loop(
+        run,
+        model,
+        tokenizer,
+        loader,
+        workdir,
+        description=description,
+        allow_config_change=allow_config_change,
+    )
+    return TrainedRun(model, tokenizer, loader, result)
