@@ -16,7 +16,6 @@ def checkpoint_times(workdir):
     return found
 
 
-@pytest.mark.slow
 def test_comparison(launcher, tmp_path):
     config = f"{TINY}:{launcher.texts},compare"
     stopped = launcher.stop(
