@@ -46,13 +46,15 @@ class Case:
 
 PEERS = "launch.kernel_peers"
 HEADS, HEAD_DIM = 8, 128
-# Length and what the backward pass adds to the FLOPs: scores once more need not be counted.
+# (length, backward too); targets by the latter.
 ATTENTION = [(4096, False), (8192, False), (4096, True), (8192, True)]
 TARGETS = {False: 0.8, True: 0.75}
 
 
 def causal_flops(length: int, heads: int, head_dim: int, backward: bool) -> float:
-    """Two matmuls over the pairs that a causal mask shows, and four more to go back."""
+    """Two matmuls over the pairs that a causal mask shows, and four more to go back: the scores,
+    which flash attention works out anew, count once.
+    """
     pairs = length * (length + 1) / 2
     return (12.0 if backward else 4.0) * pairs * heads * head_dim
 

@@ -61,9 +61,9 @@ def compile_case(case: Case, topology: str) -> Row:
     return Row(case, ours, peer, kwargs)
 
 
-def _rank(cost: StaticCost) -> tuple[bool, bool, float]:
-    time = cost.microseconds
-    return not cost.compiles, time is None, time or cost.bundles
+def _rank(cost: StaticCost) -> tuple[bool, bool, float, int]:
+    known = cost.microseconds is not None
+    return not cost.compiles, not known, cost.at_least_microseconds, cost.bundles
 
 
 def table_of(rows: list[Row], chip: Chip, title: str) -> Table:
@@ -103,9 +103,8 @@ def _figures(cost: StaticCost, case: Case, chip: Chip, lower_bound: bool) -> lis
 
 
 def _time(cost: StaticCost, lower_bound: bool) -> str:
-    if cost.microseconds is None:
-        return "–"
-    return ("≥ " if lower_bound else "") + f"{cost.microseconds:,.1f}"
+    sign = "≥ " if lower_bound or cost.microseconds is None else ""
+    return f"{sign}{cost.at_least_microseconds:,.1f}"
 
 
 def _ratio(row: Row) -> str:

@@ -22,7 +22,7 @@ import jax
 from launch.aot import topology
 
 # Of the memory that is free, what one process may take.
-MEMORY_SHARE = 0.8
+MEMORY_SHARE = 0.6
 MEMORY = ("argument", "output", "alias", "temp")
 
 

@@ -53,6 +53,7 @@ class StaticCost:
         memory: None if it does not compile.
         kernels: calls of Pallas kernels.
         static_microseconds: cycles of all operations, one after the other; None without profile.
+        is_lower_bound: the profile lacks operations, which count as fast as HBM can be.
         hbm_bytes: moved, see launch.aot.traffic.
         hbm_microseconds: what moving them takes at full bandwidth.
         notes: what the figures leave out.
@@ -63,6 +64,7 @@ class StaticCost:
     memory: Memory | None = None
     kernels: tuple[KernelCost, ...] = ()
     static_microseconds: float | None = None
+    is_lower_bound: bool = False
     hbm_bytes: int | None = None
     hbm_microseconds: float | None = None
     notes: tuple[str, ...] = ()
@@ -74,10 +76,17 @@ class StaticCost:
 
     @property
     def microseconds(self) -> float | None:
-        """The time to quote: the static one, but not below what HBM allows."""
-        if self.static_microseconds is None or self.hbm_microseconds is None:
+        """The time to quote: the static one, but not below what HBM allows; None if there is only
+        a lower bound.
+        """
+        if self.static_microseconds is None or self.is_lower_bound:
             return None
-        return max(self.static_microseconds, self.hbm_microseconds)
+        return self.at_least_microseconds
+
+    @property
+    def at_least_microseconds(self) -> float:
+        """The same from what is known."""
+        return max(self.static_microseconds or 0, self.hbm_microseconds or 0)
 
     @property
     def largest(self) -> Bundles | None:
@@ -102,6 +111,7 @@ class StaticCost:
             **dataclasses.asdict(self),
             "compiles": self.compiles,
             "microseconds": self.microseconds,
+            "at_least_microseconds": self.at_least_microseconds,
             "hbm_total": self.memory.total if self.memory else None,
             "bundles": self.bundles,
             "spill_stores": self.spill_stores,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Mapping
@@ -9,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from launch.aot import profile
+from launch.aot.chips import Chip
 from launch.aot.hlo import mosaic_calls
 from launch.aot.hlo_text import Module, parse
 from launch.aot.process import AbortedError, run_child
+from launch.aot.traffic import bytes_by_operation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,42 +24,54 @@ class Cycles:
     Attributes:
         total: of all operations, one after the other; None if a kernel's are unknown.
         kernels: of one run of each call of a Pallas kernel, in the order of the text.
-        note: what the figures leave out, or None.
+        is_lower_bound: the total counts some operations only as fast as HBM can be.
+        notes: what the figures leave out.
     """
 
     total: float | None
     kernels: tuple[float | None, ...]
-    note: str | None = None
+    is_lower_bound: bool = False
+    notes: tuple[str, ...] = ()
 
 
-def profiled(request: dict[str, Any], module: Module, timeout: float) -> Cycles:
+def profiled(request: dict[str, Any], module: Module, chip: Chip, timeout: float) -> Cycles:
     """Of the program that `module` is the text of."""
     with tempfile.TemporaryDirectory() as name:
-        known, note = _profile(request, Path(name), timeout)
-    return _cycles(module, known, note)
+        known, error = _profile(request, Path(name), timeout)
+    return _cycles(module, chip, known, error)
 
 
-def scaled(request: dict[str, Any], scale: str, counts: list[int], timeout: float) -> Cycles:
+def scaled(
+    request: dict[str, Any], scale: str, counts: list[int], chip: Chip, timeout: float
+) -> Cycles:
     """A straight line through two smaller programs, whose kwarg `scale` is one of `counts`."""
     few = []
     for count in counts:
         smaller = {**request, "kwargs": {**request["kwargs"], scale: count}}
         with tempfile.TemporaryDirectory() as name:
-            known, note = _profile(smaller, Path(name), timeout)
+            known, error = _profile(smaller, Path(name), timeout)
             text = Path(name, "hlo.txt")
-            cycles = _cycles(parse(text.read_text()), known, note) if text.exists() else None
-        if cycles is None or note is not None:
-            return Cycles(None, (), f"{note} ({scale}={count})")
-        few.append(cycles)
+            if not text.exists():
+                # An abort leaves no text: without the profiler there is one.
+                error = f"{error} ({scale}={count})"
+                with contextlib.suppress(AbortedError):
+                    run_child(smaller, Path(name), [], timeout)
+            if not text.exists():
+                return Cycles(None, (), notes=(str(error),))
+            few.append(_cycles(parse(text.read_text()), chip, known, error))
+        if few[-1].total is None:
+            return dataclasses.replace(few[-1], kernels=())
     position = (request["kwargs"][scale] - counts[0]) / (counts[1] - counts[0])
 
     def line(a: float | None, b: float | None) -> float | None:
         return None if a is None or b is None else a + position * (b - a)
 
+    note = f"cycles are extrapolated from {scale}={counts[0]} and {scale}={counts[1]}"
     return Cycles(
         line(few[0].total, few[1].total),
         tuple(map(line, few[0].kernels, few[1].kernels)),
-        f"cycles are extrapolated from {scale}={counts[0]} and {scale}={counts[1]}",
+        few[0].is_lower_bound or few[1].is_lower_bound,
+        (note, *few[0].notes, *few[1].notes),
     )
 
 
@@ -64,25 +79,30 @@ def _profile(
     request: dict[str, Any], folder: Path, timeout: float
 ) -> tuple[dict[str, int], str | None]:
     """Cycles by operation, and what went wrong. What was profiled before an abort is good."""
-    note, cycles = None, folder / "cycles"
+    error, cycles = None, folder / "cycles"
     cycles.mkdir()
     try:
-        result = run_child(request, folder, profile.cycle_flags(cycles), timeout)
-        note = result.get("error")
-    except AbortedError as error:
-        note = f"the profiler aborted: {error}"
-    return profile.read_cycles(cycles), note
+        error = run_child(request, folder, profile.cycle_flags(cycles), timeout).get("error")
+    except AbortedError as abort:
+        error = f"the profiler aborted: {abort}"
+    return profile.read_cycles(cycles), error
 
 
-def _cycles(module: Module, known: Mapping[str, int], note: str | None) -> Cycles:
+def _cycles(module: Module, chip: Chip, known: Mapping[str, int], error: str | None) -> Cycles:
+    notes: tuple[str, ...] = () if error is None else (error,)
     kernels = tuple(known.get(call.op) for call in mosaic_calls(module))
     if None in kernels:
-        return Cycles(None, kernels, note)
-    total = 0
+        return Cycles(None, kernels, notes=notes)
+    moved = bytes_by_operation(module)
+    per_byte = chip.clock_hz / chip.device_hbm_bytes_per_second
+    total, unknown = 0.0, []
     for computation, instruction in module.instructions():
-        if computation not in module.fused:
-            cycles = known.get(instruction.name) or instruction.estimated_cycles or 0
-            total += module.runs[computation] * cycles
-    if note is not None:
-        note = f"{note}; XLA's rough estimates stand for what it had not reached"
-    return Cycles(total, kernels, note)
+        name, runs = instruction.name, module.runs[computation]
+        if name in known:
+            total += runs * known[name]
+        elif error is not None and moved.get(name) and not instruction.opcode.endswith("-start"):
+            total += runs * moved[name] * per_byte
+            unknown.append(name)
+    if unknown:
+        notes += (f"as fast as HBM, for want of a profile: {', '.join(unknown)}",)
+    return Cycles(total, kernels, bool(unknown), notes)

@@ -14,7 +14,6 @@ _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _CALLED = re.compile(r"\b(calls|to_apply|body|condition)=%?([^\s,}]+)")
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 _TRUE_FALSE = re.compile(r"\b(?:true|false)_computation=%?([^\s,}]+)")
-_ESTIMATED_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _TRIP_COUNT = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 
 
@@ -69,12 +68,6 @@ class Instruction:
     def is_mosaic(self) -> bool:
         """A Pallas kernel."""
         return 'custom_call_target="tpu_custom_call"' in self.attributes
-
-    @property
-    def estimated_cycles(self) -> int | None:
-        """XLA's rough estimate of a fusion; a number beyond all bounds means that it has none."""
-        found = _ESTIMATED_CYCLES.search(self.attributes)
-        return int(found[1]) if found and len(found[1]) < 14 else None
 
 
 Computation = dict[str, Instruction]

@@ -75,9 +75,9 @@ def measure(
         bundles = profile.read_bundles(folder / "dump")
     few = [chip.cores_per_device, 2 * chip.cores_per_device]
     if scale is not None and kwargs[scale] > few[-1]:
-        cycles = scaled(request, scale, few, timeout)
+        cycles = scaled(request, scale, few, chip, timeout)
     else:
-        cycles = profiled(request, module, timeout)
+        cycles = profiled(request, module, chip, timeout)
     calls = mosaic_calls(module)
     known = cycles.kernels if len(cycles.kernels) == len(calls) else (None,) * len(calls)
     kernels = []
@@ -92,6 +92,7 @@ def measure(
         memory=Memory(*result["memory"]),
         kernels=tuple(kernels),
         static_microseconds=None if cycles.total is None else 1e6 * cycles.total / chip.clock_hz,
+        is_lower_bound=cycles.is_lower_bound,
         hbm_bytes=moved,
         hbm_microseconds=1e6 * moved / chip.device_hbm_bytes_per_second,
         notes=tuple(_notes(module, cycles)),
@@ -99,8 +100,7 @@ def measure(
 
 
 def _notes(module: Module, cycles: Cycles) -> Iterator[str]:
-    if cycles.note is not None:
-        yield cycles.note
+    yield from cycles.notes
     for call in mosaic_calls(module):
         if call.estimated_bytes is None:
             yield f"{call.kernel} has no cost_estimate: its operands and results are its bytes"

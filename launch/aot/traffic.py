@@ -21,14 +21,20 @@ FREE = {
 SLICES = {"dynamic-slice", "slice", "gather"}
 
 
-def hbm_bytes(module: Module) -> int:
-    """Of one device, loops counted."""
-    total = 0
+def bytes_by_operation(module: Module) -> dict[str, int]:
+    """HBM bytes of one run of each operation of one device."""
+    moved: dict[str, int] = {}
     for name, computation in module.computations.items():
         if name not in module.fused:
-            moved = sum(_moved(module, computation, i) for i in computation.values())
-            total += module.runs[name] * moved
-    return total
+            moved |= {i.name: _moved(module, computation, i) for i in computation.values()}
+    return moved
+
+
+def hbm_bytes(module: Module) -> int:
+    """Of one device, loops counted."""
+    moved = bytes_by_operation(module)
+    operations = ((i.name, module.runs[c]) for c, i in module.instructions())
+    return sum(runs * moved.get(name, 0) for name, runs in operations)
 
 
 def _in_hbm(arrays: Iterable[Array]) -> int:

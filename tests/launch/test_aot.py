@@ -1,5 +1,6 @@
 """Ahead-of-time compilation for absent TPUs: reading texts, and (-m tpu_aot) real compilations."""
 
+import dataclasses
 import importlib.util
 import io
 import json
@@ -173,6 +174,8 @@ def test_the_time_to_quote():
     assert cost(10.0, traffic=4.0).microseconds == 10.0
     assert cost(10.0, traffic=12.0).microseconds == 12.0
     assert cost(None, traffic=12.0).microseconds is None
+    assert cost(None, traffic=12.0).at_least_microseconds == 12.0
+    assert dataclasses.replace(cost(10.0), is_lower_bound=True).microseconds is None
     assert cost(10.0).memory.total == 5 << 20
     figures = json.loads(
         json.dumps(cost(10.0, 12.0, None, profile.parse_utilization(UTILIZATION)).to_json())
@@ -199,6 +202,8 @@ def test_table():
     assert row.ratio == 0.5 and not row.failed
     assert "0.50 (≤ 0.8)" in text and "50%" in text and "peer: p 512" in text
     assert "0.90 (>  0.8)" in shown(Row(CASE, cost(36.0), cost(40.0), {}))
+    bound = Row(CASE, cost(36.0), cost(None, traffic=50.0), {})
+    assert bound.ratio is None and "≥ 50.0" in shown(bound)
     broken = Row(CASE, cost(None, error="VMEM"), cost(40.0), {})
     assert broken.failed and broken.ratio is None and "does not compile" in shown(broken)
 
@@ -280,6 +285,9 @@ def test_bundles_remain_where_the_profiler_aborts():
     assert found.compiles and found.static_microseconds is None and found.microseconds is None
     assert found.hbm_microseconds == pytest.approx(1e6 * 2**24 / 6.15e11)
     assert found.largest.count > 0 and found.notes[0].startswith("the profiler aborted: ")
+    found = measure(f"{COMPILE}:matmul", {"size": 1024}, "v4:2x2x1")
+    assert found.is_lower_bound and found.microseconds is None
+    assert "as fast as HBM, for want of a profile: " in found.notes[1]
 
 
 @pytest.mark.tpu_aot
