@@ -16,54 +16,64 @@ from launch.kernel_cases import Case, Kwargs
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One case, compiled."""
+    """One case, compiled: ours, and the peer at each of its settings."""
 
     case: Case
     ours: StaticCost | None
-    peer: StaticCost | None
-    peer_kwargs: Kwargs | None
+    peers: tuple[tuple[Kwargs, StaticCost], ...]
+
+    @property
+    def peer(self) -> tuple[Kwargs, StaticCost] | None:
+        """At its best settings: the least time, be it a bound only."""
+        return min(self.peers, key=lambda pair: _rank(pair[1]), default=None)
 
     @property
     def failed(self) -> bool:
         """What the case is about does not compile."""
-        subject = self.ours or self.peer
+        subject = self.ours or (self.peer and self.peer[1])
         return subject is None or not subject.compiles
 
     @property
     def ratio(self) -> float | None:
-        """Our time to the peer's."""
+        """Our time to the peer's; the largest that it can be if the peer's is a lower bound."""
         ours = self.ours.microseconds if self.ours else None
-        peer = self.peer.microseconds if self.peer else None
-        if ours is None or peer is None or self.case.peer_is_lower_bound:
+        peer = self.peer[1] if self.peer else None
+        if ours is None or peer is None or not peer.compiles:
             return None
-        return ours / peer
+        return ours / peer.at_least_microseconds
+
+    @property
+    def ratio_is_upper_bound(self) -> bool:
+        """The peer takes longer than its figure."""
+        peer = self.peer[1] if self.peer else None
+        return self.case.peer_is_lower_bound or (peer is not None and peer.microseconds is None)
 
     def to_json(self) -> dict[str, Any]:
         """All figures."""
+        peers = [{"kwargs": kwargs, **cost.to_json()} for kwargs, cost in self.peers]
         return {
             **dataclasses.asdict(self.case),
             "ours": self.ours.to_json() if self.ours else None,
-            "best_peer": self.peer.to_json() if self.peer else None,
-            "best_peer_kwargs": self.peer_kwargs,
+            "peers": peers,
             "ratio": self.ratio,
+            "ratio_is_upper_bound": self.ratio_is_upper_bound,
         }
 
 
 def compile_case(case: Case, topology: str) -> Row:
-    """Ours, and the peer at its best settings."""
+    """Ours, and the peer at all of its settings."""
     ours = None
     if case.function is not None:
         ours = measure(case.function, case.kwargs, topology, case.scale)
-    if case.peer is None:
-        return Row(case, ours, None, None)
-    peers = [(measure(case.peer, k, topology, case.scale), k) for k in case.peer_kwargs]
-    peer, kwargs = min(peers, key=lambda pair: _rank(pair[0]))
-    return Row(case, ours, peer, kwargs)
+    peers = []
+    if case.peer is not None:
+        for kwargs in case.peer_kwargs:
+            peers.append((kwargs, measure(case.peer, kwargs, topology, case.scale)))
+    return Row(case, ours, tuple(peers))
 
 
-def _rank(cost: StaticCost) -> tuple[bool, bool, float, int]:
-    known = cost.microseconds is not None
-    return not cost.compiles, not known, cost.at_least_microseconds, cost.bundles
+def _rank(cost: StaticCost) -> tuple[bool, float]:
+    return not cost.compiles, cost.at_least_microseconds
 
 
 def table_of(rows: list[Row], chip: Chip, title: str) -> Table:
@@ -79,14 +89,17 @@ def table_of(rows: list[Row], chip: Chip, title: str) -> Table:
         case, peer = row.case, row.peer
         if row.ours is not None:
             name = (case.function or "").rpartition(":")[2]
-            against = [_time(peer, case.peer_is_lower_bound) if peer else "", _ratio(row)]
+            against = [_time(peer[1], case.peer_is_lower_bound) if peer else "", _ratio(row)]
             table.add_row(name, case.shape, *_figures(row.ours, case, chip, False), *against)
         if peer is not None:
-            block = (row.peer_kwargs or {}).get("block")
-            name = (case.peer or "").rpartition(":")[2] + (f" {block}" if block else "")
-            figures = _figures(peer, case, chip, case.peer_is_lower_bound)
-            table.add_row(f"peer: {name}", case.shape, *figures, "", "")
+            figures = _figures(peer[1], case, chip, case.peer_is_lower_bound)
+            table.add_row(f"peer: {_name(case, peer[0])}", case.shape, *figures, "", "")
     return table
+
+
+def _name(case: Case, kwargs: Kwargs) -> str:
+    block = f" {kwargs['block']}" if "block" in kwargs else ""
+    return (case.peer or "").rpartition(":")[2] + block
 
 
 def _figures(cost: StaticCost, case: Case, chip: Chip, lower_bound: bool) -> list[str]:
@@ -108,19 +121,23 @@ def _time(cost: StaticCost, lower_bound: bool) -> str:
 
 
 def _ratio(row: Row) -> str:
-    if row.ratio is None:
+    ratio, target = row.ratio, row.case.target
+    if ratio is None:
         return "–"
-    target = row.case.target
-    sign = "" if target is None else f" ({'≤' if row.ratio <= target else '> '} {target:g})"
-    return f"{row.ratio:.2f}{sign}"
+    text = f"{'≤ ' if row.ratio_is_upper_bound else ''}{ratio:.2f}"
+    if target is None:
+        return text
+    return f"{text} (target {target:g}{'' if ratio <= target else ', missed'})"
 
 
 def print_notes(rows: list[Row], out: Console) -> None:
     """Errors, and what the figures leave out: each once, with the cases that it is about."""
     notes: dict[str, list[str]] = {}
     for row in rows:
-        for cost in filter(None, (row.ours, row.peer)):
+        costs = [(row.case.name, row.ours)] if row.ours else []
+        costs += [(f"peer {_name(row.case, k)} of {row.case.name}", cost) for k, cost in row.peers]
+        for name, cost in costs:
             for note in filter(None, (cost.error, *cost.notes)):
-                notes.setdefault(note, []).append(row.case.name)
+                notes.setdefault(note, []).append(name)
     for note, names in notes.items():
-        out.print(f"{', '.join(dict.fromkeys(names))}: {note}", markup=False, highlight=False)
+        out.print(f"{note}\n    {', '.join(names)}", markup=False, highlight=False)

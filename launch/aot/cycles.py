@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Mapping
@@ -34,11 +33,30 @@ class Cycles:
     notes: tuple[str, ...] = ()
 
 
-def profiled(request: dict[str, Any], module: Module, chip: Chip, timeout: float) -> Cycles:
-    """Of the program that `module` is the text of."""
+def profiled(request: dict[str, Any], chip: Chip, timeout: float) -> Cycles:
+    """Of one program. If the profiler aborts, each kernel that it had not reached is profiled in a
+    process of its own: often the trouble is with another operation.
+    """
     with tempfile.TemporaryDirectory() as name:
-        known, error = _profile(request, Path(name), timeout)
-    return _cycles(module, chip, known, error)
+        folder = Path(name)
+        known, note = _profile(request, folder, None, timeout)
+        text = folder / "hlo.txt"
+        if note is None:
+            return _cycles(parse(text.read_text()), chip, known, [])
+        notes = [note]
+        try:
+            result = run_child(request, folder, [], timeout)
+        except AbortedError as error:
+            result = {"error": str(error)}
+        if "error" in result:
+            return Cycles(None, (), notes=(*notes, result["error"]))
+        module = parse(text.read_text())
+        for call in mosaic_calls(module):
+            if call.op not in known:
+                more, note = _profile(request, folder, call.op, timeout)
+                known |= more
+                notes += [note] if note and note not in notes else []
+    return _cycles(module, chip, known, notes)
 
 
 def scaled(
@@ -48,17 +66,7 @@ def scaled(
     few = []
     for count in counts:
         smaller = {**request, "kwargs": {**request["kwargs"], scale: count}}
-        with tempfile.TemporaryDirectory() as name:
-            known, error = _profile(smaller, Path(name), timeout)
-            text = Path(name, "hlo.txt")
-            if not text.exists():
-                # An abort leaves no text: without the profiler there is one.
-                error = f"{error} ({scale}={count})"
-                with contextlib.suppress(AbortedError):
-                    run_child(smaller, Path(name), [], timeout)
-            if not text.exists():
-                return Cycles(None, (), notes=(str(error),))
-            few.append(_cycles(parse(text.read_text()), chip, known, error))
+        few.append(profiled(smaller, chip, timeout))
         if few[-1].total is None:
             return dataclasses.replace(few[-1], kernels=())
     position = (request["kwargs"][scale] - counts[0]) / (counts[1] - counts[0])
@@ -71,28 +79,28 @@ def scaled(
         line(few[0].total, few[1].total),
         tuple(map(line, few[0].kernels, few[1].kernels)),
         few[0].is_lower_bound or few[1].is_lower_bound,
-        (note, *few[0].notes, *few[1].notes),
+        tuple(dict.fromkeys((note, *few[0].notes, *few[1].notes))),
     )
 
 
 def _profile(
-    request: dict[str, Any], folder: Path, timeout: float
+    request: dict[str, Any], folder: Path, only: str | None, timeout: float
 ) -> tuple[dict[str, int], str | None]:
     """Cycles by operation, and what went wrong. What was profiled before an abort is good."""
-    error, cycles = None, folder / "cycles"
-    cycles.mkdir()
-    try:
-        error = run_child(request, folder, profile.cycle_flags(cycles), timeout).get("error")
-    except AbortedError as abort:
-        error = f"the profiler aborted: {abort}"
-    return profile.read_cycles(cycles), error
+    note = None
+    with tempfile.TemporaryDirectory(dir=folder) as cycles:
+        try:
+            flags = profile.cycle_flags(Path(cycles), only)
+            note = run_child(request, folder, flags, timeout).get("error")
+        except AbortedError as error:
+            note = f"the profiler aborted: {error}"
+        return profile.read_cycles(Path(cycles)), note
 
 
-def _cycles(module: Module, chip: Chip, known: Mapping[str, int], error: str | None) -> Cycles:
-    notes: tuple[str, ...] = () if error is None else (error,)
+def _cycles(module: Module, chip: Chip, known: Mapping[str, int], notes: list[str]) -> Cycles:
     kernels = tuple(known.get(call.op) for call in mosaic_calls(module))
     if None in kernels:
-        return Cycles(None, kernels, notes=notes)
+        return Cycles(None, kernels, notes=tuple(notes))
     moved = bytes_by_operation(module)
     per_byte = chip.clock_hz / chip.device_hbm_bytes_per_second
     total, unknown = 0.0, []
@@ -100,9 +108,9 @@ def _cycles(module: Module, chip: Chip, known: Mapping[str, int], error: str | N
         name, runs = instruction.name, module.runs[computation]
         if name in known:
             total += runs * known[name]
-        elif error is not None and moved.get(name) and not instruction.opcode.endswith("-start"):
+        elif notes and moved.get(name) and not instruction.opcode.endswith("-start"):
             total += runs * moved[name] * per_byte
             unknown.append(name)
     if unknown:
-        notes += (f"as fast as HBM, for want of a profile: {', '.join(unknown)}",)
-    return Cycles(total, kernels, bool(unknown), notes)
+        notes = [*notes, f"as fast as HBM, for want of a profile: {', '.join(unknown)}"]
+    return Cycles(total, kernels, bool(unknown), tuple(notes))

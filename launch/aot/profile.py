@@ -12,9 +12,12 @@ _UTILIZATION_FILE = re.compile(r"\d+-(.+)-\d+-.*static-per-bundle-utilization\.t
 FILL, SPILL = "VLOAD:FILL", "VSTORE:SPILL"
 
 
-def cycle_flags(folder: Path) -> list[str]:
-    """Of libtpu, to have it profile its schedule. It aborts on some kernels and generations."""
-    return [f"--xla_jf_dump_static_llo_profile_to={folder}"]
+def cycle_flags(folder: Path, only: str | None = None) -> list[str]:
+    """Of libtpu, to have it profile its schedule: of all operations, or of one. It aborts on some
+    kernels, and knows no v4.
+    """
+    flags = [f"--xla_jf_dump_static_llo_profile_to={folder}"]
+    return flags if only is None else [*flags, f"--xla_jf_dump_only_matching_hlo={only}"]
 
 
 def bundle_flags(folder: Path) -> list[str]:

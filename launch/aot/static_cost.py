@@ -77,7 +77,7 @@ def measure(
     if scale is not None and kwargs[scale] > few[-1]:
         cycles = scaled(request, scale, few, chip, timeout)
     else:
-        cycles = profiled(request, module, chip, timeout)
+        cycles = profiled(request, chip, timeout)
     calls = mosaic_calls(module)
     known = cycles.kernels if len(cycles.kernels) == len(calls) else (None,) * len(calls)
     kernels = []

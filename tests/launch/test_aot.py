@@ -197,15 +197,18 @@ def shown(row):
 
 
 def test_table():
-    row = Row(CASE, cost(20.0), cost(40.0), {"block": 512})
+    slow, fast = ({"block": 512}, cost(40.0)), ({"block": 1024}, cost(30.0))
+    row = Row(CASE, cost(20.0), (slow,))
     text = shown(row)
-    assert row.ratio == 0.5 and not row.failed
-    assert "0.50 (≤ 0.8)" in text and "50%" in text and "peer: p 512" in text
-    assert "0.90 (>  0.8)" in shown(Row(CASE, cost(36.0), cost(40.0), {}))
-    bound = Row(CASE, cost(36.0), cost(None, traffic=50.0), {})
-    assert bound.ratio is None and "≥ 50.0" in shown(bound)
-    broken = Row(CASE, cost(None, error="VMEM"), cost(40.0), {})
+    assert row.ratio == 0.5 and not row.failed and not row.ratio_is_upper_bound
+    assert "0.50 (target 0.8)" in text and "50%" in text and "peer: p 512" in text
+    missed = shown(Row(CASE, cost(27.0), (slow, fast)))
+    assert "0.90 (target 0.8, missed)" in missed and "peer: p 1024" in missed
+    bound = Row(CASE, cost(36.0), (({}, cost(None, traffic=50.0)),))
+    assert "≥ 50.0" in shown(bound) and "≤ 0.72 (target" in shown(bound)
+    broken = Row(CASE, cost(None, error="VMEM"), (slow,))
     assert broken.failed and broken.ratio is None and "does not compile" in shown(broken)
+    assert Row(CASE, cost(20.0), (({}, cost(None, error="VMEM")),)).ratio is None
 
 
 def test_cases_are_selected():
