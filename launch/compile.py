@@ -1,0 +1,82 @@
+"""What our kernels cost on TPUs, by the compiler's own figures: no TPU is needed.
+
+python -m launch.compile kernels --topology=v5e:2x2
+python -m launch.compile kernels --topology=v5p:2x2x1 --only=forward --output=kernels.json
+
+Needs libtpu: pip install -e '.[tpu]'. Another build of it than the installed one is used if
+TPU_LIBRARY_PATH names its libtpu.so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+
+import jax
+from absl import app, flags
+from rich.console import Console
+
+from jaxlm.data.optional import MissingPackageError
+from launch import console
+from launch.aot.chips import chip_of
+from launch.aot.static_cost import describe
+from launch.kernel_cases import select
+from launch.kernel_table import compile_case, print_notes, table_of
+
+TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x2", "Generation and grid of chips.")
+ONLY = flags.DEFINE_string("only", None, "Cases whose name contains this.")
+QUICK = flags.DEFINE_bool("quick", False, "The first case of each group.")
+OUTPUT = flags.DEFINE_string("output", None, "File of all figures as JSON.")
+
+HONEST = (
+    "These are the compiler's static estimates, not measured times: scheduled cycles or the HBM "
+    "traffic at full bandwidth, whichever takes longer."
+)
+WIDTH = 150  # where output is no terminal
+
+
+def compile_kernels() -> bool:
+    """Prints the table and writes JSON; whether all cases compile."""
+    if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
+        raise MissingPackageError("compiling for TPUs needs libtpu: pip install -e '.[tpu]'")
+    topology = TOPOLOGY.value
+    chip, cases = chip_of(topology), select(ONLY.value, QUICK.value)
+    about = describe(topology)
+    rows = []
+    for number, case in enumerate(cases, 1):
+        print(f"{number}/{len(cases)} {case.name}", file=sys.stderr)
+        rows.append(compile_case(case, topology))
+    terminal = Console()
+    out = terminal if terminal.is_terminal else Console(width=WIDTH)
+    out.print(table_of(rows, chip, f"{topology}, libtpu: {about['compiler']}"))
+    print_notes(rows, out)
+    out.print(HONEST, highlight=False)
+    if OUTPUT.value is not None:
+        results = {
+            "topology": topology,
+            "compiler": about["compiler"],
+            "jax": jax.__version__,
+            "chip": {**dataclasses.asdict(chip), "clock_hz": chip.clock_hz},
+            "note": HONEST,
+            "cases": [row.to_json() for row in rows],
+        }
+        Path(OUTPUT.value).write_text(json.dumps(results, indent=1) + "\n")
+    return not any(row.failed for row in rows)
+
+
+def main(argv: list[str]) -> None:
+    """Exit status 1 if a case does not compile."""
+    if argv[1:] != ["kernels"]:
+        raise app.UsageError("say what to compile: kernels")
+    with console.clear_errors():
+        good = compile_kernels()
+    if not good:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    app.run(main)

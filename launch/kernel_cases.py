@@ -1,0 +1,123 @@
+"""What `launch.compile kernels` compiles: each kernel of ours, and what it is compared with.
+
+A new kernel is one more Case. Its function is as launch.aot.static_cost.measure takes it; until
+there is one, the peer stands alone in the table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+Kwargs = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One shape of one job.
+
+    Attributes:
+        name: unique.
+        group: cases of one kernel; --quick compiles the first of each.
+        shape: for the table.
+        useful_flops: that the job needs: no hidden pairs, nothing worked out anew.
+        function: ours, "module:name", or None.
+        kwargs: of ours.
+        peer: "module:name" of what others offer, or None.
+        peer_kwargs: its settings; the one of least time is compared with.
+        peer_is_lower_bound: how long it runs is data, so its cycles are those of an empty run.
+        target: largest ratio of our time to the peer's that we are content with.
+        scale: see launch.aot.static_cost.measure; of ours and of the peer.
+    """
+
+    name: str
+    group: str
+    shape: str
+    useful_flops: float
+    function: str | None = None
+    kwargs: Kwargs = dataclasses.field(default_factory=dict)
+    peer: str | None = None
+    peer_kwargs: tuple[Kwargs, ...] = ()
+    peer_is_lower_bound: bool = False
+    target: float | None = None
+    scale: str | None = None
+
+
+PEERS = "launch.kernel_peers"
+HEADS, HEAD_DIM = 8, 128
+# (length, backward too); targets by the latter.
+ATTENTION = [(4096, False), (8192, False), (4096, True), (8192, True)]
+TARGETS = {False: 0.8, True: 0.75}
+
+
+def causal_flops(length: int, heads: int, head_dim: int, backward: bool) -> float:
+    """Two matmuls over the pairs that a causal mask shows, and four more to go back: the scores,
+    which flash attention works out anew, count once.
+    """
+    pairs = length * (length + 1) / 2
+    return (12.0 if backward else 4.0) * pairs * heads * head_dim
+
+
+def _attention(peer: str, blocks: tuple[int, ...], lower_bound: bool) -> list[Case]:
+    cases = []
+    for length, backward in ATTENTION:
+        sizes = {"length": length, "heads": HEADS, "head_dim": HEAD_DIM, "backward": backward}
+        group = f"{peer} {'forward + backward' if backward else 'forward'}"
+        cases.append(
+            Case(
+                name=f"{group} {length}",
+                group=group,
+                shape=f"bf16 [1, {HEADS}, {length}, {HEAD_DIM}] causal",
+                useful_flops=causal_flops(length, HEADS, HEAD_DIM, backward),
+                peer=f"{PEERS}:{peer}",
+                peer_kwargs=tuple({**sizes, "block": block} for block in blocks),
+                peer_is_lower_bound=lower_bound,
+                target=TARGETS[backward],
+                scale="heads",
+            )
+        )
+    return cases
+
+
+def _decode(peer: str, settings: Kwargs, lower_bound: bool) -> list[Case]:
+    cases = []
+    for capacity in (2048, 32768):
+        sizes = {"batch": 8, "capacity": capacity, "heads": HEADS, "head_dim": HEAD_DIM}
+        cases.append(
+            Case(
+                name=f"{peer} {capacity}",
+                group=peer,
+                shape=f"bf16 cache [8, {HEADS}, {capacity}, {HEAD_DIM}]",
+                useful_flops=4.0 * 8 * HEADS * capacity * HEAD_DIM,
+                peer=f"{PEERS}:{peer}",
+                peer_kwargs=({**sizes, **settings},),
+                peer_is_lower_bound=lower_bound,
+            )
+        )
+    return cases
+
+
+CASES = (
+    *_attention("flash_attention", (512, 1024), lower_bound=False),
+    *_attention("splash_attention", (512, 1024), lower_bound=True),
+    *_decode("plain_decode", {}, lower_bound=False),
+    *_decode("paged_decode", {"page": 64, "pages": 8}, lower_bound=True),
+    *_decode("ragged_paged_decode", {"page": 64, "pages": 8}, lower_bound=True),
+)
+
+
+def select(only: str | None, quick: bool) -> list[Case]:
+    """The cases whose name contains `only`; with `quick` the first of each group.
+
+    Raises:
+        ValueError: there is none.
+    """
+    cases = [case for case in CASES if only is None or only in case.name]
+    if not cases:
+        raise ValueError(
+            f"only={only!r} is part of no name; allowed: {', '.join(case.name for case in CASES)}"
+        )
+    if quick:
+        cases = list({case.group: case for case in reversed(cases)}.values())[::-1]
+    return cases
