@@ -30,24 +30,25 @@ class Blocks:
         return self.stretch // self.block_k
 
 
+# Forward and backward.
 TABLE = {
-    "v5e": Blocks(1024, 1024, 256, 512, 8192),
-    "v5p": Blocks(1024, 1024, 256, 512, 8192),
-    "v6e": Blocks(1024, 1024, 512, 512, 8192),
+    "v5e": (Blocks(1024, 1024, 256, 512, 8192), Blocks(1024, 1024, 256, 512, 8192)),
+    "v5p": (Blocks(1024, 1024, 256, 512, 8192), Blocks(1024, 1024, 256, 512, 8192)),
+    "v6e": (Blocks(1024, 1024, 512, 512, 8192), Blocks(1024, 1024, 512, 512, 8192)),
 }
 
 
-def choose_blocks(length_q: int, length_k: int, chip: str = "v5e") -> Blocks:
-    """The generation's blocks, smaller where the arrays are."""
-    b = TABLE[chip]
-    block = min(b.block_q, _up(max(length_q, length_k), 128))
-    tile_q, tile_k = _divisor(block, b.tile_q), _divisor(block, b.tile_k)
-    stretch = min(b.stretch // block * block, _up(length_k, block))
-    return Blocks(block, block, tile_q, tile_k, stretch)
+def choose_blocks(length: int, chip: str) -> tuple[Blocks, Blocks]:
+    """The generation's blocks of forward and backward, smaller where the arrays are."""
+    return tuple(_fit(b, length) for b in TABLE[chip])
 
 
-def _up(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple
+def _fit(b: Blocks, length: int) -> Blocks:
+    block = min(b.block_q, -(-length // 128) * 128)
+    num_blocks = -(-length // block)
+    num_stretches = -(-num_blocks * block // b.stretch)
+    stretch = -(-num_blocks // num_stretches) * block
+    return Blocks(block, block, _divisor(block, b.tile_q), _divisor(block, b.tile_k), stretch)
 
 
 def _divisor(n: int, most: int) -> int:

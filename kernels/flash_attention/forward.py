@@ -11,67 +11,79 @@
 Within a block, tiles of `tile_q` × `tile_k` scores are unrolled, so that the compiler's scheduler has
 matrix products of one tile to run beside the exponentials of another: that is where the speed comes
 from. The running maximum and sum are kept 128 lanes wide, which spares a relayout per tile.
-
-Letters: T queries, S keys, H head dim.
 """
 
 from __future__ import annotations
 
-import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
-from kernels.flash_attention.call import HIDDEN, LANES, LOG2_E, Call, Refs
+from kernels.flash_attention.call import HIDDEN, LOG2_E, Call, wide
 
 NN = (((1,), (0,)), ((), ()))
 NT = (((1,), (1,)), ((), ()))
 
 
-def _wide(x: jax.Array, width: int) -> jax.Array:
-    """[rows, LANES] of equal lanes → [rows, width]."""
-    if width < LANES:
-        return x[:, :width]
-    return x if width == LANES else jnp.tile(x, (1, -(-width // LANES)))[:, :width]
+class Segments(NamedTuple):
+    """References: bounds [B, query blocks, 2] in scalar memory, ids of a query block as columns
+    [block_q, LANES], of a stretch of keys as rows [SUBLANES, stretch].
+    """
+
+    bounds: Any
+    q: Any
+    k: Any
 
 
 def kernel(call: Call, *refs: Any) -> None:
     """Body of the grid step (batch b, head n, query block i, stretch of keys j)."""
-    r = Refs.split(call, refs, outputs=("out", "lse"), scratch=("top", "total", "acc"))
+    segments = None
+    if call.segments:
+        bounds, q, k, v, q_ids, k_ids, *rest = refs
+        segments = Segments(bounds, q_ids, k_ids)
+    else:
+        q, k, v, *rest = refs
+    out, lse, top, total, acc = rest
     b, i, j = pl.program_id(0), pl.program_id(2), pl.program_id(3)
-    c, n = call, call.blocks
+    n = call.blocks
 
     @pl.when(j == 0)
     def start() -> None:
-        r.top[...] = jnp.full_like(r.top, HIDDEN)
-        r.total[...] = jnp.zeros_like(r.total)
-        r.acc[...] = jnp.zeros_like(r.acc)
+        top[...] = jnp.full_like(top, HIDDEN)
+        total[...] = jnp.zeros_like(total)
+        acc[...] = jnp.zeros_like(acc)
 
-    def tile(rows: int, base: Any, width: int, see: Any) -> None:
-        """Adds `width` keys from slot `base` of the stretch to query rows [rows, rows + tile_q)."""
-        at, keys = pl.ds(rows, n.tile_q), pl.ds(base, width)
-        s = jax.lax.dot_general(r.q[at], r.k[keys], NT, preferred_element_type=jnp.float32)
-        s = see(s * (c.scale * LOG2_E))
-        old = r.top[at]
+    def tile(rows: int, base: Any, offset: int | None) -> None:
+        """Adds `tile_k` keys from slot `base` of the stretch to query rows [rows, rows + tile_q)."""
+        at, keys = pl.ds(rows, n.tile_q), pl.ds(base, n.tile_k)
+        dots = jax.lax.dot_general(q[at], k[keys], NT, preferred_element_type=jnp.float32)
+        s = call.scores(dots)
+        same = None
+        if segments is not None:
+            same = wide(segments.q[at], n.tile_k) == segments.k[:1, keys]
+        seen = call.seen(offset, same, s.shape, axis=0)
+        if seen is not None:
+            s = jnp.where(seen, s, -jnp.inf)
+        old = top[at]
         new = jnp.maximum(old, s.max(1, keepdims=True))
-        p, shrink = jnp.exp2(s - _wide(new, width)), jnp.exp2(old - new)
-        v = r.v[keys]
-        value = jax.lax.dot_general(p.astype(v.dtype), v, NN, preferred_element_type=jnp.float32)
-        r.top[at] = new
-        r.total[at] = r.total[at] * shrink + p.sum(1, keepdims=True)
-        r.acc[at] = r.acc[at] * _wide(shrink, c.head_dim) + value
+        p, shrink = jnp.exp2(s - wide(new, n.tile_k)), jnp.exp2(old - new)
+        value = jax.lax.dot_general(
+            p.astype(v.dtype), v[keys], NN, preferred_element_type=jnp.float32
+        )
+        top[at] = new
+        total[at] = total[at] * shrink + p.sum(1, keepdims=True)
+        acc[at] = acc[at] * wide(shrink, call.head_dim) + value
 
-    c.visit(r, b, i, j, tile, axis=0)
+    bounds = None if segments is None else (segments.bounds[b, i, 0], segments.bounds[b, i, 1])
+    call.visit(i, j, bounds, tile)
 
-    @pl.when(j == c.num_stretches - 1)
+    @pl.when(j == call.num_stretches - 1)
     def finish() -> None:
-        total = r.total[...]
-        empty = total == 0
-        total = jnp.where(empty, 1.0, total)
-        r.out[...] = (r.acc[...] / _wide(total, c.head_dim)).astype(r.out.dtype)
+        sums = total[...]
+        empty = sums == 0
+        sums = jnp.where(empty, 1.0, sums)
+        out[...] = (acc[...] / wide(sums, call.head_dim)).astype(out.dtype)
         # exp2 throughout; the log-sum-exp is handed out in base e.
-        lse = jnp.where(empty, HIDDEN, (r.top[...] + jnp.log2(total)) / LOG2_E)
-        r.lse[...] = lse.T[:1]
+        lse[...] = jnp.where(empty, HIDDEN, (top[...] + jnp.log2(sums)) / LOG2_E).T[:1]
