@@ -89,6 +89,7 @@ def run_loop(
         check_config(workdir, settings, allow_config_change)
         tokenizer.save(workdir / TOKENIZER)
         mesh = make_mesh(run.mesh)
+        stack.enter_context(jax.set_mesh(mesh))  # kernels ask it where they are
         rows = batch_sharding(mesh, run.data.batch_size)
         optimizer = make_optimizer(run.train.optimizer, run.train.steps)
         shapes = abstract_state(model, optimizer, run.train, mesh)

@@ -3,8 +3,8 @@
     grid (batch, kv head, query head of its group, query block)
 
 One stretch of keys and values stays in VMEM with the float32 sums of its gradients; query blocks
-pass by. Scores are computed transposed, [keys, queries]: then the log-sum-exp and the rest term of a
-query are rows, as they lie in memory, and of the five products only dq = dsᵀ·k has to turn a tile.
+pass by. Scores are computed transposed, [keys, queries]: then the log-sum-exp and the rest term of
+a query are rows, as they lie in memory, and of the five products only dq has to turn a tile.
 
     sᵀ = k·qᵀ      pᵀ = exp2(sᵀ - lse)     dv += pᵀ·do
     dpᵀ = v·doᵀ    dsᵀ = pᵀ(dpᵀ + rest)    dk += dsᵀ·q    dq += (dsᵀ)ᵀ·k
@@ -56,7 +56,7 @@ def kernel(call: Call, stretch: int, first_query_block: int, *refs: Any) -> None
         same = None
         if segments is not None:
             same = wide(segments.k[keys], n.tile_q) == segments.q[:1, at]
-        seen = call.seen(offset, same, s.shape, axis=1)
+        seen = call.seen(offset, same, (n.tile_k, n.tile_q), axis=1)
         p = jnp.exp2(s - lse[:1, at])
         if seen is not None:
             p = jnp.where(seen, p, 0.0)

@@ -40,7 +40,8 @@ TABLE = {
 
 def choose_blocks(length: int, chip: str) -> tuple[Blocks, Blocks]:
     """The generation's blocks of forward and backward, smaller where the arrays are."""
-    return tuple(_fit(b, length) for b in TABLE[chip])
+    forward, backward = TABLE[chip]
+    return _fit(forward, length), _fit(backward, length)
 
 
 def _fit(b: Blocks, length: int) -> Blocks:

@@ -8,9 +8,9 @@
     block i    │     │     │     │  ╲  │     │     │   edge:  unrolled, masked, its hidden
                └─────┴─────┴─────┴─────┴─────┴─────┘          corners left out
 
-Within a block, tiles of `tile_q` × `tile_k` scores are unrolled, so that the compiler's scheduler has
-matrix products of one tile to run beside the exponentials of another: that is where the speed comes
-from. The running maximum and sum are kept 128 lanes wide, which spares a relayout per tile.
+Within a block, tiles of `tile_q` × `tile_k` scores are unrolled, so that the compiler's scheduler
+has matrix products of one tile to run beside the exponentials of another: that is where the speed
+comes from. The running maximum and sum are kept 128 lanes wide, which spares a relayout per tile.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ def kernel(call: Call, *refs: Any) -> None:
         acc[...] = jnp.zeros_like(acc)
 
     def tile(rows: int, base: Any, offset: int | None) -> None:
-        """Adds `tile_k` keys from slot `base` of the stretch to query rows [rows, rows + tile_q)."""
+        """Adds `tile_k` keys from slot `base` to query rows [rows, rows + tile_q)."""
         at, keys = pl.ds(rows, n.tile_q), pl.ds(base, n.tile_k)
         dots = jax.lax.dot_general(q[at], k[keys], NT, preferred_element_type=jnp.float32)
         s = call.scores(dots)
         same = None
         if segments is not None:
             same = wide(segments.q[at], n.tile_k) == segments.k[:1, keys]
-        seen = call.seen(offset, same, s.shape, axis=0)
+        seen = call.seen(offset, same, (n.tile_q, n.tile_k), axis=0)
         if seen is not None:
             s = jnp.where(seen, s, -jnp.inf)
         old = top[at]

@@ -49,7 +49,8 @@ class Band:
 
     def whole(self, i: Any) -> tuple[Any, Any]:
         """First and one past the last wholly visible key block of query block i."""
-        first, end = 0, self.num_blocks_k
+        first: Any = 0
+        end: Any = self.num_blocks_k
         if self.window is not None:
             first = jnp.maximum(0, i * self.ratio - (self.window - self.block_q) // self.block_k)
         if self.ahead is not None:
@@ -58,12 +59,14 @@ class Band:
 
     def visible_blocks(self, i: Any) -> tuple[Any, Any]:
         """First and last key block of which query block i sees something."""
-        first, last = 0, self.num_blocks_k - 1
+        first: Any = 0
+        last: Any = self.num_blocks_k - 1
         if self.window is not None:
-            first = jnp.maximum(0, i * self.ratio - (self.window + self.block_k - 2) // self.block_k)
+            before = (self.window + self.block_k - 2) // self.block_k
+            first = jnp.maximum(0, i * self.ratio - before)
         if self.ahead is not None:
-            end = i * self.ratio + (self.ahead + self.block_q - 1) // self.block_k
-            last = jnp.minimum(last, end)
+            after = (self.ahead + self.block_q - 1) // self.block_k
+            last = jnp.minimum(last, i * self.ratio + after)
         return first, last
 
     def queries_of(self, first: int, end: int) -> tuple[int, int]:
@@ -106,8 +109,10 @@ class Band:
         earlier = length if self.window is None else min(self.window - 1, length)
 
         def side(reach: int) -> int:  # sum over tokens of min(tokens on that side, reach)
-            return reach * (length - reach) + reach * (reach - 1) // 2 if reach < length else (
-                length * (length - 1) // 2
+            return (
+                reach * (length - reach) + reach * (reach - 1) // 2
+                if reach < length
+                else (length * (length - 1) // 2)
             )
 
         return length + side(later) + side(earlier)
