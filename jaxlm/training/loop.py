@@ -81,8 +81,7 @@ def run_loop(
         SaveError: a checkpoint could not be written; the earlier ones are good.
         ValueError: not a local folder.
     """
-    workdir = local_folder(workdir)
-    checkpoints = workdir / CHECKPOINTS
+    checkpoints = (workdir := local_folder(workdir)) / CHECKPOINTS
     with contextlib.ExitStack() as stack:
         stack.enter_context(workdir_lock(workdir))
         settings = {**run.to_dict(), "model": model.config.to_dict(), "contents": loader.contents}
