@@ -1,32 +1,29 @@
-"""Our attention kernels as cases of launch.aot."""
+"""Our attention kernels, as cases of launch.aot."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from kernels.flash_attention import flash_attention as kernel
+from kernels import flash_attention as ours
+from kernels.chip import target_chip
 from launch.kernel_peers import Program, struct, with_gradients
 
 
 def flash_attention(
     mesh: Mesh,
-    chip: str,
     length: int,
     heads: int,
     head_dim: int,
     kv_heads: int | None = None,
     window: int | None = None,
     backward: bool = False,
-    **options: Any,
 ) -> Program:
-    """Causal, one row."""
+    """kernels.flash_attention: causal, one row, the chip's own block sizes."""
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        scale = head_dim**-0.5
-        return kernel(q, k, v, scale=scale, window=window, chip=chip, **options)[0]
+        chip, scale = target_chip() or "v5e", head_dim**-0.5
+        return ours.flash_attention(q, k, v, scale=scale, window=window, chip=chip)[0]
 
     q = struct(mesh, 1, heads, length, head_dim)
     k = struct(mesh, 1, kv_heads or heads, length, head_dim)

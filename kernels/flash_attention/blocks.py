@@ -16,6 +16,7 @@ class Blocks:
         block_q, block_k: queries of a grid step; keys of a step of the loop within it.
         tile_q, tile_k: of the scores that exist at one time.
         stretch: keys and values in VMEM at a time.
+        vmem_bytes: what a call may take of it.
     """
 
     block_q: int
@@ -23,6 +24,7 @@ class Blocks:
     tile_q: int
     tile_k: int
     stretch: int
+    vmem_bytes: int = 64 << 20
 
     @property
     def blocks_per_stretch(self) -> int:
@@ -32,9 +34,14 @@ class Blocks:
 
 # Forward and backward.
 TABLE = {
+    "v4": (
+        Blocks(512, 512, 256, 512, 2048, 15 << 20),
+        Blocks(512, 512, 256, 512, 2048, 15 << 20),
+    ),
     "v5e": (Blocks(1024, 1024, 256, 512, 8192), Blocks(1024, 1024, 256, 512, 8192)),
     "v5p": (Blocks(1024, 1024, 256, 512, 8192), Blocks(1024, 1024, 256, 512, 8192)),
     "v6e": (Blocks(1024, 1024, 512, 512, 8192), Blocks(1024, 1024, 512, 512, 8192)),
+    "tpu7x": (Blocks(1024, 1024, 512, 512, 8192), Blocks(1024, 1024, 512, 512, 8192)),
 }
 
 
@@ -49,7 +56,14 @@ def _fit(b: Blocks, length: int) -> Blocks:
     num_blocks = -(-length // block)
     num_stretches = -(-num_blocks * block // b.stretch)
     stretch = -(-num_blocks // num_stretches) * block
-    return Blocks(block, block, _divisor(block, b.tile_q), _divisor(block, b.tile_k), stretch)
+    return dataclasses.replace(
+        b,
+        block_q=block,
+        block_k=block,
+        tile_q=_divisor(block, b.tile_q),
+        tile_k=_divisor(block, b.tile_k),
+        stretch=stretch,
+    )
 
 
 def _divisor(n: int, most: int) -> int:

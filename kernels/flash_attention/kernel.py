@@ -17,8 +17,6 @@ from kernels.flash_attention.call import HIDDEN, LANES, LOG2_E, SUBLANES, Call
 from kernels.flash_attention.pattern import Band
 from kernels.flash_attention.segments import block_bounds
 
-VMEM_BYTES = 64 << 20
-
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -117,7 +115,7 @@ def _forward(settings: Settings, q: Any, k: Any, v: Any, segment_ids: Any) -> An
         ],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
-            vmem_limit_bytes=VMEM_BYTES,
+            vmem_limit_bytes=n.vmem_bytes,
         ),
         cost_estimate=_cost(call, q, k, products=2),
         name="flash_attention_forward",
@@ -215,7 +213,7 @@ def _backward_stretch(
         ],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
-            vmem_limit_bytes=VMEM_BYTES,
+            vmem_limit_bytes=n.vmem_bytes,
         ),
         cost_estimate=_cost(call, q, k, products=5, share=1 / call.num_stretches),
         name="flash_attention_backward",

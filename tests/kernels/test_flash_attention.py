@@ -1,6 +1,9 @@
 """The flash attention kernels in TPU interpret mode against attention as it is written on paper."""
 
 import functools
+import importlib.util
+import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +17,7 @@ from kernels.flash_attention import flash_attention, reference
 from kernels.flash_attention.blocks import TABLE, Blocks, choose_blocks
 from kernels.flash_attention.pattern import Band
 from kernels.flash_attention.segments import block_bounds
+from launch.aot.process import run_child
 
 # float32 sums of up to 768 terms in another order; bfloat16 has 8 bits, and p is rounded to it.
 TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 2e-2}
@@ -188,3 +192,19 @@ def test_segment_ids_of_another_shape():
     ids = jnp.zeros((1, 5), jnp.int32)
     with pytest.raises(ValueError, match=r"segment_ids of shape \(1, 5\); allowed: \(1, 128\)"):
         flash_attention(q, k, v, ids, scale=1.0)
+
+
+@pytest.mark.tpu_aot
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")
+@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+def test_it_compiles_for_every_generation(topology):
+    """Two stretches of keys, grouped heads, backward too."""
+    sizes = {"length": 12288, "heads": 2, "kv_heads": 1, "head_dim": 128, "backward": True}
+    found = compile_only("launch.kernel_programs_attention:flash_attention", sizes, topology)
+    assert "error" not in found, found
+
+
+def compile_only(function, kwargs, topology):
+    request = {"topology": topology, "function": function, "kwargs": kwargs}
+    with tempfile.TemporaryDirectory() as folder:
+        return run_child(request, Path(folder), [], timeout=600)
