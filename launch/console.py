@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging as python_logging
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,8 @@ def clear_errors() -> Iterator[None]:
     """Ends the process with status 1 and the text of an explained error (--verbosity=1 shows where
     it was raised), and with 130 on Ctrl-C or SIGTERM.
     """
+    # JAX says at INFO which backends it did not find.
+    python_logging.getLogger("jax").setLevel(python_logging.WARNING)
     # Training takes both signals over while it has a state to save. Shells start background jobs
     # with SIGINT ignored: whoever sends it all the same means it.
     numbers = (signal.SIGINT, signal.SIGTERM)

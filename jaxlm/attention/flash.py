@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from jaxlm.attention.inputs import AttentionInputs, AttentionSpec
 from jaxlm.sharding.mesh import RULES
 from kernels.chip import target_chip
-from kernels.flash_attention import HEAD_DIMS, flash_attention
+from kernels.flash_attention import DTYPES, HEAD_DIMS, flash_attention
 
 
 def unsupported(spec: AttentionSpec, x: AttentionInputs) -> str | None:
@@ -30,6 +30,8 @@ def unsupported(spec: AttentionSpec, x: AttentionInputs) -> str | None:
         return "a position encoding that changes scores or has a ceiling"
     if x.q.shape[-1] not in HEAD_DIMS:
         return f"head_dim={x.q.shape[-1]}"
+    if x.q.dtype not in DTYPES:
+        return f"dtype={x.q.dtype}"
     return None
 
 
@@ -50,7 +52,7 @@ def attend_flash(
     if reason is not None or chip is None:
         raise ValueError(
             f"implementation='flash' for {reason}; allowed: tokens attending to one another on a "
-            "TPU, causal, full or sliding window, no bias, head_dim "
+            "TPU, causal, full or sliding window, no bias, bfloat16 or float32, head_dim "
             f"{', '.join(map(str, HEAD_DIMS))}"
         )
     bounds = spec.mask.intervals[0]

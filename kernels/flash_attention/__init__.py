@@ -11,6 +11,7 @@ from kernels.flash_attention.blocks import Blocks, choose_blocks
 from kernels.flash_attention.kernel import Settings, attend
 
 HEAD_DIMS = (64, 80, 96, 128, 192, 256)
+DTYPES = (jnp.bfloat16, jnp.float32)
 
 
 def flash_attention(
@@ -46,13 +47,15 @@ def flash_attention(
         and the float32 log-sum-exp of the visible scores [batch, heads, length].
 
     Raises:
-        ValueError: shapes or dtypes that the kernels do not take.
+        ValueError: shapes or dtypes that the kernels do not take, or an unknown chip.
     """
     _check(q, k, v, segment_ids)
     T = q.shape[2]
-    chosen = choose_blocks(T, chip) if blocks is None else blocks
+    row_bytes = q.shape[3] * q.dtype.itemsize
+    chosen = choose_blocks(T, chip, row_bytes) if blocks is None else blocks
     settings = Settings(ahead, window, scale, softcap, chosen)
-    padded = -(-T // chosen[0].block_q) * chosen[0].block_q
+    whole = math.lcm(*(b.block_q for b in chosen))
+    padded = -(-T // whole) * whole
     # Padding is later than all tokens: a causal mask hides it from them without segment ids.
     if segment_ids is None and padded != T and ahead != 0:
         segment_ids = jnp.ones((q.shape[0], T), jnp.int32)
@@ -77,7 +80,7 @@ def _check(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | No
         )
     if H not in HEAD_DIMS:
         raise ValueError(f"head_dim={H}; allowed: {', '.join(map(str, HEAD_DIMS))}")
-    if not (q.dtype == k.dtype == v.dtype and q.dtype in (jnp.bfloat16, jnp.float32)):
+    if not (q.dtype == k.dtype == v.dtype and q.dtype in DTYPES):
         raise ValueError(
             f"dtypes {q.dtype}, {k.dtype}, {v.dtype}; allowed: all bfloat16 or all float32"
         )

@@ -45,16 +45,24 @@ TABLE = {
 }
 
 
-def choose_blocks(length: int, chip: str) -> tuple[Blocks, Blocks]:
-    """The generation's blocks of forward and backward, smaller where the arrays are."""
+def choose_blocks(length: int, chip: str, row_bytes: int) -> tuple[Blocks, Blocks]:
+    """The generation's blocks of forward and backward, smaller where the arrays are, and shorter
+    stretches where a key has more bytes than the table's 128 bfloat16 numbers: they fill VMEM.
+
+    Raises:
+        ValueError: no such generation.
+    """
+    if chip not in TABLE:
+        raise ValueError(f"chip={chip!r}; allowed: {', '.join(TABLE)}")
     forward, backward = TABLE[chip]
-    return _fit(forward, length), _fit(backward, length)
+    return _fit(forward, length, row_bytes), _fit(backward, length, row_bytes)
 
 
-def _fit(b: Blocks, length: int) -> Blocks:
-    block = min(b.block_q, -(-length // 128) * 128)
+def _fit(b: Blocks, length: int, row_bytes: int) -> Blocks:
+    longest = b.stretch * 256 // max(row_bytes, 256)
+    block = min(b.block_q, longest // 128 * 128, -(-length // 128) * 128)
     num_blocks = -(-length // block)
-    num_stretches = -(-num_blocks * block // b.stretch)
+    num_stretches = -(-num_blocks * block // longest)
     stretch = -(-num_blocks // num_stretches) * block
     return dataclasses.replace(
         b,

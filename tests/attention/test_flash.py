@@ -95,6 +95,11 @@ def test_a_head_dim_that_the_kernels_do_not_take(on_tpu):
         attend(SPEC, inputs(T=8, H=24), "flash")
 
 
+def test_a_dtype_that_the_kernels_do_not_take(on_tpu):
+    x = jax.tree.map(lambda a: a.astype(jnp.float16) if a.ndim == 4 else a, inputs(T=8))
+    assert flash.unsupported(SPEC, x) == "dtype=float16"
+
+
 def test_without_a_tpu():
     with pytest.raises(ValueError, match="implementation='flash' for a device that is no TPU"):
         attend(SPEC, inputs(T=8), "flash")

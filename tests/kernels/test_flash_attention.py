@@ -44,6 +44,7 @@ CASES = {
     "dim_256": {"head_dim": 256, "length": 256},
     "bfloat16_packed": {"dtype": jnp.bfloat16, "segment_ids": PACKED, "length": 500},
     "own_blocks": {"length": 700, "blocks": None},
+    "longer_blocks_backward": {"blocks": (SMALL, Blocks(256, 128, 128, 128, 256))},
 }
 IN_EVERY_RUN = 5
 
@@ -167,7 +168,7 @@ def test_bounds_of_packed_rows():
 @pytest.mark.parametrize("chip", TABLE)
 @pytest.mark.parametrize("length", [1, 128, 1000, 4096, 9000, 11 * 1024, 131072])
 def test_sizes_of_blocks(chip, length):
-    for b in choose_blocks(length, chip):
+    for b in (b for n in (128, 256, 512, 1024) for b in choose_blocks(length, chip, row_bytes=n)):
         assert b.block_q % b.tile_q == b.block_k % b.tile_k == b.stretch % b.block_k == 0
         assert b.tile_q % 128 == b.tile_k % 128 == b.block_q % b.block_k == 0
         padded = -(-length // b.stretch) * b.stretch
@@ -187,6 +188,11 @@ def test_unsupported(changes, message):
         compare(**changes)
 
 
+def test_an_unknown_chip():
+    with pytest.raises(ValueError, match="chip='v9'; allowed: v4, v5e, v5p, v6e, tpu7x"):
+        choose_blocks(128, "v9", 256)
+
+
 def test_segment_ids_of_another_shape():
     q, k, v, _ = arrays(128, (2, 1), 64, jnp.float32)
     ids = jnp.zeros((1, 5), jnp.int32)
@@ -197,9 +203,11 @@ def test_segment_ids_of_another_shape():
 @pytest.mark.tpu_aot
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")
 @pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
-def test_it_compiles_for_every_generation(topology):
-    """Two stretches of keys, grouped heads, backward too."""
-    sizes = {"length": 12288, "heads": 2, "kv_heads": 1, "head_dim": 128, "backward": True}
+@pytest.mark.parametrize(("head_dim", "dtype"), [(128, "bfloat16"), (256, "float32")])
+def test_it_compiles_for_every_generation(topology, head_dim, dtype):
+    """Several stretches of keys, grouped heads, backward too; the usual keys and the widest."""
+    sizes = {"length": 12288, "heads": 2, "kv_heads": 1, "head_dim": head_dim, "dtype": dtype}
+    sizes["backward"] = True
     found = compile_only("launch.kernel_programs_attention:flash_attention", sizes, topology)
     assert "error" not in found, found
 
