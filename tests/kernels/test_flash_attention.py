@@ -94,8 +94,11 @@ def test_kernels_agree_with_the_reference(name):
 
 
 def test_no_races(capfd):
-    with pltpu.force_tpu_interpret_mode(pltpu.InterpretParams(detect_races=True)):
-        compare(length=256, segment_ids=np.repeat([1, 2], 128).astype(np.int32))
+    """Two cores share the grid's parallel axes, as on v4, v5p and tpu7x."""
+    parameters = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2)
+    with pltpu.force_tpu_interpret_mode(parameters):
+        ids = np.repeat([1, 2], 128).astype(np.int32)
+        compare(length=256, heads=(4, 2), segment_ids=ids)
     assert "RACE DETECTED" not in capfd.readouterr().out
 
 
