@@ -104,20 +104,9 @@ def attend_flash(
             f"{SHORTEST_WINDOW}; a bias of the distance; bfloat16 or float32; head_dim "
             f"{', '.join(map(str, HEAD_DIMS))}"
         )
-    T = x.q.shape[1]
-    pattern = pattern_of(spec.mask, T)
+    pattern = pattern_of(spec.mask, x.q.shape[1])
     assert pattern is not None
-    arrays: dict[str, Any] = {"q": x.q, "k": x.k, "v": x.v}
-    if pattern.num_sinks:
-        arrays |= {"q_far": x.q_far, "k_far": x.k_far}
-    arrays = {name: None if a is None else a.swapaxes(1, 2) for name, a in arrays.items()}
-    arrays["segment_ids"] = x.q_segment_ids
-    if pattern.num_sinks or pattern.prefix is not None:
-        arrays["positions"] = x.q_positions
-    if spec.score is not None:
-        arrays["bias"] = _bias(spec, x, jnp.arange(1 - T, T, dtype=jnp.int32))
-        if pattern.num_sinks:
-            arrays["far_bias"] = _bias(spec, x, jnp.array([spec.ceiling], jnp.int32))[:, 0]
+    arrays = _arrays(spec, x, pattern)
 
     def kernel(a: dict[str, Any]) -> tuple[Array, Array]:
         sinks = None
@@ -147,6 +136,23 @@ def attend_flash(
         out = (out * jnp.exp(lse - whole)[..., None]).astype(out.dtype)
         lse = whole
     return out.swapaxes(1, 2), lse.swapaxes(1, 2)
+
+
+def _arrays(spec: AttentionSpec, x: AttentionInputs, pattern: Pattern) -> dict[str, Any]:
+    """What the kernels are given, heads before length."""
+    T = x.q.shape[1]
+    arrays: dict[str, Any] = {"q": x.q, "k": x.k, "v": x.v}
+    if pattern.num_sinks:
+        arrays |= {"q_far": x.q_far, "k_far": x.k_far}
+    arrays = {name: None if a is None else a.swapaxes(1, 2) for name, a in arrays.items()}
+    arrays["segment_ids"] = x.q_segment_ids
+    if pattern.num_sinks or pattern.prefix is not None:
+        arrays["positions"] = x.q_positions
+    if spec.score is not None:
+        arrays["bias"] = _bias(spec, x, jnp.arange(1 - T, T, dtype=jnp.int32))
+        if pattern.num_sinks:
+            arrays["far_bias"] = _bias(spec, x, jnp.array([spec.ceiling], jnp.int32))[:, 0]
+    return arrays
 
 
 def _bias(spec: AttentionSpec, x: AttentionInputs, distance: Array) -> Float[Array, "N D"]:

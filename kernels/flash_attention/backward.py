@@ -76,51 +76,58 @@ def _queries(call: Call, stretch: int) -> tuple[int, int]:
     return (first if call.prefix is None else 0), end
 
 
+def _spec(group: int, block: tuple[Any, ...], index: Any) -> pl.BlockSpec:
+    """`index` of batch, kv head, query head and query block; scalars come after the program ids."""
+    return pl.BlockSpec(block, lambda b, h, g, i, *_: index(b, h, h * group + g, i))
+
+
+def _operands(call: Call, stretch: int, x: Arrays, d: Cotangents) -> Operands:
+    _, N, T, H = x.q.shape
+    n, (first, end) = call.blocks, _queries(call, stretch)
+    spec = functools.partial(_spec, N // x.k.shape[1])
+    queries = spec((None, None, n.block_q, H), lambda b, h, head, i: (b, head, i + first, 0))
+    keys = spec((None, None, n.stretch, H), lambda b, h, head, i: (b, h, stretch, 0))
+    row = spec((None, None, 1, n.block_q), lambda b, h, head, i: (b, head, 0, i + first))
+    column = spec((None, n.stretch, LANES), lambda b, h, head, i: (b, stretch, 0))
+    operands = Operands()
+    operands.add("q", x.q, queries)
+    operands.add("k", x.k, keys)
+    operands.add("v", x.v, keys)
+    operands.add("d_out", d.out, queries)
+    operands.add("lse", d.lse, row)
+    operands.add("rest", d.rest, row)
+    if x.segment_ids is not None:
+        own = x.segment_ids[:, :T]
+        bounds = block_bounds(own, x.open_ends, n.block_q, n.block_k)
+        operands.prefetch("bounds", bounds[:, first:end])
+        ids = spec((None, SUBLANES, n.block_q), lambda b, h, head, i: (b, 0, i + first))
+        operands.add("q_ids", rows_of(query_ids(own)), ids)
+        operands.add("k_ids", columns(x.segment_ids), column)
+    if x.is_open is not None:
+        operands.add("open", columns(x.is_open), column)
+    if x.bias is not None:
+        along = bias.along_lanes(x.bias, call.reach, keys=False)
+        whole = spec((None, *along.shape[1:]), lambda b, h, head, i: (head, 0, 0))
+        operands.add("bias", along, whole)
+    return operands
+
+
 def _stretch(
     call: Call, stretch: int, x: Arrays, d: Cotangents, learned_bias: bool
 ) -> tuple[jax.Array, ...]:
     """dq of the queries that see one stretch of keys, that stretch's dk and dv, and what its pairs
     add to the bias' gradient, if that is asked for: float32 [B, N, 1, 2·reach].
     """
-    B, N, T, H = x.q.shape
+    B, N, _, H = x.q.shape
     K, n = x.k.shape[1], call.blocks
-    group = N // K
     first, end = _queries(call, stretch)
-
-    def spec(block: tuple[Any, ...], index: Any) -> pl.BlockSpec:
-        return pl.BlockSpec(block, lambda b, h, g, i, *_: index(b, h, h * group + g, i))
-
-    def queries(offset: int) -> pl.BlockSpec:
-        return spec((None, None, n.block_q, H), lambda b, h, head, i: (b, head, i + offset, 0))
-
-    keys = spec((None, None, n.stretch, H), lambda b, h, head, i: (b, h, stretch, 0))
+    spec = functools.partial(_spec, N // K)
+    queries = spec((None, None, n.block_q, H), lambda b, h, head, i: (b, head, i, 0))
     own = spec((None, None, n.stretch, H), lambda b, h, head, i: (b, h, 0, 0))
-    row = spec((None, None, 1, n.block_q), lambda b, h, head, i: (b, head, 0, i + first))
-    operands = Operands()
-    operands.add("q", x.q, queries(first))
-    operands.add("k", x.k, keys)
-    operands.add("v", x.v, keys)
-    operands.add("d_out", d.out, queries(first))
-    operands.add("lse", d.lse, row)
-    operands.add("rest", d.rest, row)
-    if x.segment_ids is not None:
-        own_ids = x.segment_ids[:, :T]
-        bounds = block_bounds(own_ids, x.open_ends, n.block_q, n.block_k)
-        operands.prefetch("bounds", bounds[:, first:end])
-        ids = spec((None, SUBLANES, n.block_q), lambda b, h, head, i: (b, 0, i + first))
-        operands.add("q_ids", rows_of(query_ids(own_ids)), ids)
-        ids = spec((None, n.stretch, LANES), lambda b, h, head, i: (b, stretch, 0))
-        operands.add("k_ids", columns(x.segment_ids), ids)
-    if x.is_open is not None:
-        column = spec((None, n.stretch, LANES), lambda b, h, head, i: (b, stretch, 0))
-        operands.add("open", columns(x.is_open), column)
-    if x.bias is not None:
-        along = bias.along_lanes(x.bias, call.reach, keys=False)
-        whole = spec((None, 1, along.shape[2]), lambda b, h, head, i: (head, 0, 0))
-        operands.add("bias", along, whole)
+    operands = _operands(call, stretch, x, d)
     f32, alone = jnp.float32, call.num_stretches == 1
     outputs = {
-        "dq": (queries(0), (B, N, (end - first) * n.block_q, H), x.q.dtype if alone else f32),
+        "dq": (queries, (B, N, (end - first) * n.block_q, H), x.q.dtype if alone else f32),
         "dk": (own, (B, K, n.stretch, H), x.k.dtype),
         "dv": (own, (B, K, n.stretch, H), x.v.dtype),
     }
@@ -132,7 +139,7 @@ def _stretch(
         functools.partial(kernel, call, stretch, first, names),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=operands.num_prefetched,
-            grid=(B, K, group, end - first),
+            grid=(B, K, N // K, end - first),
             in_specs=operands.specs,
             out_specs=[spec for spec, *_ in outputs.values()],
             scratch_shapes=[

@@ -36,48 +36,7 @@ NT = (((1,), (1,)), ((), ()))
 def run(call: Call, x: Arrays) -> tuple[jax.Array, jax.Array]:
     """Output [B, N, T, H] and log-sum-exp [B, N, T]."""
     B, N, T, H = x.q.shape
-    n, group = call.blocks, N // x.k.shape[1]
-
-    def stretch_of(i: Any, j: Any) -> Any:
-        """The stretch to fetch: a hidden one is never fetched, the nearest visible stays."""
-        return jnp.clip(j, *call.stretches(i))
-
-    def spec(block: tuple[Any, ...], index: Any) -> pl.BlockSpec:
-        # Scalars that are prefetched come after the program ids.
-        return pl.BlockSpec(block, lambda b, h, i, j, *_: index(b, h, i, j))
-
-    q_spec = spec((None, None, n.block_q, H), lambda b, h, i, j: (b, h, i, 0))
-    kv_spec = spec(
-        (None, None, n.stretch, H), lambda b, h, i, j: (b, h // group, stretch_of(i, j), 0)
-    )
-    operands = Operands()
-    operands.add("q", x.q, q_spec)
-    operands.add("k", x.k, kv_spec)
-    operands.add("v", x.v, kv_spec)
-    if x.segment_ids is not None:
-        own = x.segment_ids[:, :T]  # what is after it is padding
-        operands.prefetch("bounds", block_bounds(own, x.open_ends, n.block_q, n.block_k))
-        ids = spec((None, n.block_q, LANES), lambda b, h, i, j: (b, i, 0))
-        operands.add("q_ids", columns(query_ids(own)), ids)
-        ids = spec((None, SUBLANES, n.stretch), lambda b, h, i, j: (b, 0, stretch_of(i, j)))
-        operands.add("k_ids", rows_of(x.segment_ids), ids)
-    if x.is_open is not None:
-        row = spec((None, SUBLANES, n.stretch), lambda b, h, i, j: (b, 0, stretch_of(i, j)))
-        operands.add("open", rows_of(x.is_open), row)
-    if x.bias is not None:
-        along = bias.along_lanes(x.bias, call.reach, keys=True)
-        whole = spec((None, 1, along.shape[2]), lambda b, h, i, j: (h, 0, 0))
-        operands.add("bias", along, whole)
-    if x.far is not None:
-        S = x.far.k.shape[3]
-        sinks, at = x.far.sinks, functools.partial(block_number, x.far.sinks)
-        block = spec((None, None, None, S, H), lambda b, h, i, j: (b, h // group, at(i), 0, 0))
-        rows = spec((None, None, SUBLANES, S), lambda b, h, i, j: (b, at(i), 0, 0))
-        operands.add("q_far", x.far.q, q_spec)
-        operands.add("k_sinks", x.far.k, block)
-        operands.add("v_sinks", x.far.v, block)
-        operands.add("sinks", as_rows(sinks), rows)
-        operands.add("far_bias", x.far.bias, spec((None, 1, S), lambda b, h, i, j: (h, 0, 0)))
+    n, operands = call.blocks, _operands(call, x)
     out, lse = pl.pallas_call(
         functools.partial(kernel, call, (*operands.names, "out", "lse", "top", "total", "acc")),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -85,8 +44,8 @@ def run(call: Call, x: Arrays) -> tuple[jax.Array, jax.Array]:
             grid=(B, N, call.band.num_blocks_q, call.num_stretches),
             in_specs=operands.specs,
             out_specs=[
-                q_spec,
-                spec((None, None, 1, n.block_q), lambda b, h, i, j: (b, h, 0, i)),
+                _spec((None, None, n.block_q, H), lambda b, h, i, j: (b, h, i, 0)),
+                _spec((None, None, 1, n.block_q), lambda b, h, i, j: (b, h, 0, i)),
             ],
             scratch_shapes=[
                 pltpu.VMEM((n.block_q, LANES), jnp.float32),
@@ -106,6 +65,52 @@ def run(call: Call, x: Arrays) -> tuple[jax.Array, jax.Array]:
         name="flash_attention_forward",
     )(*operands.arrays)
     return out, lse[:, :, 0]
+
+
+def _spec(block: tuple[Any, ...], index: Any) -> pl.BlockSpec:
+    """Scalars that are prefetched come after the program ids."""
+    return pl.BlockSpec(block, lambda b, h, i, j, *_: index(b, h, i, j))
+
+
+def _operands(call: Call, x: Arrays) -> Operands:
+    _, N, T, H = x.q.shape
+    n, group = call.blocks, N // x.k.shape[1]
+
+    def stretch_of(i: Any, j: Any) -> Any:
+        """The stretch to fetch: a hidden one is never fetched, the nearest visible stays."""
+        return jnp.clip(j, *call.stretches(i))
+
+    queries = _spec((None, None, n.block_q, H), lambda b, h, i, j: (b, h, i, 0))
+    keys = _spec(
+        (None, None, n.stretch, H), lambda b, h, i, j: (b, h // group, stretch_of(i, j), 0)
+    )
+    row = _spec((None, SUBLANES, n.stretch), lambda b, h, i, j: (b, 0, stretch_of(i, j)))
+    operands = Operands()
+    operands.add("q", x.q, queries)
+    operands.add("k", x.k, keys)
+    operands.add("v", x.v, keys)
+    if x.segment_ids is not None:
+        own = x.segment_ids[:, :T]  # what is after it is padding
+        operands.prefetch("bounds", block_bounds(own, x.open_ends, n.block_q, n.block_k))
+        column = _spec((None, n.block_q, LANES), lambda b, h, i, j: (b, i, 0))
+        operands.add("q_ids", columns(query_ids(own)), column)
+        operands.add("k_ids", rows_of(x.segment_ids), row)
+    if x.is_open is not None:
+        operands.add("open", rows_of(x.is_open), row)
+    if x.bias is not None:
+        along = bias.along_lanes(x.bias, call.reach, keys=True)
+        operands.add("bias", along, _spec((None, *along.shape[1:]), lambda b, h, i, j: (h, 0, 0)))
+    if x.far is not None:
+        S = x.far.k.shape[3]
+        at = functools.partial(block_number, x.far.sinks)
+        block = _spec((None, None, None, S, H), lambda b, h, i, j: (b, h // group, at(i), 0, 0))
+        row = _spec((None, None, SUBLANES, S), lambda b, h, i, j: (b, at(i), 0, 0))
+        operands.add("q_far", x.far.q, queries)
+        operands.add("k_sinks", x.far.k, block)
+        operands.add("v_sinks", x.far.v, block)
+        operands.add("sinks", as_rows(x.far.sinks), row)
+        operands.add("far_bias", x.far.bias, _spec((None, 1, S), lambda b, h, i, j: (h, 0, 0)))
+    return operands
 
 
 def kernel(call: Call, names: tuple[str, ...], *refs: Any) -> None:

@@ -94,6 +94,17 @@ def arrays(length, heads, head_dim, dtype, batch=1):
     return [jax.random.normal(k, (batch, *s), dtype) for k, s in zip(keys, shapes, strict=True)]
 
 
+def of_arrays(function, num_sinks, **options):
+    """A function of what has a gradient."""
+
+    def attend(x):
+        far = Sinks(num_sinks, x.get("q_far"), x.get("k_far"), x.get("far_bias"))
+        sinks = far if num_sinks else None
+        return function(x["q"], x["k"], x["v"], bias=x.get("bias"), sinks=sinks, **options)
+
+    return attend
+
+
 def compare(
     *,
     length=384,
@@ -129,26 +140,11 @@ def compare(
         x["k_far"] = jax.random.normal(keys[3], k.shape, dtype)
         x["far_bias"] = jax.random.normal(keys[4], (heads[0],))
 
-    def run(function, **more):
-        def of(x):
-            far = Sinks(num_sinks, x.get("q_far"), x.get("k_far"), x.get("far_bias"))
-            return function(
-                x["q"],
-                x["k"],
-                x["v"],
-                ids,
-                scale=head_dim**-0.5,
-                bias=x.get("bias"),
-                positions=positions,
-                sinks=None if sinks is None else far,
-                **options,
-                **more,
-            )
-
-        return jax.vjp(of, x)
-
-    found, back = run(flash_attention, blocks=blocks, learned_bias=learned_bias)
-    wanted, wanted_back = run(reference.flash_attention)
+    options |= {"scale": head_dim**-0.5, "segment_ids": ids, "positions": positions}
+    num_sinks = 0 if sinks is None else num_sinks
+    more = {"blocks": blocks, "learned_bias": learned_bias}
+    found, back = jax.vjp(of_arrays(flash_attention, num_sinks, **options, **more), x)
+    wanted, wanted_back = jax.vjp(of_arrays(reference.flash_attention, num_sinks, **options), x)
     (grads,), (wanted_grads,) = (
         back((d_out, d_lse)),
         wanted_back((d_out.astype(jnp.float32), d_lse)),
