@@ -1,0 +1,123 @@
+"""The cross entropy kernel in TPU interpret mode against all logits at once."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from jaxlm.training.objectives.next_token import LossSpec, next_token_loss
+from kernels.cross_entropy import Blocks, cross_entropy, reference
+
+MODE = pltpu.InterpretParams(uninitialized_memory="nan", dma_execution_mode="on_wait")
+SMALL = Blocks(16, 128, 8)
+# Of the largest value of an array. float32: sums of 300 and 64 terms in another order. bfloat16:
+# gradients are rounded to 8 bits, as are probabilities before their matrix product; losses aren't.
+LOSSES = {jnp.float32: 2e-6, jnp.bfloat16: 2e-6}
+GRADIENTS = {jnp.float32: 5e-6, jnp.bfloat16: 2e-2}
+
+
+def problem(dtype, vocab_axis, tokens=40, width=64, vocab=300):
+    keys = jax.random.split(jax.random.key(0), 6)
+    shape = (width, vocab) if vocab_axis == 1 else (vocab, width)
+    hidden = jax.random.normal(keys[0], (tokens, width), dtype)
+    matrix = (0.3 * jax.random.normal(keys[1], shape)).astype(dtype)
+    bias = jax.random.normal(keys[2], (vocab,))
+    targets = jax.random.randint(keys[3], (tokens,), 0, vocab)
+    cotangents = jax.random.normal(keys[4], (tokens,)), jax.random.normal(keys[5], (tokens,))
+    return (hidden, matrix, bias), targets, cotangents
+
+
+def with_gradients(function, arguments, targets, cotangents):
+    def total(*arguments):
+        nll, lse, correct = function(*arguments, targets)
+        return (cotangents[0] * nll + cotangents[1] * lse).sum(), (nll, lse, correct)
+
+    run = jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))
+    gradients, losses = run(*arguments)
+    return losses, gradients
+
+
+def near(found, wanted, tolerance):
+    assert found.dtype == wanted.dtype and found.shape == wanted.shape
+    a, b = (np.asarray(x, np.float32) for x in (found, wanted))
+    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("vocab_axis", [0, 1])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_agrees_with_the_reference(dtype, vocab_axis, softcap):
+    given = problem(dtype, vocab_axis)
+    static = {"vocab_axis": vocab_axis, "softcap": softcap}
+    ours = functools.partial(cross_entropy, **static, blocks=SMALL, interpret=MODE)
+    losses, gradients = with_gradients(ours, *given)
+    plain = functools.partial(reference.cross_entropy, **static)
+    wanted_losses, wanted_gradients = with_gradients(plain, *given)
+    for found, wanted in zip(losses[:2], wanted_losses[:2], strict=True):
+        near(found, wanted, LOSSES[dtype])
+    np.testing.assert_array_equal(losses[2], wanted_losses[2])
+    for found, wanted in zip(gradients, wanted_gradients, strict=True):
+        near(found, wanted, GRADIENTS[dtype])
+
+
+def test_the_target_that_is_almost_certain_keeps_its_gradient():
+    (hidden, matrix, bias), targets, _ = problem(jnp.float32, 1)
+    bias = jnp.zeros_like(bias).at[7].set(40.0)
+    targets, g = jnp.full_like(targets, 7), (jnp.ones(40), jnp.zeros(40))
+    given = ((0.1 * hidden, matrix, bias), targets, g)
+    ours = functools.partial(cross_entropy, vocab_axis=1, blocks=SMALL, interpret=MODE)
+    plain = functools.partial(reference.cross_entropy, vocab_axis=1)
+    # float32 has 1e-7 of p = 1 in 1 - p; the reference loses as much.
+    (_, _, correct), (found, *_) = with_gradients(ours, *given)
+    _, (wanted, *_) = with_gradients(plain, *given)
+    assert correct.all()
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6)
+
+
+def test_the_sums_are_those_of_the_loss_in_training():
+    (hidden, matrix, bias), targets, _ = problem(jnp.float32, 1)
+    weights = (jnp.arange(40) % 3).astype(jnp.float32)
+    spec = LossSpec(chunk=16, softcap=3.0, z_weight=0.1)
+    total, sums = next_token_loss(spec, hidden[None], matrix, bias, targets[None], weights[None])
+    nll, lse, correct = cross_entropy(
+        hidden, matrix, bias, targets, vocab_axis=1, softcap=3.0, blocks=SMALL, interpret=MODE
+    )
+    np.testing.assert_allclose((weights * nll).sum(), sums.nll, rtol=1e-6)
+    np.testing.assert_allclose((weights * lse**2).sum(), sums.z, rtol=1e-6)
+    np.testing.assert_allclose((weights * correct.astype(jnp.float32)).sum(), sums.correct)
+    np.testing.assert_allclose((weights * (nll + 0.1 * lse**2)).sum(), total, rtol=1e-6)
+
+
+def test_no_races():
+    given = problem(jnp.float32, 1, tokens=16, vocab=200)
+    mode = pltpu.InterpretParams(
+        uninitialized_memory="nan", dma_execution_mode="on_wait", detect_races=True
+    )
+    ours = functools.partial(cross_entropy, vocab_axis=1, blocks=Blocks(8, 128, 8), interpret=mode)
+    with_gradients(ours, *given)
+    from jax._src.pallas.mosaic.interpret import interpret_pallas_call as interpreter
+
+    assert interpreter.races is not None and not interpreter.races.races_found
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"vocab_axis": 2}, r"vocab_axis=2; allowed: 1 .* 0 for \[V, D\]"),
+        ({"vocab_axis": 0}, r"matrix=\(64, 300\); allowed: \[V, D\] with D=64"),
+        ({"hidden": jnp.zeros((4, 64), jnp.float16)}, "hidden.dtype=float16; allowed: bfloat16"),
+        ({"hidden": jnp.zeros((2, 4, 64))}, r"hidden=\(2, 4, 64\); allowed: \[M, D\]"),
+        ({"hidden": jnp.zeros((40, 64), jnp.bfloat16)}, "matrix.dtype=float32; allowed: hidden's"),
+        ({"targets": jnp.zeros(3, jnp.int32)}, r"targets=int32\(3,\); allowed: int32 \(40,\)"),
+        ({"bias": jnp.zeros(3)}, r"bias=\(3,\); allowed: \(300,\)"),
+        ({"blocks": Blocks(16, 128, 12)}, "blocks=.*; allowed: rows that are a multiple of tile"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, text):
+    (hidden, matrix, bias), targets, _ = problem(jnp.float32, 1)
+    arguments = {"hidden": hidden, "matrix": matrix, "bias": bias, "targets": targets}
+    with pytest.raises(ValueError, match=text):
+        cross_entropy(**{**arguments, "vocab_axis": 1, **change})
