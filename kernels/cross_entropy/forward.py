@@ -60,7 +60,7 @@ def _kernel(call: Call, refs: tuple[Any, ...], mean_refs: tuple[Any, Any] | None
                 acc = mean_refs[1]
                 # Without the target: where p is nearly 1, its rounding would drown the difference
                 # to 1 that the gradient is made of.
-                share = (p * call.slope(s)).astype(w.dtype)
+                share = jnp.where(hit, 0.0, p * call.slope(s)).astype(w.dtype)
                 contract = (((1,), (call.vocab_axis,)), ((), ()))
                 part = jax.lax.dot_general(share, w, contract, preferred_element_type=jnp.float32)
                 acc[at] = acc[at] * _wide(shrink, acc.shape[1]) + part
