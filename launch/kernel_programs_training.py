@@ -5,32 +5,45 @@ Each takes a mesh of one device and sizes; it returns a function and the shapes 
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxlm.training.objectives.next_token import LossSpec, next_token_loss
-from kernels.cross_entropy import cross_entropy as kernel_cross_entropy
+from kernels.cross_entropy.call import Call, choose_blocks
+from kernels.cross_entropy.kernel import run_backward, run_forward
 from launch.kernel_peers import Program, struct
 
 
-def cross_entropy(mesh: Mesh, tokens: int, width: int, vocab: int, vocab_axis: int = 1) -> Program:
-    """Loss and gradients of hidden states and matrix, bfloat16, by our kernel."""
+def cross_entropy(
+    mesh: Mesh, thousands: int, width: int, vocab: int, backward: bool, vocab_axis: int = 1
+) -> Program:
+    """One of kernels.cross_entropy's two kernels, as training runs them, on thousands · 1024
+    tokens; the profiler aborts on the gather of the targets' columns that a whole gradient has.
+    """
+    tokens = thousands * 1024
+    call = Call(choose_blocks(tokens, width, vocab), vocab, vocab_axis, None, False)
 
-    def loss(
-        hidden: jax.Array, matrix: jax.Array, targets: jax.Array, weights: jax.Array
-    ) -> jax.Array:
-        losses = kernel_cross_entropy(hidden, matrix, None, targets, vocab_axis=vocab_axis)
-        return (weights * losses.nll).sum()
+    def run(hidden: Any, matrix: Any, bias: Any, targets: Any, *known: Any) -> list[jax.Array]:
+        if backward:
+            return run_backward(call, hidden, matrix, bias, targets, *known)
+        return run_forward(call, hidden, matrix, bias, targets, with_mean=True)
 
     shape = (width, vocab) if vocab_axis == 1 else (vocab, width)
-    integers, floats = (struct(mesh, tokens, dtype=t) for t in (jnp.int32, jnp.float32))
-    arguments = [struct(mesh, tokens, width), struct(mesh, *shape), integers, floats]
-    return jax.value_and_grad(loss, (0, 1)), arguments
+    column = struct(mesh, tokens, 1, dtype=jnp.float32)
+    arguments = [struct(mesh, tokens, width), struct(mesh, *shape)]
+    arguments += [struct(mesh, 1, vocab, dtype=jnp.float32)]
+    arguments += [struct(mesh, tokens, 1, dtype=jnp.int32), *[column] * (3 if backward else 0)]
+    return run, arguments
 
 
-def chunked_cross_entropy(mesh: Mesh, tokens: int, width: int, vocab: int, chunk: int) -> Program:
-    """The same by XLA: jaxlm's scan over chunks of tokens, of one row."""
+def chunked_cross_entropy(
+    mesh: Mesh, thousands: int, width: int, vocab: int, chunk: int
+) -> Program:
+    """Loss and both gradients by XLA: jaxlm's scan over chunks of tokens, of one row."""
+    tokens = thousands * 1024
 
     def loss(
         hidden: jax.Array, matrix: jax.Array, targets: jax.Array, weights: jax.Array
