@@ -12,7 +12,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxlm.training.objectives.next_token import LossSpec, next_token_loss
-from kernels.cross_entropy.call import Call, choose_blocks
+from kernels.chip import target_chip
+from kernels.cross_entropy.blocks import choose_blocks
+from kernels.cross_entropy.call import Call
 from kernels.cross_entropy.kernel import run_backward, run_forward
 from launch.kernel_peers import Program, struct
 
@@ -24,7 +26,8 @@ def cross_entropy(
     tokens; the profiler aborts on the gather of the targets' columns that a whole gradient has.
     """
     tokens = thousands * 1024
-    call = Call(choose_blocks(tokens, width, vocab), vocab, vocab_axis, None, False)
+    blocks = choose_blocks(tokens, width, vocab, 2, target_chip() or "v5e")
+    call = Call(blocks, vocab, vocab_axis, None)
 
     def run(hidden: Any, matrix: Any, bias: Any, targets: Any, *known: Any) -> list[jax.Array]:
         if backward:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxlm.attention.inputs import AttentionInputs, AttentionSpec
-from jaxlm.sharding.mesh import RULES
+from jaxlm.sharding.mesh import dividing_axes
 from kernels.chip import target_chip
 from kernels.flash_attention import DTYPES, HEAD_DIMS, flash_attention
 
@@ -75,20 +74,14 @@ def attend_flash(
 
 
 def _on_mesh(kernel: Any, rows: int, kv_heads: int) -> Any:
-    """The kernel for each device's rows and heads: XLA can't cut a kernel by itself. What does not
-    divide evenly, as the one row of a prompt, is the work of each device.
-    """
+    """The kernel for each device's rows and heads: XLA can't cut a kernel by itself."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return kernel
 
-    def axes(logical: str, size: int) -> tuple[str, ...]:
-        rule = RULES[logical] or ()
-        names = (rule,) if isinstance(rule, str) else rule
-        present = tuple(name for name in names if name in mesh.shape)
-        return present if size % math.prod(mesh.shape[name] for name in present) == 0 else ()
-
-    batch, heads = axes("batch", rows), axes("kv_heads", kv_heads)
+    batch, heads = (
+        dividing_axes(mesh, name, size) for name, size in (("batch", rows), ("kv_heads", kv_heads))
+    )
     arrays = PartitionSpec(batch, heads)
     return jax.shard_map(
         kernel,

@@ -13,15 +13,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas import tpu as pltpu
 
-from kernels.cross_entropy.call import Blocks, Call, choose_blocks
+from kernels.cross_entropy.blocks import Blocks, choose_blocks
+from kernels.cross_entropy.call import Call
 from kernels.cross_entropy.kernel import losses
 
 __all__ = ["Blocks", "TokenLosses", "cross_entropy"]
 
 DTYPES = (jnp.bfloat16, jnp.float32)
-MAX_WIDTH = 16384
 
 
 class TokenLosses(NamedTuple):
@@ -46,8 +45,8 @@ def cross_entropy(
     *,
     vocab_axis: int,
     softcap: float | None = None,
+    chip: str = "v5e",
     blocks: Blocks | None = None,
-    interpret: bool | pltpu.InterpretParams = False,
 ) -> TokenLosses:
     """Losses of each token.
 
@@ -58,21 +57,21 @@ def cross_entropy(
         targets: [M] int32, in [0, V).
         vocab_axis: of the matrix: 1 for [D, V], 0 for [V, D].
         softcap: logits become softcap·tanh(logits / softcap); None: they don't.
-        blocks: sizes; None: chosen by D.
-        interpret: for tests.
+        chip: TPU generation, for the sizes of blocks.
+        blocks: sizes; None: the generation's.
 
     Returns:
         nll and lse, both differentiable, and correct.
 
     Raises:
-        ValueError: shapes or dtypes that don't fit; the text says what would.
+        ValueError: shapes or dtypes that don't fit, an unknown chip; the text says what would do.
     """
     _check(hidden, matrix, bias, targets, vocab_axis)
     (tokens, width), vocab = hidden.shape, matrix.shape[vocab_axis]
-    n = blocks or choose_blocks(tokens, width, vocab)
+    n = blocks or choose_blocks(tokens, width, vocab, hidden.dtype.itemsize, chip)
     if n.rows % n.tile:
         raise ValueError(f"blocks={n}; allowed: rows that are a multiple of tile")
-    call = Call(n, vocab, vocab_axis, softcap, interpret)
+    call = Call(n, vocab, vocab_axis, softcap)
     pad = -tokens % n.rows
     rows = jnp.pad(hidden, ((0, pad), (0, 0)))
     ids = jnp.pad(targets, (0, pad))[:, None]
@@ -85,8 +84,8 @@ def _check(
 ) -> None:
     if axis not in (0, 1):
         raise ValueError(f"vocab_axis={axis}; allowed: 1 for a matrix [D, V], 0 for [V, D]")
-    if hidden.ndim != 2 or 0 in hidden.shape or hidden.shape[1] > MAX_WIDTH:
-        raise ValueError(f"hidden={hidden.shape}; allowed: [M, D], M ≥ 1, 1 ≤ D ≤ {MAX_WIDTH}")
+    if hidden.ndim != 2 or 0 in hidden.shape:
+        raise ValueError(f"hidden={hidden.shape}; allowed: [M, D], M ≥ 1, D ≥ 1")
     if hidden.dtype not in DTYPES:
         raise ValueError(f"hidden.dtype={hidden.dtype}; allowed: bfloat16, float32")
     tokens, width = hidden.shape

@@ -7,39 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas import tpu as pltpu
+
+from kernels.cross_entropy.blocks import Blocks
 
 LANES = 128
 # Below all logits, and so small that the cap's derivative there is finite: it meets p = 0.
 HIDDEN = -1e15
-VMEM_BYTES = 64 << 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Blocks:
-    """How a call is cut.
-
-    Attributes:
-        rows: tokens of a grid step.
-        vocab: entries of the vocabulary of a grid step.
-        tile: rows whose logits exist at one time; divides `rows`.
-    """
-
-    rows: int
-    vocab: int
-    tile: int
-
-
-def choose_blocks(tokens: int, width: int, vocab: int) -> Blocks:
-    """As large as lets both kernels' sums [rows, D] and [D, vocab] stay in VMEM in float32."""
-    most = max(2**21 // width // LANES * LANES, LANES)
-    rows = min(most, 1024, _up(tokens, LANES))
-    tile = 256 if rows % 256 == 0 else LANES
-    return Blocks(rows, min(most, 1024, _up(vocab, LANES)), tile)
-
-
-def _up(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +24,12 @@ class Call:
         vocab: V.
         vocab_axis: of the matrix: 1 for [D, V], 0 for [V, D].
         softcap: logits become softcap·tanh(logits / softcap); None: they don't.
-        interpret: for tests.
     """
 
     blocks: Blocks
     vocab: int
     vocab_axis: int
     softcap: float | None
-    interpret: bool | pltpu.InterpretParams
 
     @property
     def num_vocab_blocks(self) -> int:

@@ -12,7 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.cross_entropy import backward, forward
-from kernels.cross_entropy.call import LANES, VMEM_BYTES, Call
+from kernels.cross_entropy.call import LANES, Call
 
 FLOAT = jnp.float32
 
@@ -26,10 +26,10 @@ def _matrix_spec(call: Call, width: int, at: Any) -> pl.BlockSpec:
 
 
 def _params(grid: tuple[int, int], call: Call) -> dict[str, Any]:
-    semantics = pltpu.CompilerParams(
-        dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
+    params = pltpu.CompilerParams(
+        dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=call.blocks.vmem_bytes
     )
-    return {"grid": grid, "compiler_params": semantics, "interpret": call.interpret}
+    return {"grid": grid, "compiler_params": params}
 
 
 def _cost(call: Call, products: int, passes: tuple[int, int], arrays: Any) -> pl.CostEstimate:
