@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 from jax.sharding import Mesh
 
+from kernels import block_sampled_attention as sampled
 from kernels import flash_attention as ours
 from kernels.chip import target_chip
 from launch.kernel_peers import Program, struct, with_gradients
@@ -24,6 +25,29 @@ def flash_attention(
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         chip, scale = target_chip() or "v5e", head_dim**-0.5
         return ours.flash_attention(q, k, v, scale=scale, chip=chip)[0]
+
+    q = struct(mesh, 1, heads, length, head_dim, dtype=dtype)
+    k = struct(mesh, 1, kv_heads or heads, length, head_dim, dtype=dtype)
+    return with_gradients(attend) if backward else attend, [q, k, k]
+
+
+def block_sampled_attention(
+    mesh: Mesh,
+    length: int,
+    heads: int,
+    head_dim: int,
+    kv_heads: int | None = None,
+    dtype: str = "bfloat16",
+    block: int = 512,
+    backward: bool = False,
+) -> Program:
+    """kernels.block_sampled_attention: one row, one sink block, the drawing in the program."""
+    probabilities = sampled.decaying_probabilities(-(-length // block))
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        sample = sampled.sample_distances(jax.random.key(0), probabilities)
+        sizes = {"scale": head_dim**-0.5, "block": block, "sink_blocks": 1}
+        return sampled.block_sampled_attention(q, k, v, sample, **sizes)[0]
 
     q = struct(mesh, 1, heads, length, head_dim, dtype=dtype)
     k = struct(mesh, 1, kv_heads or heads, length, head_dim, dtype=dtype)

@@ -20,33 +20,32 @@ from launch.kernel_peers import Program, struct
 
 
 def cross_entropy(
-    mesh: Mesh, thousands: int, width: int, vocab: int, backward: bool, vocab_axis: int = 1
+    mesh: Mesh, tokens: int, width: int, vocab_thousands: float, backward: bool
 ) -> Program:
-    """One of kernels.cross_entropy's two kernels, as training runs them, on thousands · 1024
-    tokens; the profiler aborts on the gather of the targets' columns that a whole gradient has.
+    """One of kernels.cross_entropy's two kernels, as training runs them: the profiler aborts on the
+    gather of the targets' columns that a whole gradient has. V is vocab_thousands · 1024.
     """
-    tokens = thousands * 1024
-    blocks = choose_blocks(tokens, width, vocab, 2, target_chip() or "v5e")
-    call = Call(blocks, vocab, vocab_axis, None)
+    vocab = int(vocab_thousands * 1024)
 
     def run(hidden: Any, matrix: Any, bias: Any, targets: Any, *known: Any) -> list[jax.Array]:
+        blocks = choose_blocks(tokens, width, vocab, 2, target_chip() or "v5e")
+        call = Call(blocks, vocab, 1, None)
         if backward:
             return run_backward(call, hidden, matrix, bias, targets, *known)
         return run_forward(call, hidden, matrix, bias, targets, with_mean=True)
 
-    shape = (width, vocab) if vocab_axis == 1 else (vocab, width)
     column = struct(mesh, tokens, 1, dtype=jnp.float32)
-    arguments = [struct(mesh, tokens, width), struct(mesh, *shape)]
+    arguments = [struct(mesh, tokens, width), struct(mesh, width, vocab)]
     arguments += [struct(mesh, 1, vocab, dtype=jnp.float32)]
     arguments += [struct(mesh, tokens, 1, dtype=jnp.int32), *[column] * (3 if backward else 0)]
     return run, arguments
 
 
 def chunked_cross_entropy(
-    mesh: Mesh, thousands: int, width: int, vocab: int, chunk: int
+    mesh: Mesh, tokens: int, width: int, vocab_thousands: float, chunk: int
 ) -> Program:
     """Loss and both gradients by XLA: jaxlm's scan over chunks of tokens, of one row."""
-    tokens = thousands * 1024
+    vocab = int(vocab_thousands * 1024)
 
     def loss(
         hidden: jax.Array, matrix: jax.Array, targets: jax.Array, weights: jax.Array

@@ -1,6 +1,9 @@
 """The cross entropy kernel in TPU interpret mode against all logits at once."""
 
 import functools
+import importlib.util
+import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from kernels.cross_entropy import Blocks, cross_entropy, reference
 from kernels.cross_entropy.blocks import VMEM_BYTES, choose_blocks
+from launch.aot.process import run_child
 
 MODE = pltpu.InterpretParams(uninitialized_memory="nan", dma_execution_mode="on_wait")
 SMALL = Blocks(16, 128, 8)
@@ -131,3 +135,16 @@ def test_sizes_of_blocks(chip, width, tokens):
 def test_states_that_are_too_wide():
     with pytest.raises(ValueError, match="width D=8192; allowed: at most 5760 on v4 at 2 bytes"):
         choose_blocks(128, 8192, 512, 2, "v4")
+
+
+@pytest.mark.tpu_aot
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")
+@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+@pytest.mark.parametrize("backward", [False, True])
+def test_it_compiles_for_every_generation(topology, backward):
+    sizes = {"tokens": 8192, "width": 4096, "vocab_thousands": 125.25, "backward": backward}
+    request = {"topology": topology, "kwargs": sizes}
+    request["function"] = "launch.kernel_programs_training:cross_entropy"
+    with tempfile.TemporaryDirectory() as folder:
+        found = run_child(request, Path(folder), [], timeout=600)
+    assert "error" not in found, found
