@@ -56,6 +56,10 @@ for name in ("forward", "backward"):
             {"data": 4, "fsdp": 1, "tensor": 1},
             {"forward 256,1000 512,256", "backward 256,1000 512,256"},
         ),
+        (
+            {"data": 2, "fsdp": 2, "tensor": 1},
+            {"forward 256,1000 512,256", "backward 256,1000 512,256"},
+        ),
         # The head is cut along the vocabulary: XLA's form keeps it cut.
         ({"data": 2, "fsdp": 1, "tensor": 2}, set()),
     ],
