@@ -133,9 +133,9 @@ def _decode(peer: str, settings: Kwargs, lower_bound: bool) -> list[Case]:
 def _cross_entropy() -> list[Case]:
     """Our two kernels, two matrix products each, and XLA's form of both, three in all."""
     cases = []
-    for thousands in (32, 125.25):
-        sizes = {"tokens": 8192, "width": 4096, "vocab_thousands": thousands}
-        vocab = int(thousands * 1024)
+    for blocks in (64, 250.5):
+        sizes = {"tokens": 8192, "width": 4096, "vocab_blocks": blocks}
+        vocab = int(512 * blocks)
         product = 2.0 * 8192 * 4096 * vocab
         shape = f"bf16 [8192, 4096] × [4096, {vocab}]"
         for backward in (False, True):
@@ -150,7 +150,7 @@ def _cross_entropy() -> list[Case]:
                     useful_flops=(1 if backward else 2) * product,
                     function=f"{TRAINING}:cross_entropy",
                     kwargs={**sizes, "backward": backward},
-                    scale="vocab_thousands",
+                    scale="vocab_blocks",
                 )
             )
         cases.append(

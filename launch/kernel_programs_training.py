@@ -20,12 +20,12 @@ from launch.kernel_peers import Program, struct
 
 
 def cross_entropy(
-    mesh: Mesh, tokens: int, width: int, vocab_thousands: float, backward: bool
+    mesh: Mesh, tokens: int, width: int, vocab_blocks: float, backward: bool
 ) -> Program:
     """One of kernels.cross_entropy's two kernels, as training runs them: the profiler aborts on the
-    gather of the targets' columns that a whole gradient has. V is vocab_thousands · 1024.
+    gather of the targets' columns that a whole gradient has. V is 512 · vocab_blocks.
     """
-    vocab = int(vocab_thousands * 1024)
+    vocab = int(vocab_blocks * 512)
 
     def run(hidden: Any, matrix: Any, bias: Any, targets: Any, *known: Any) -> list[jax.Array]:
         blocks = choose_blocks(tokens, width, vocab, 2, target_chip() or "v5e")
@@ -42,10 +42,10 @@ def cross_entropy(
 
 
 def chunked_cross_entropy(
-    mesh: Mesh, tokens: int, width: int, vocab_thousands: float, chunk: int
+    mesh: Mesh, tokens: int, width: int, vocab_blocks: float, chunk: int
 ) -> Program:
     """Loss and both gradients by XLA: jaxlm's scan over chunks of tokens, of one row."""
-    vocab = int(vocab_thousands * 1024)
+    vocab = int(vocab_blocks * 512)
 
     def loss(
         hidden: jax.Array, matrix: jax.Array, targets: jax.Array, weights: jax.Array

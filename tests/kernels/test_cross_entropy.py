@@ -142,7 +142,7 @@ def test_states_that_are_too_wide():
 @pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
 @pytest.mark.parametrize("backward", [False, True])
 def test_it_compiles_for_every_generation(topology, backward):
-    sizes = {"tokens": 8192, "width": 4096, "vocab_thousands": 125.25, "backward": backward}
+    sizes = {"tokens": 8192, "width": 4096, "vocab_blocks": 250.5, "backward": backward}
     request = {"topology": topology, "kwargs": sizes}
     request["function"] = "launch.kernel_programs_training:cross_entropy"
     with tempfile.TemporaryDirectory() as folder:
