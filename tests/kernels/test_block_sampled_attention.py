@@ -118,7 +118,7 @@ def test_no_races(capfd):
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     length=st.integers(1, 640),
     heads=st.sampled_from([(1, 1), (2, 1), (4, 2)]),
