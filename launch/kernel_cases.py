@@ -45,6 +45,7 @@ class Case:
 
 
 PEERS = "launch.kernel_peers"
+TRAINING = "launch.kernel_programs_training"
 FLASH = "launch.kernel_programs_attention:flash_attention"
 HEADS, HEAD_DIM = 8, 128
 # (length, backward too); targets by the latter.
@@ -125,6 +126,68 @@ def _biased_attention() -> list[Case]:
     return cases
 
 
+def _sampled() -> list[Case]:
+    """Which blocks are fetched is data, so there are bytes and bundles, and no cycles."""
+    length, blocks = 32768, 64
+    pairs = [max(0.05, max(d, 1) ** -0.5) * (blocks - d) for d in range(blocks)]
+    share = sum(pairs) / (blocks * (blocks + 1) / 2)
+    cases = []
+    for backward in (False, True):
+        group = f"block_sampled_attention {'forward + backward' if backward else 'forward'}"
+        cases.append(
+            Case(
+                name=f"{group} {length}",
+                group=group,
+                shape=f"bf16 [1, {HEADS}, {length}, {HEAD_DIM}] {share:.0%} of causal",
+                useful_flops=share * causal_flops(length, HEADS, HEAD_DIM, backward),
+                function="launch.kernel_programs_attention:block_sampled_attention",
+                kwargs={
+                    "length": length,
+                    "heads": HEADS,
+                    "head_dim": HEAD_DIM,
+                    "backward": backward,
+                },
+            )
+        )
+    return cases
+
+
+def _cross_entropy() -> list[Case]:
+    """Our two kernels, two matrix products each, and XLA's form of both, three in all."""
+    cases = []
+    for blocks in (64, 250.5):
+        sizes = {"tokens": 8192, "width": 4096, "vocab_blocks": blocks}
+        vocab = int(512 * blocks)
+        product = 2.0 * 8192 * 4096 * vocab
+        shape = f"bf16 [8192, 4096] × [4096, {vocab}]"
+        for backward in (False, True):
+            group = f"cross_entropy {'backward' if backward else 'forward'}"
+            cases.append(
+                Case(
+                    name=f"{group} {vocab}",
+                    group=group,
+                    shape=shape,
+                    # The gradient of the hidden states is forward's, of the matrix backward's,
+                    # which works out the logits anew.
+                    useful_flops=(1 if backward else 2) * product,
+                    function=f"{TRAINING}:cross_entropy",
+                    kwargs={**sizes, "backward": backward},
+                    scale="vocab_blocks",
+                )
+            )
+        cases.append(
+            Case(
+                name=f"chunked_cross_entropy {vocab}",
+                group="chunked_cross_entropy",
+                shape=shape,
+                useful_flops=3 * product,
+                peer=f"{TRAINING}:chunked_cross_entropy",
+                peer_kwargs=tuple({**sizes, "chunk": chunk} for chunk in (512, 2048)),
+            )
+        )
+    return cases
+
+
 def _decode(peer: str, settings: Kwargs, lower_bound: bool) -> list[Case]:
     cases = []
     for capacity in (2048, 32768):
@@ -147,6 +210,8 @@ CASES = (
     *_attention("flash_attention", (512, 1024), lower_bound=False, function=FLASH),
     _lambda_attention(),
     *_biased_attention(),
+    *_sampled(),
+    *_cross_entropy(),
     *_attention("splash_attention", (512, 1024), lower_bound=True),
     *_decode("plain_decode", {}, lower_bound=False),
     *_decode("paged_decode", {"page": 64, "pages": 8}, lower_bound=True),

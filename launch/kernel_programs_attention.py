@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from kernels import block_sampled_attention as sampled
 from kernels import flash_attention as ours
 from kernels.chip import target_chip
 from launch.kernel_peers import Program, struct, with_gradients
@@ -69,3 +70,26 @@ def biased_attention(
     x = struct(mesh, 1, heads, length, head_dim)
     bias = struct(mesh, heads, 2 * length - 1, dtype="float32")
     return with_gradients(attend) if backward else attend, [x, x, x, bias]
+
+
+def block_sampled_attention(
+    mesh: Mesh,
+    length: int,
+    heads: int,
+    head_dim: int,
+    kv_heads: int | None = None,
+    dtype: str = "bfloat16",
+    block: int = 512,
+    backward: bool = False,
+) -> Program:
+    """kernels.block_sampled_attention: one row, one sink block, the drawing in the program."""
+    probabilities = sampled.decaying_probabilities(-(-length // block))
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        sample = sampled.sample_distances(jax.random.key(0), probabilities)
+        sizes = {"scale": head_dim**-0.5, "block": block, "sink_blocks": 1}
+        return sampled.block_sampled_attention(q, k, v, sample, **sizes)[0]
+
+    q = struct(mesh, 1, heads, length, head_dim, dtype=dtype)
+    k = struct(mesh, 1, kv_heads or heads, length, head_dim, dtype=dtype)
+    return with_gradients(attend) if backward else attend, [q, k, k]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +12,7 @@ from jaxtyping import Array, Float
 from jaxlm.attention.blockwise_tiles import FARTHEST
 from jaxlm.attention.inputs import AttentionInputs, AttentionSpec
 from jaxlm.attention.mask import AttentionMask, Interval
-from jaxlm.sharding.mesh import RULES
+from jaxlm.sharding.mesh import dividing_axes
 from kernels.chip import target_chip
 from kernels.flash_attention import DTYPES, HEAD_DIMS, SHORTEST_WINDOW, Sinks, flash_attention
 
@@ -171,13 +170,8 @@ def _on_mesh(kernel: Any, arrays: dict[str, Any]) -> Any:
     if mesh.empty:
         return kernel
 
-    def axes(logical: str, size: int) -> tuple[str, ...]:
-        rule = RULES[logical] or ()
-        names = (rule,) if isinstance(rule, str) else rule
-        present = tuple(name for name in names if name in mesh.shape)
-        return present if size % math.prod(mesh.shape[name] for name in present) == 0 else ()
-
-    batch, heads = axes("batch", arrays["k"].shape[0]), axes("kv_heads", arrays["k"].shape[1])
+    B, K = arrays["k"].shape[:2]
+    batch, heads = dividing_axes(mesh, "batch", B), dividing_axes(mesh, "kv_heads", K)
     whole, rows = PartitionSpec(batch, heads), PartitionSpec(batch)
     specs = dict.fromkeys(arrays, whole) | dict.fromkeys(("segment_ids", "positions"), rows)
     specs |= dict.fromkeys(("bias", "far_bias"), PartitionSpec(heads))

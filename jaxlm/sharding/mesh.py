@@ -80,6 +80,16 @@ def batch_sharding(mesh: Mesh | AbstractMesh, batch_size: int) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
+def dividing_axes(mesh: Mesh | AbstractMesh, logical: str, size: int) -> tuple[str, ...]:
+    """The axes of the mesh along which `RULES` cut a dimension of this size; none where it does not
+    divide evenly, as the one row of a prompt: then each device holds it whole.
+    """
+    rule = RULES[logical] or ()
+    names = (rule,) if isinstance(rule, str) else rule
+    present = tuple(name for name in names if name in mesh.shape)
+    return present if size % math.prod(mesh.shape[name] for name in present) == 0 else ()
+
+
 def parameter_sharding(
     mesh: Mesh | AbstractMesh, name: str, axes: PartitionSpec, shape: tuple[int, ...]
 ) -> NamedSharding:

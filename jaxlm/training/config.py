@@ -70,7 +70,7 @@ class TrainConfig:
         microbatches: parts that a batch is cut into; gradients are summed over them.
         optimizer: see there.
         z_weight: of the squared log-sum-exp in the loss.
-        loss_chunk: positions of each row whose logits exist at one time.
+        loss_chunk: positions of each row whose logits exist at one time; the TPU kernel needs none.
         ema_decay: of an exponential average of the parameters, kept beside them in float32, and
             what is evaluated and loaded; at step n it is at most (1 + n) / (10 + n). None: none.
         log_every: steps between two lines of metrics.

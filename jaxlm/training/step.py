@@ -14,6 +14,7 @@ from jaxlm.model.config import ModelConfig
 from jaxlm.model.transformer import Transformer
 from jaxlm.training.config import TrainConfig
 from jaxlm.training.objectives.next_token import LossSpec, LossSums, next_token_loss
+from jaxlm.training.objectives.next_token_on_tpu import fits, next_token_loss_on_tpu
 from jaxlm.training.optimizers import learning_rate
 from jaxlm.training.state import TrainState
 
@@ -45,7 +46,8 @@ def loss_sums(
         mutable=["losses"],
     )
     matrix = params["embedding"].T if c.embedding.tied else params["head"]
-    total, sums = next_token_loss(
+    loss = next_token_loss_on_tpu if fits(hidden) else next_token_loss
+    total, sums = loss(
         spec,
         hidden,
         matrix.astype(c.dtype),

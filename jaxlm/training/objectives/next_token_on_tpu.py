@@ -1,0 +1,70 @@
+"""The next-token loss by the TPU kernels of `kernels.cross_entropy`."""
+
+from __future__ import annotations
+
+import jax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from jaxlm.sharding.mesh import RULES, dividing_axes
+from jaxlm.training.objectives.next_token import LossSpec, LossSums
+from kernels.chip import target_chip
+from kernels.cross_entropy import DTYPES, cross_entropy
+from kernels.cross_entropy.blocks import widest
+
+
+def fits(hidden: Float[Array, "B T D"]) -> bool:
+    """Whether the kernels take these hidden states, on the chip and mesh that are set.
+
+    Where the head is cut along the vocabulary they do not: XLA's form keeps it cut, and the
+    kernels would first have to gather it.
+    """
+    chip, mesh = target_chip(), jax.sharding.get_abstract_mesh()
+    if chip is None or hidden.dtype not in DTYPES:
+        return False
+    whole = mesh.empty or mesh.shape.get(RULES["vocab"], 1) == 1
+    return whole and hidden.shape[-1] <= widest(hidden.dtype.itemsize, chip)
+
+
+def next_token_loss_on_tpu(
+    spec: LossSpec,
+    hidden: Float[Array, "B T D"],
+    matrix: Float[Array, "D V"],
+    bias: Float[Array, "V"] | None,
+    targets: Int[Array, "B T"],
+    weights: Float[Array, "B T"],
+) -> tuple[Float[Array, ""], LossSums]:
+    """As `next_token_loss`, for what `fits`; no logits leave the chip's VMEM, so no `spec.chunk`.
+
+    On a mesh set by `jax.set_mesh`, each device works for its rows. A gradient of the matrix, and
+    the sum of the devices' gradients, is in the matrix's dtype.
+    """
+    chip, mesh = target_chip() or "v5e", jax.sharding.get_abstract_mesh()
+
+    def of_rows(hidden, matrix, bias, targets):
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        losses = cross_entropy(
+            flat,
+            matrix,
+            bias,
+            targets.reshape(-1),
+            vocab_axis=1,
+            softcap=spec.softcap,
+            chip=chip,
+        )
+        return tuple(x.reshape(targets.shape) for x in losses)
+
+    if not mesh.empty:
+        rows = PartitionSpec(dividing_axes(mesh, "batch", hidden.shape[0]))
+        whole = PartitionSpec()
+        of_rows = jax.shard_map(
+            of_rows,
+            in_specs=(rows, whole, whole, rows),
+            out_specs=(rows, rows, rows),
+            check_vma=False,  # pallas_call does not say along which axes its results vary
+        )
+    nll, lse, correct = of_rows(hidden, matrix, bias, targets)
+    z = (weights * lse**2).sum()
+    total = (weights * nll).sum()
+    sums = LossSums(total, z, (weights * correct.astype(weights.dtype)).sum())
+    return total + spec.z_weight * z, jax.lax.stop_gradient(sums)

@@ -1,0 +1,91 @@
+"""Causal attention on TPU that takes part of its blocks, drawn by their distance.
+
+    probabilities = decaying_probabilities(num_blocks=T // 512)
+    sample = sample_distances(jax.random.fold_in(key, layer), probabilities)
+    out, _ = block_sampled_attention(q, k, v, sample, scale=H**-0.5, sink_blocks=1)
+
+Inspired by PrFlashAttention (Li 2024, arXiv 2410.18441), which states the idea and no details: a
+probability over block distances decides which blocks take part in a round. With probability 1 at
+all distances it is flash attention.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from kernels.block_sampled_attention.call import Call
+from kernels.block_sampled_attention.kernel import attend
+from kernels.block_sampled_attention.sampling import (
+    Sample,
+    decaying_probabilities,
+    sample_distances,
+)
+from kernels.flash_attention import DTYPES, HEAD_DIMS
+
+__all__ = ["Sample", "block_sampled_attention", "decaying_probabilities", "sample_distances"]
+
+BLOCKS = (128, 256, 512, 1024)
+
+
+def block_sampled_attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    sample: Sample,
+    *,
+    scale: float,
+    block: int = 512,
+    sink_blocks: int = 0,
+) -> tuple[jax.Array, jax.Array]:
+    """Softmax attention of tokens to earlier ones in the blocks at the sample's distances.
+
+    Args:
+        q: [batch, heads, length, head_dim], bfloat16 or float32.
+        k, v: [batch, kv_heads, length, head_dim], as q; heads are a multiple of kv_heads.
+        sample: of `sample_distances`; its first distance is 0 with weight 0.
+        scale: multiplies q·k.
+        block: tokens of a block.
+        sink_blocks: the first key blocks, which every later query sees whatever was drawn.
+
+    Returns:
+        The output [batch, heads, length, head_dim] in q's dtype, and the float32 log-sum-exp of the
+        visible scores [batch, heads, length]. Differentiable in q, k and v.
+
+    Raises:
+        ValueError: shapes, dtypes or sizes that the kernels do not take.
+    """
+    _check(q, k, v, sample, block, sink_blocks)
+    T = q.shape[2]
+    num_blocks = -(-T // block)
+    call = Call(block, num_blocks, sample.distances.shape[0], min(sink_blocks, num_blocks), scale)
+    # Padding is later than all tokens: the causal mask hides it from them.
+    widths = ((0, 0), (0, 0), (0, num_blocks * block - T), (0, 0))
+    out, lse = attend(call, *(jnp.pad(x, widths) for x in (q, k, v)), tuple(sample))
+    return out[:, :, :T], lse[:, :, :T]
+
+
+def _check(
+    q: jax.Array, k: jax.Array, v: jax.Array, sample: Sample, block: int, sink_blocks: int
+) -> None:
+    B, N, T, H = q.shape
+    if k.shape != v.shape or k.shape[::2] != (B, T) or k.shape[3] != H or N % k.shape[1]:
+        raise ValueError(
+            f"q, k, v of shapes {q.shape}, {k.shape}, {v.shape}; allowed: [batch, heads, length, "
+            "head_dim] and twice [batch, kv_heads, length, head_dim], heads a multiple of kv_heads"
+        )
+    if H not in HEAD_DIMS:
+        raise ValueError(f"head_dim={H}; allowed: {', '.join(map(str, HEAD_DIMS))}")
+    if not (q.dtype == k.dtype == v.dtype and q.dtype in DTYPES):
+        raise ValueError(
+            f"dtypes {q.dtype}, {k.dtype}, {v.dtype}; allowed: all bfloat16 or all float32"
+        )
+    if block not in BLOCKS:
+        raise ValueError(f"block={block}; allowed: {', '.join(map(str, BLOCKS))}")
+    if sink_blocks < 0:
+        raise ValueError(f"sink_blocks={sink_blocks}; allowed: at least 0")
+    d, w = sample
+    if d.ndim != 1 or not d.shape[0] or w.shape != d.shape or d.dtype != jnp.int32:
+        raise ValueError(
+            f"sample of {d.dtype}{d.shape} and {w.dtype}{w.shape}; allowed: int32 [S], float32 [S]"
+        )

@@ -1,0 +1,73 @@
+"""A train step for absent TPUs holds the loss's kernels, one for each device's rows."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+from launch.aot.topology import environment
+
+STEP = """
+import re
+import jax
+import jax.numpy as jnp
+import jaxlm
+from launch.aot.topology import pod_mesh
+from jaxlm.sharding.mesh import batch_sharding
+from jaxlm.training.config import TrainConfig
+from jaxlm.training.loop import compile_step
+from jaxlm.training.optimizers import make_optimizer
+from jaxlm.training.state import abstract_state
+from jaxlm.training.step import make_train_step
+
+mesh = pod_mesh("v5e:2x2", MESH)
+config = jaxlm.ModelConfig(
+    vocab_size=1000, num_layers=1, d_model=256, context_length=256, position_encoding="rope",
+    attention=jaxlm.AttentionConfig(num_heads=2, num_kv_heads=2, head_dim=128),
+    numerics=jaxlm.NumericsConfig(dtype="bfloat16"),
+)
+model, train = jaxlm.Transformer(config), TrainConfig(steps=2)
+optimizer = make_optimizer(train.optimizer, 2)
+shapes = abstract_state(model, optimizer, train, mesh)
+rows = batch_sharding(mesh, 8)
+names = ("tokens", "targets", "positions", "segment_ids")
+batch = {n: jax.ShapeDtypeStruct((8, 256), jnp.int32, sharding=rows) for n in names}
+batch["loss_weights"] = jax.ShapeDtypeStruct((8, 256), jnp.float32, sharding=rows)
+step = compile_step(make_train_step(model, optimizer, train), shapes)
+with jax.set_mesh(mesh):  # nothing may run: there are no such devices
+    text = step.lower(shapes, batch).compile().as_text()
+for name in ("forward", "backward"):
+    for line in text.splitlines():
+        if "tpu_custom_call" in line and f"cross_entropy_{name}" in line:
+            shapes = re.findall(r"bf16\\[([\\d,]+)\\]", line)
+            print(name, *sorted(set(shapes)))
+"""
+
+
+@pytest.mark.tpu_aot
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")
+@pytest.mark.parametrize(
+    ("mesh", "kernels"),
+    [
+        # A device has two rows of 256 tokens of the eight, and all of the head.
+        (
+            {"data": 4, "fsdp": 1, "tensor": 1},
+            {"forward 256,1000 512,256", "backward 256,1000 512,256"},
+        ),
+        (
+            {"data": 2, "fsdp": 2, "tensor": 1},
+            {"forward 256,1000 512,256", "backward 256,1000 512,256"},
+        ),
+        # The head is cut along the vocabulary: XLA's form keeps it cut.
+        ({"data": 2, "fsdp": 1, "tensor": 2}, set()),
+    ],
+)
+def test_a_train_step_holds_the_kernels(mesh, kernels):
+    command = [sys.executable, "-c", STEP.replace("MESH", repr(mesh))]
+    run = subprocess.run(
+        command, env=environment(os.environ), capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert set(run.stdout.splitlines()) == kernels
