@@ -1,0 +1,31 @@
+"""Attention over parts of the keys, put together by the log-sum-exp of each part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+
+def merge(parts: Sequence[tuple[jax.Array, jax.Array]]) -> tuple[jax.Array, jax.Array]:
+    """Attention over all keys from (out, lse) over disjoint parts of them.
+
+    out = Σ_p exp(lse_p − lse)·out_p, lse = log Σ_p exp(lse_p). A learned sink logit is one more
+    part, whose out is zero.
+
+    Args:
+        parts: out [..., H] and lse float32 [...] of each; a query that saw nothing has an out of
+            zero and a huge negative, finite lse.
+
+    Returns:
+        The same for the union, out in the first part's dtype.
+    """
+    lses = jnp.stack([lse for _, lse in parts])
+    top = lses.max(0)
+    weights = jnp.exp(lses - top)
+    total = weights.sum(0)
+    out = jnp.zeros(parts[0][0].shape, jnp.float32)
+    for (part, _), weight in zip(parts, weights / total, strict=True):
+        out += part.astype(jnp.float32) * weight[..., None]
+    return out.astype(parts[0][0].dtype), top + jnp.log(total)

@@ -1,0 +1,53 @@
+"""Our decode kernels as cases of launch.aot, in the shapes of launch.kernel_peers."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from kernels.decode_attention import decode_attention as attend_dense
+from kernels.decode_attention import paged_decode_attention as attend_paged
+from launch.kernel_peers import Program, struct
+
+
+def decode_attention(
+    mesh: Mesh,
+    batch: int,
+    capacity: int,
+    heads: int,
+    head_dim: int,
+    group: int = 1,
+    queries: int = 1,
+    dtype: str = "bfloat16",
+) -> Program:
+    """kernels.decode_attention against a full dense cache of `heads` kv heads."""
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
+        scale = head_dim**-0.5
+        return attend_dense(q, k, v, q_positions=i, k_positions=j, scale=scale)[0]
+
+    q = struct(mesh, batch, heads * group, queries, head_dim)
+    cache = struct(mesh, batch, heads, capacity, head_dim, dtype=jnp.dtype(dtype))
+    return attend, [q, cache, cache, *_positions(mesh, batch, queries, capacity)]
+
+
+def paged_decode(
+    mesh: Mesh, batch: int, capacity: int, heads: int, head_dim: int, page: int
+) -> Program:
+    """kernels.decode_attention against full pages."""
+
+    def attend(
+        q: jax.Array, k: jax.Array, v: jax.Array, table: jax.Array, i: jax.Array, j: jax.Array
+    ) -> jax.Array:
+        scale = head_dim**-0.5
+        return attend_paged(q, k, v, table, q_positions=i, k_positions=j, scale=scale)[0]
+
+    q = struct(mesh, batch, heads, 1, head_dim)
+    pool = struct(mesh, batch * capacity // page, heads, page, head_dim)
+    table = struct(mesh, batch, capacity // page, dtype=jnp.int32)
+    return attend, [q, pool, pool, table, *_positions(mesh, batch, 1, capacity)]
+
+
+def _positions(mesh: Mesh, batch: int, queries: int, capacity: int) -> list[jax.ShapeDtypeStruct]:
+    return [struct(mesh, batch, n, dtype=jnp.int32) for n in (queries, capacity)]
