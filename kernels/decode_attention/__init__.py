@@ -81,7 +81,8 @@ def decode_attention(
     Raises:
         ValueError: a shape, dtype or combination that is not supported.
     """
-    inputs.check(q, k, v, window, num_sinks)
+    inputs.check_shapes(q, k.shape, v.shape, window, num_sinks)
+    inputs.check_cache_dtype(k.dtype)
     if k.shape[0] != q.shape[0]:
         raise ValueError(f"k={k.shape}; allowed: q's B={q.shape[0]} sequences")
     scoring = Scoring(
@@ -120,7 +121,8 @@ def paged_decode_attention(
             Every entry is a page that exists, also those past the length.
         k_positions, k_segment_ids: [B, max_pages·page].
     """
-    inputs.check(q, k, v, window, num_sinks)
+    inputs.check_shapes(q, k.shape, v.shape, window, num_sinks)
+    inputs.check_cache_dtype(k.dtype)
     page = k.shape[2]
     if page % 16 or (LANES % page and page % LANES):
         raise ValueError(

@@ -12,35 +12,49 @@ MOST_ROWS = 8192
 CACHE_DTYPES = (jnp.bfloat16, jnp.float32, jnp.float8_e4m3fn)
 
 
-def check(q: jax.Array, k: jax.Array, v: jax.Array, window: int | None, num_sinks: int) -> None:
-    """Of [B, N, T, H] and [·, K, ·, H].
+def check_shapes(
+    q: jax.Array,
+    k: tuple[int, ...],
+    v: tuple[int, ...],
+    window: int | None,
+    num_sinks: int,
+) -> None:
+    """Of q [B, N, T, H] and shapes [·, K, ·, H].
 
     Raises:
         ValueError: a shape or an option that no kernel of ours takes.
     """
-    N, T, H = q.shape[1:]
-    K = k.shape[1]
-    if k.shape != v.shape or k.shape[-1] != H or k.ndim != 4:
+    if q.ndim != 4 or k != v or len(k) != 4 or k[3] != q.shape[3]:
         raise ValueError(
-            f"k={k.shape}, v={v.shape}; allowed: two equal shapes of rank 4 that end in q's H={H}"
+            f"q={q.shape}, k={k}, v={v}; allowed: [B, N, T, H] and two equal shapes of rank 4 "
+            "that end in the same H"
         )
-    if N % K:
-        raise ValueError(f"q={q.shape}; allowed: N a multiple of k's K={K}")
+    N, T, H = q.shape[1:]
+    if N % k[1]:
+        raise ValueError(f"q={q.shape}; allowed: N a multiple of k's K={k[1]}")
     if not 1 <= T <= 128:
         raise ValueError(f"q={q.shape}; allowed: T from 1 to 128, more is prefill")
-    if H % 8 or H > 256:
-        raise ValueError(f"q={q.shape}; allowed: H a multiple of 8 up to 256")
     if N * T > MOST_ROWS:
         raise ValueError(f"q={q.shape}; allowed: N·T at most {MOST_ROWS}, or the state fills VMEM")
-    if k.dtype not in CACHE_DTYPES:
-        names = ", ".join(jnp.dtype(d).name for d in CACHE_DTYPES)
-        raise ValueError(f"k.dtype={k.dtype}; allowed: {names}")
+    if H % 8 or H > 256:
+        raise ValueError(f"q={q.shape}; allowed: H a multiple of 8 up to 256")
     if q.dtype not in (jnp.bfloat16, jnp.float32):
         raise ValueError(f"q.dtype={q.dtype}; allowed: bfloat16, float32")
     if window is not None and window < 1:
         raise ValueError(f"window={window}; allowed: None or an integer >= 1")
     if num_sinks and window is None:
         raise ValueError(f"num_sinks={num_sinks}; allowed: 0 where there is no window")
+
+
+def check_cache_dtype(dtype: jnp.dtype) -> None:
+    """Of keys and values that are not quantized.
+
+    Raises:
+        ValueError: another dtype than those that are converted in VMEM.
+    """
+    if dtype not in CACHE_DTYPES:
+        names = ", ".join(jnp.dtype(d).name for d in CACHE_DTYPES)
+        raise ValueError(f"k.dtype={dtype}; allowed: {names}")
 
 
 def pack_rows(q: jax.Array, kv_heads: int) -> jax.Array:

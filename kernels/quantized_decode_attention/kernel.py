@@ -1,0 +1,209 @@
+"""Zones of several precisions, one after the other through VMEM, under one softmax.
+
+    grid (sequence, split, block, kv heads)
+
+    blocks   ┌────────┬────────┬────────┬────────┬────────┬────────┐
+             │ full   │ 8 bits │ 4 bits │ 4 bits │ 2 bits │ 2 bits │
+             └────────┴────────┴────────┴────────┴────────┴────────┘
+    zone 4-bit's block      0        0        0        1        1        1
+
+Which zone a step is in is known from its number. Each zone's arrays have their own place in the
+pipeline; outside of its steps a zone stays at its first or last block, which is not fetched again.
+Rows, heads and the softmax are those of `kernels.decode_attention`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from kernels.decode_attention.kernel import NN, NT, VMEM_LIMIT, dot
+from kernels.decode_attention.scoring import Scoring
+from kernels.decode_attention.softmax import LANES, finish, start, weigh, wide
+from kernels.kv_quantize.layout import rows_of_codes
+from kernels.quantized_decode_attention.dequantize import dots, weighed
+
+MOST_ROWS = 128  # whose scores exist at one time
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One zone, cut.
+
+    Attributes:
+        bits: of a code; None: keys and values are numbers as they are.
+        key_group, value_group: numbers that share a scale.
+        block: tokens of a grid step.
+        tile: tokens whose scores exist at one time, a divisor of the block.
+        first, count: blocks of all zones before it, and of its own.
+    """
+
+    bits: int | None
+    key_group: int
+    value_group: int
+    block: int
+    tile: int
+    first: int
+    count: int
+
+    @property
+    def num_arrays(self) -> int:
+        """That are fetched for it: positions, keys and values."""
+        return 3 if self.bits is None else 5
+
+
+Part = tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]
+
+
+def numbers(plan: Plan, t: int, dtype: Any, k: Any, v: Any) -> Part:
+    """Of tile t as it is: queries → q·k, weights → p·v, by matmuls of dtype."""
+    at = _range(t, plan.tile)
+    return (
+        lambda q: dot(q, k[at].astype(dtype), NT),
+        lambda p: dot(p.astype(dtype), v[at].astype(dtype), NN),
+    )
+
+
+def codes(plan: Plan, t: int, dtype: Any, *refs: Any) -> Part:
+    """The same of quantized ones."""
+    bits = plan.bits or 8
+    k, k_affine, v, v_affine = refs
+    rows = _range(t, rows_of_codes(plan.tile, bits))
+    groups, tokens = _range(t, plan.tile // plan.key_group), _range(t, plan.tile)
+    return (
+        lambda q: dots(q, k[rows], k_affine[groups], bits, plan.key_group),
+        lambda p: weighed(p, v[rows], v_affine[:, tokens], bits, plan.value_group, dtype),
+    )
+
+
+def _range(t: int, length: int) -> slice:
+    return slice(t * length, (t + 1) * length)
+
+
+def body(scoring: Scoring, plans: Sequence[Plan], blocks_per_split: int, *all_refs: Any) -> None:
+    """Body of the grid step (sequence, split s, block j, head h)."""
+    refs = list(all_refs)
+    rows_ref, q_ref = refs[:2]
+    slopes_ref = refs.pop(2) if scoring.alibi else None
+    cached, (out_ref, lse_ref, top_ref, total_ref, acc_ref) = refs[2:-5], refs[-5:]
+    s, j, head = (pl.program_id(axis) for axis in (1, 2, 3))
+    block = s * blocks_per_split + j
+    top, total, acc = (ref.at[head] for ref in (top_ref, total_ref, acc_ref))
+
+    @pl.when(j == 0)
+    def _() -> None:
+        start(top, total)
+        acc[...] = jnp.zeros_like(acc)
+
+    def attend(plan: Plan, t: int, keys_ref: Any, *arrays: Any) -> None:
+        """Tile t of a block, against all rows."""
+        score, combine = (numbers if plan.bits is None else codes)(plan, t, q_ref.dtype, *arrays)
+        keys = keys_ref[:, _range(t, plan.tile)]
+        for row in range(0, q_ref.shape[1], MOST_ROWS):
+            at = slice(row, min(row + MOST_ROWS, q_ref.shape[1]))
+            slopes = None if slopes_ref is None else slopes_ref[head, at]
+            scores = scoring(score(q_ref[head, at]), rows_ref[at], keys, slopes)
+            p, shrink = weigh(top, total, at, scores)
+            values = combine(p)
+            acc[at] = acc[at] * wide(shrink, values.shape[1]) + values
+
+    for plan in plans:
+        arrays, cached = cached[: plan.num_arrays], cached[plan.num_arrays :]
+
+        @pl.when((plan.first <= block) & (block < plan.first + plan.count))
+        def _(plan: Plan = plan, arrays: Any = arrays) -> None:
+            for t in range(plan.block // plan.tile):
+                attend(plan, t, *arrays)
+
+    @pl.when(j == blocks_per_split - 1)
+    def _() -> None:
+        factor, lse_ref[head] = finish(top[...], total[...])
+        out_ref[head] = (acc[...] * factor).astype(out_ref.dtype)
+
+
+def call(
+    scoring: Scoring,
+    plans: Sequence[Plan],
+    splits: int,
+    rows: jax.Array,
+    q: jax.Array,
+    slopes: jax.Array | None,
+    zones: Sequence[Sequence[jax.Array]],
+    cost: pl.CostEstimate,
+    interpret: Any,
+) -> tuple[jax.Array, jax.Array]:
+    """Attention within each split.
+
+    Args:
+        rows: int32 [B, R, 1 or 2], see `Scoring`.
+        q: [B, K, R, H].
+        slopes: float32 [K, R, 1], or None.
+        zones: of each, int32 [B, 1 or 2, S] that describe its keys; then keys and values
+            [B, K, S, H], or codes and scales of keys and codes and scales of values.
+
+    Returns:
+        out [splits, B, K, R, H] in q's dtype (float32 if there are several splits), and
+        lse float32 [splits, B, K, R].
+    """
+    B, K, R, H = q.shape
+    blocks_per_split = -(-sum(plan.count for plan in plans) // splits)
+
+    def specs(plan: Plan) -> list[pl.BlockSpec]:
+        def at(s: Any, j: Any) -> Any:
+            return jnp.clip(s * blocks_per_split + j - plan.first, 0, plan.count - 1)
+
+        def down(rows: int) -> pl.BlockSpec:
+            return pl.BlockSpec((None, None, rows, H), lambda b, s, j, h: (b, h, at(s, j), 0))
+
+        def across(rows: int) -> pl.BlockSpec:
+            shape = (None, None, rows, plan.block)
+            return pl.BlockSpec(shape, lambda b, s, j, h: (b, h, 0, at(s, j)))
+
+        keys = pl.BlockSpec((None, rows.shape[2], plan.block), lambda b, s, j, h: (b, 0, at(s, j)))
+        if plan.bits is None:
+            return [keys, down(plan.block), down(plan.block)]
+        packed = down(rows_of_codes(plan.block, plan.bits))
+        return [
+            *(keys, packed, down(plan.block // plan.key_group)),
+            *(packed, across(H // plan.value_group)),
+        ]
+
+    in_specs = [
+        pl.BlockSpec((None, R, rows.shape[2]), lambda b, *_: (b, 0, 0)),
+        pl.BlockSpec((None, K, R, H), lambda b, *_: (b, 0, 0, 0)),
+    ]
+    operands = [rows, q]
+    if slopes is not None:
+        in_specs.append(pl.BlockSpec((K, R, 1), lambda *_: (0, 0, 0)))
+        operands.append(slopes)
+
+    def result(width: int) -> pl.BlockSpec:
+        return pl.BlockSpec((None, None, K, R, width), lambda b, s, *_: (s, b, 0, 0, 0))
+
+    dtype = q.dtype if splits == 1 else jnp.float32
+    out, lse = pl.pallas_call(
+        functools.partial(body, scoring, plans, blocks_per_split),
+        grid=(B, splits, blocks_per_split, K),
+        in_specs=in_specs + [spec for plan in plans for spec in specs(plan)],
+        out_specs=[result(H), result(LANES)],
+        out_shape=[
+            jax.ShapeDtypeStruct((splits, B, K, R, H), dtype),
+            jax.ShapeDtypeStruct((splits, B, K, R, LANES), jnp.float32),
+        ],
+        scratch_shapes=[pltpu.VMEM((K, R, width), jnp.float32) for width in (LANES, LANES, H)],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
+            vmem_limit_bytes=VMEM_LIMIT,
+        ),
+        cost_estimate=cost,
+        name="quantized_decode_attention",
+        interpret=interpret,
+    )(*operands, *(x for zone in zones for x in zone))
+    return out, lse[..., 0]
