@@ -22,10 +22,9 @@ def merge(parts: Sequence[tuple[jax.Array, jax.Array]]) -> tuple[jax.Array, jax.
         The same for the union, out in the first part's dtype.
     """
     lses = jnp.stack([lse for _, lse in parts])
-    top = lses.max(0)
+    top = lses.max(0, keepdims=True)
     weights = jnp.exp(lses - top)
-    total = weights.sum(0)
-    out = jnp.zeros(parts[0][0].shape, jnp.float32)
-    for (part, _), weight in zip(parts, weights / total, strict=True):
-        out += part.astype(jnp.float32) * weight[..., None]
-    return out.astype(parts[0][0].dtype), top + jnp.log(total)
+    total = weights.sum(0, keepdims=True)
+    outs = jnp.stack([out.astype(jnp.float32) for out, _ in parts])
+    out = (outs * (weights / total)[..., None]).sum(0)
+    return out.astype(parts[0][0].dtype), (top + jnp.log(total))[0]
