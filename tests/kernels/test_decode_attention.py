@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 
+import kernels.decode_attention
 from kernels.decode_attention import (
     attend_new,
     decode_attention,
@@ -54,7 +55,7 @@ def agree(inputs, options):
         {"N": 8, "K": 2},
         {"S": 300, "H": 64},
         {"T": 5, "N": 6, "K": 2},
-        {"B": 1, "S": 5000, "N": 2, "K": 1},
+        {"B": 1, "S": 4224, "N": 1, "K": 1},
     ],
     ids=["gqa", "odd_length", "tree", "two_splits"],
 )
@@ -70,16 +71,15 @@ OPTIONS = {
     "softcap and alibi": {"softcap": 2.0, "slopes": SLOPES},
     "window": {"window": 50},
     "sinks": {"window": 50, "num_sinks": 4},
-    "ragged": {"lengths": jnp.array([9000, 100])},
-    "ragged and short": {"lengths": jnp.array([0, 9000])},
+    "ragged": {"lengths": jnp.array([300, 100])},
+    "ragged and short": {"lengths": jnp.array([0, 300])},
 }
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_options(options):
-    # Ragged: of float32, 2048 keys are a block.
-    S = 9000 if "lengths" in options else 256
-    inputs, positions = arrays(S=S, T=2)
+def test_options(options, monkeypatch):
+    monkeypatch.setattr(kernels.decode_attention, "BLOCK_BYTES", 128 * 128 * 4)
+    inputs, positions = arrays(S=300, T=2)
     agree(inputs, {**positions, **options})
 
 
@@ -170,9 +170,10 @@ def test_twice_the_same_bits():
     assert all((a == b).all() for a, b in zip(one, two, strict=True))
 
 
-def test_no_races():
-    inputs, positions = arrays(B=1, S=4500, N=1, K=1)
-    decode_attention(*inputs, **positions, lengths=jnp.array([4000]), scale=0.1, interpret=RACES)
+def test_no_races(monkeypatch):
+    monkeypatch.setattr(kernels.decode_attention, "BLOCK_BYTES", 128 * 128 * 4)
+    inputs, positions = arrays(B=1, S=300, N=1, K=1)
+    decode_attention(*inputs, **positions, lengths=jnp.array([200]), scale=0.1, interpret=RACES)
     assert not interpret_pallas_call.races.races_found
 
 
