@@ -31,6 +31,7 @@ __all__ = ["Zone", "cost_estimate", "quantized_decode_attention", "reference"]
 
 # Most of a grid step: its fixed part, ~0.5 µs on v5e, is then small beside the rest with 4 bits.
 BLOCK_TOKENS = 16384
+BLOCK_BYTES = 1 << 20  # of codes: four such blocks and the scores fit the 16 MiB of a v4
 # Most that exist at one time. Softmax and matmul wait for each other between tiles, so one tile a
 # block is best where rows are few.
 MOST_SCORES = 1 << 16
@@ -144,12 +145,14 @@ def _check(q: jax.Array, zone: Zone, window: int | None, num_sinks: int, segment
 
 def _plan(zone: Zone, first: int, rows: int) -> Plan:
     S, H = _shape(zone.keys)[2:]
-    block = next(n for n in range(min(BLOCK_TOKENS, S), 0, -LANES) if S % n == 0)
-    most = MOST_SCORES // min(rows, MOST_ROWS)
-    tile = next(n for n in range(min(most, block), 0, -LANES) if block % n == 0)
     bits, groups = None, (1, H)
     if isinstance(zone.keys, Quantized) and isinstance(zone.values, Quantized):
         bits, groups = zone.keys.bits, (zone.keys.group, zone.values.group)
+    codes = zone.keys.codes if isinstance(zone.keys, Quantized) else zone.keys
+    most = min(BLOCK_TOKENS, BLOCK_BYTES * S * codes.shape[0] * codes.shape[1] // codes.nbytes)
+    block = next(n for n in range(min(most // LANES * LANES, S), 0, -LANES) if S % n == 0)
+    most = MOST_SCORES // min(rows, MOST_ROWS)
+    tile = next(n for n in range(min(most, block), 0, -LANES) if block % n == 0)
     return Plan(bits, *groups, block, tile, first, S // block)
 
 

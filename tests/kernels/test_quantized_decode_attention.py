@@ -51,12 +51,17 @@ def agree(q, zones, q_positions, **options):
     assert_close(actual, expected, TOLERANCE[str(q.dtype)])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("zones", [((8, 128),), ((4, 128),), ((2, 128),), STAIRCASE], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("zones", [((8, 128),), ((4, 128),), ((2, 128),)], ids=str)
 def test_precisions(zones, dtype):
     agree(*make(zones, dtype=dtype))
 
 
+def test_a_staircase_has_one_softmax():
+    agree(*make(STAIRCASE, dtype="bfloat16", N=2, K=1))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("group", [(128, 128), (16, 16)], ids=str)
 def test_groups(group):
     agree(*make(((4, 256),), group=group))
@@ -78,14 +83,14 @@ def test_several_blocks_of_several_tiles(monkeypatch):
 
 def test_window_sinks_softcap_alibi():
     slopes = jnp.array([0.5, 0.25, 0.1, 0.01])
-    agree(*make(STAIRCASE), window=300, num_sinks=4, softcap=3.0, slopes=slopes)
+    agree(*make(((4, 256), (None, 128))), window=300, num_sinks=4, softcap=3.0, slopes=slopes)
 
 
 def test_empty_slots_and_segments():
-    q, zones, at = make(STAIRCASE, segments=True, T=2)
+    q, zones, at = make(((4, 128), (8, 256)), segments=True, T=2)
     positions = zones[1].positions.at[:, 50:70].set(-1)
     zones[1] = Zone(zones[1].keys, zones[1].values, positions, zones[1].segment_ids)
-    agree(q, zones, at, q_segment_ids=jnp.array([[1, 5], [4, 3]]))
+    agree(q, zones, at, q_segment_ids=jnp.array([[1, 2], [2, 1]]))
 
 
 def test_no_races():
