@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging as python_logging
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,8 +36,12 @@ def clear_errors() -> Iterator[None]:
     """Ends the process with status 1 and the text of an explained error (--verbosity=1 shows where
     it was raised), and with 130 on Ctrl-C or SIGTERM.
     """
-    # Training takes both signals over while it has a state to save.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # JAX says at INFO which backends it did not find.
+    python_logging.getLogger("jax").setLevel(python_logging.WARNING)
+    # Training takes both signals over while it has a state to save. Shells start background jobs
+    # with SIGINT ignored: whoever sends it all the same means it.
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {n: signal.signal(n, signal.default_int_handler) for n in numbers}
     try:
         yield
     except ConfigMismatchError as error:
@@ -50,7 +55,8 @@ def clear_errors() -> Iterator[None]:
         print("\ninterrupted; the same command goes on from what is saved", file=sys.stderr)
         raise SystemExit(130) from error
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def print_held_out(results: Mapping[str, HeldOut]) -> None:

@@ -45,6 +45,7 @@ class Case:
 
 
 PEERS = "launch.kernel_peers"
+FLASH = "launch.kernel_programs_attention:flash_attention"
 DECODE = "launch.kernel_programs_decode"
 CAPACITIES = (2048, 32768)
 HEADS, HEAD_DIM = 8, 128
@@ -61,7 +62,9 @@ def causal_flops(length: int, heads: int, head_dim: int, backward: bool) -> floa
     return (12.0 if backward else 4.0) * pairs * heads * head_dim
 
 
-def _attention(peer: str, blocks: tuple[int, ...], lower_bound: bool) -> list[Case]:
+def _attention(
+    peer: str, blocks: tuple[int, ...], lower_bound: bool, function: str | None = None
+) -> list[Case]:
     cases = []
     for length, backward in ATTENTION:
         sizes = {"length": length, "heads": HEADS, "head_dim": HEAD_DIM, "backward": backward}
@@ -72,6 +75,8 @@ def _attention(peer: str, blocks: tuple[int, ...], lower_bound: bool) -> list[Ca
                 group=group,
                 shape=f"bf16 [1, {HEADS}, {length}, {HEAD_DIM}] causal",
                 useful_flops=causal_flops(length, HEADS, HEAD_DIM, backward),
+                function=function,
+                kwargs=sizes,
                 peer=f"{PEERS}:{peer}",
                 peer_kwargs=tuple({**sizes, "block": block} for block in blocks),
                 peer_is_lower_bound=lower_bound,
@@ -125,7 +130,7 @@ def _cache(capacity: int) -> dict[str, int]:
 
 
 CASES = (
-    *_attention("flash_attention", (512, 1024), lower_bound=False),
+    *_attention("flash_attention", (512, 1024), lower_bound=False, function=FLASH),
     *_attention("splash_attention", (512, 1024), lower_bound=True),
     *_decode("plain_decode", {}, lower_bound=False),
     *_decode("paged_decode", {"page": 64, "pages": 8}, lower_bound=True),

@@ -8,7 +8,6 @@ The same command goes on where a stopped or killed run left off. Any field of th
 
 from __future__ import annotations
 
-import logging as python_logging
 import sys
 
 from absl import app, flags, logging
@@ -46,8 +45,6 @@ def entry() -> None:
     """The console's entry point."""
     flags.mark_flag_as_required("config")
     logging.set_verbosity(logging.INFO)
-    # JAX says at this level which backends it did not find.
-    python_logging.getLogger("jax").setLevel(python_logging.WARNING)
     app.run(main, sys.argv, flags_parser=parse)
 
 

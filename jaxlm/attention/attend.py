@@ -7,6 +7,7 @@ from collections.abc import Callable
 from jaxtyping import Array, Float
 
 from jaxlm.attention.blockwise import attend_blockwise
+from jaxlm.attention.flash import attend_flash, unsupported
 from jaxlm.attention.inputs import AttentionInputs, AttentionSpec
 from jaxlm.attention.reference import attend_reference
 
@@ -14,6 +15,7 @@ Implementation = Callable[[AttentionSpec, AttentionInputs], tuple[Array, Array]]
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "blockwise": attend_blockwise,
+    "flash": attend_flash,
     "reference": attend_reference,
 }
 
@@ -26,9 +28,10 @@ def attend(
     Args:
         spec: the static description.
         x: the arrays.
-        implementation: "blockwise", "reference", or "auto": blockwise where queries and keys are
-            the same tokens (`spec.aligned`), else the reference form. Attention to a KV cache has
-            a door of its own, `attend_cached`.
+        implementation: "flash" (TPU kernels), "blockwise", "reference", or "auto": where queries
+            and keys are the same tokens (`spec.aligned`) flash on a TPU for what its kernels do,
+            else blockwise; the reference form otherwise. Attention to a KV cache has a door of its
+            own, `attend_cached`.
 
     Returns:
         The output [batch, length, heads, head_dim] in q's dtype and the float32 log-sum-exp of the
@@ -38,7 +41,8 @@ def attend(
         ValueError: unknown implementation, or one that cannot do what the call needs.
     """
     if implementation == "auto":
-        implementation = "blockwise" if spec.aligned else "reference"
+        implementation = "flash" if unsupported(spec, x) is None else "blockwise"
+        implementation = implementation if spec.aligned else "reference"
     if implementation not in IMPLEMENTATIONS:
         allowed = ", ".join(["auto", *IMPLEMENTATIONS])
         raise ValueError(f"implementation={implementation!r}; allowed: {allowed}")

@@ -35,8 +35,8 @@ class AttentionConfig:
         layer_pattern: kinds of attention, repeated over the layers: "global" sees all (that the
             position encoding shows), "sliding" the last `sliding_window` tokens.
         sliding_window: tokens that a "sliding" layer sees, the query's own included.
-        implementation: of self-attention: "auto", "blockwise", "reference"; decoding with a cache
-            has its own.
+        implementation: of self-attention: "auto", "flash" (TPU), "blockwise", "reference"; decoding
+            with a cache has its own.
     """
 
     num_heads: int = 8
@@ -81,7 +81,7 @@ class AttentionConfig:
                 window is None if "sliding" not in kinds else window is not None and window >= 1,
                 "an integer >= 1 if layer_pattern has a sliding layer, else None",
             ),
-            implementation=one_of(self.implementation, "auto", "blockwise", "reference"),
+            implementation=one_of(self.implementation, "auto", "flash", "blockwise", "reference"),
         )
 
 

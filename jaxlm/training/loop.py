@@ -81,14 +81,14 @@ def run_loop(
         SaveError: a checkpoint could not be written; the earlier ones are good.
         ValueError: not a local folder.
     """
-    workdir = local_folder(workdir)
-    checkpoints = workdir / CHECKPOINTS
+    checkpoints = (workdir := local_folder(workdir)) / CHECKPOINTS
     with contextlib.ExitStack() as stack:
         stack.enter_context(workdir_lock(workdir))
         settings = {**run.to_dict(), "model": model.config.to_dict(), "contents": loader.contents}
         check_config(workdir, settings, allow_config_change)
         tokenizer.save(workdir / TOKENIZER)
         mesh = make_mesh(run.mesh)
+        stack.enter_context(jax.set_mesh(mesh))  # kernels ask it where they are
         rows = batch_sharding(mesh, run.data.batch_size)
         optimizer = make_optimizer(run.train.optimizer, run.train.steps)
         shapes = abstract_state(model, optimizer, run.train, mesh)

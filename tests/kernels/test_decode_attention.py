@@ -18,6 +18,7 @@ from kernels.decode_attention import (
     paged_decode_attention,
     reference,
 )
+from tests.kernels.aot import compiles, needs_libtpu
 from tests.kernels.interpret import INTERPRET, RACES, assert_close, random
 
 # float32: sums in another order. bfloat16: weights are rounded to 8 bits before they meet the
@@ -226,6 +227,7 @@ def test_anything(data):
 
 
 @pytest.mark.tpu_aot
+@needs_libtpu
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "v4:2x2x1", "tpu7x:2x2x1"])
 @pytest.mark.parametrize(
     "sizes",
@@ -238,15 +240,13 @@ def test_anything(data):
     ids=["million", "tree", "odd", "float8"],
 )
 def test_compiles(topology, sizes):
-    from tests.kernels.aot import compiles
-
-    compiles("decode_attention", {"heads": 8, "head_dim": 128, **sizes}, topology)
+    sizes = {"heads": 8, "head_dim": 128, **sizes}
+    compiles("kernel_programs_decode:decode_attention", sizes, topology)
 
 
 @pytest.mark.tpu_aot
+@needs_libtpu
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "v4:2x2x1", "tpu7x:2x2x1"])
 def test_pages_compile(topology):
-    from tests.kernels.aot import compiles
-
     sizes = {"batch": 8, "capacity": 4096, "heads": 8, "head_dim": 128, "page": 64}
-    compiles("paged_decode", sizes, topology)
+    compiles("kernel_programs_decode:paged_decode", sizes, topology)

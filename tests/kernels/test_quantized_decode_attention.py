@@ -13,6 +13,7 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 import kernels.quantized_decode_attention
 from kernels.kv_quantize.reference import quantize_keys, quantize_values
 from kernels.quantized_decode_attention import Zone, quantized_decode_attention, reference
+from tests.kernels.aot import compiles, needs_libtpu
 from tests.kernels.interpret import INTERPRET, RACES, assert_close, random
 
 # float32: sums in another order, over codes + offset, up to 8 times as large as the numbers.
@@ -131,13 +132,12 @@ def test_anything(data):
 
 
 @pytest.mark.tpu_aot
+@needs_libtpu
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "v4:2x2x1", "tpu7x:2x2x1"])
 @pytest.mark.parametrize("bits", [8, 4, 2])
 @pytest.mark.parametrize(
     "sizes", [{"batch": 1, "capacity": 1 << 20}, {"batch": 8, "capacity": 2048, "queries": 16}]
 )
 def test_compiles(topology, bits, sizes):
-    from tests.kernels.aot import compiles
-
     sizes = {"heads": 8, "head_dim": 128, "bits": bits, **sizes}
-    compiles("quantized_decode_attention", sizes, topology)
+    compiles("kernel_programs_decode:quantized_decode_attention", sizes, topology)

@@ -30,7 +30,7 @@ BAD = [
     ("attention", "layer_pattern", (), "global, sliding"),
     ("attention", "layer_pattern", ("local",), "global, sliding"),
     ("attention", "sliding_window", 4, "if layer_pattern has a sliding layer"),
-    ("attention", "implementation", "flash", "auto, blockwise, reference"),
+    ("attention", "implementation", "fused", "auto, flash, blockwise, reference"),
     ("feed_forward", "d_ff", 0, "None or an integer >= 1"),
     ("feed_forward", "kind", "swish", "swiglu, geglu"),
     ("feed_forward", "parallel", "yes", "none, shared, separate"),
@@ -186,4 +186,6 @@ def test_the_table_uses_every_option():
                 continue  # sizes without a special value
             assert used - {field.default}, f"{part}.{field.name} is never but its default"
             if field.type == "str":
-                assert used == choices(part, field.name), f"{part}.{field.name}"
+                # Flash attention runs on a TPU: tests/attention/test_flash.py.
+                wanted = choices(part, field.name) - {"flash"}
+                assert used == wanted, f"{part}.{field.name}"

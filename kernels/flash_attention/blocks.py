@@ -1,0 +1,79 @@
+"""Sizes of blocks and tiles, from a small table per TPU generation.
+
+Chosen by the compiler's static cycles, see `launch.compile`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """How a call is cut.
+
+    Attributes:
+        block_q, block_k: queries of a grid step; keys of a step of the loop within it.
+        tile_q, tile_k: of the scores that exist at one time.
+        stretch: keys and values in VMEM at a time.
+        vmem_bytes: what a call may take of it.
+    """
+
+    block_q: int
+    block_k: int
+    tile_q: int
+    tile_k: int
+    stretch: int
+    vmem_bytes: int = 64 << 20
+
+    @property
+    def blocks_per_stretch(self) -> int:
+        """Key blocks of a stretch."""
+        return self.stretch // self.block_k
+
+
+# Forward and backward.
+TABLE = {
+    "v4": (
+        Blocks(512, 512, 256, 512, 2048, 15 << 20),
+        Blocks(512, 512, 256, 512, 2048, 15 << 20),
+    ),
+    "v5e": (Blocks(1024, 1024, 256, 512, 8192), Blocks(1024, 1024, 256, 512, 8192)),
+    "v5p": (Blocks(1024, 1024, 256, 512, 8192), Blocks(1024, 1024, 256, 512, 8192)),
+    "v6e": (Blocks(1024, 1024, 512, 512, 8192), Blocks(1024, 1024, 512, 512, 8192)),
+    "tpu7x": (Blocks(1024, 1024, 512, 512, 8192), Blocks(1024, 1024, 512, 512, 8192)),
+}
+
+
+def choose_blocks(length: int, chip: str, row_bytes: int) -> tuple[Blocks, Blocks]:
+    """The generation's blocks of forward and backward, smaller where the arrays are, and shorter
+    stretches where a key has more bytes than the table's 128 bfloat16 numbers: they fill VMEM.
+
+    Raises:
+        ValueError: no such generation.
+    """
+    if chip not in TABLE:
+        raise ValueError(f"chip={chip!r}; allowed: {', '.join(TABLE)}")
+    forward, backward = TABLE[chip]
+    return _fit(forward, length, row_bytes), _fit(backward, length, row_bytes)
+
+
+def _fit(b: Blocks, length: int, row_bytes: int) -> Blocks:
+    longest = b.stretch * 256 // max(row_bytes, 256)
+    block = min(b.block_q, longest // 128 * 128, -(-length // 128) * 128)
+    num_blocks = -(-length // block)
+    num_stretches = -(-num_blocks * block // longest)
+    stretch = -(-num_blocks // num_stretches) * block
+    return dataclasses.replace(
+        b,
+        block_q=block,
+        block_k=block,
+        tile_q=_divisor(block, b.tile_q),
+        tile_k=_divisor(block, b.tile_k),
+        stretch=stretch,
+    )
+
+
+def _divisor(n: int, most: int) -> int:
+    """The largest multiple of 128 that divides n and is not above `most`."""
+    return max(d for d in range(128, most + 1, 128) if n % d == 0)

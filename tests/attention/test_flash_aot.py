@@ -1,0 +1,58 @@
+"""A train step for absent TPUs holds the attention kernels, one for each device's heads."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+from launch.aot.topology import environment
+
+STEP = """
+import re
+import jax
+import jax.numpy as jnp
+import jaxlm
+from launch.aot.topology import pod_mesh
+from jaxlm.sharding.mesh import batch_sharding
+from jaxlm.training.config import TrainConfig
+from jaxlm.training.loop import compile_step
+from jaxlm.training.optimizers import make_optimizer
+from jaxlm.training.state import abstract_state
+from jaxlm.training.step import make_train_step
+
+mesh = pod_mesh("TOPOLOGY", {"data": 2, "fsdp": 1, "tensor": 2})
+config = jaxlm.ModelConfig(
+    vocab_size=512, num_layers=2, d_model=256, context_length=1024, position_encoding="rope",
+    attention=jaxlm.AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=128),
+    numerics=jaxlm.NumericsConfig(dtype="bfloat16"),
+)
+model, train = jaxlm.Transformer(config), TrainConfig(steps=2)
+optimizer = make_optimizer(train.optimizer, 2)
+shapes = abstract_state(model, optimizer, train, mesh)
+rows = batch_sharding(mesh, 4)
+names = ("tokens", "targets", "positions", "segment_ids")
+batch = {n: jax.ShapeDtypeStruct((4, 1024), jnp.int32, sharding=rows) for n in names}
+batch["loss_weights"] = jax.ShapeDtypeStruct((4, 1024), jnp.float32, sharding=rows)
+step = compile_step(make_train_step(model, optimizer, train), shapes)
+with jax.set_mesh(mesh):  # nothing may run: there are no such devices
+    text = step.lower(shapes, batch).compile().as_text()
+for name in ("forward", "backward"):
+    for line in text.splitlines():
+        if "tpu_custom_call" in line and f"flash_attention_{name}" in line:
+            print(name, re.search(r"bf16\\[([\\d,]+)\\]", line)[1])
+"""
+
+
+@pytest.mark.tpu_aot
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
+def test_a_train_step_holds_the_kernels(topology):
+    command = [sys.executable, "-c", STEP.replace("TOPOLOGY", topology)]
+    run = subprocess.run(
+        command, env=environment(os.environ), capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    # A device has two rows of the four and two heads of the four.
+    assert set(run.stdout.splitlines()) == {"forward 2,2,1024,128", "backward 2,2,1024,128"}
