@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import functools
-import math
-from typing import Any
 
-import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxlm.attention.inputs import AttentionInputs, AttentionSpec
-from jaxlm.sharding.mesh import RULES
+from jaxlm.attention.on_mesh import on_mesh
 from kernels.chip import target_chip
 from kernels.flash_attention import DTYPES, HEAD_DIMS, flash_attention
 
@@ -65,34 +61,12 @@ def attend_flash(
         chip=chip,
     )
     q, k, v = (a.swapaxes(1, 2) for a in (x.q, x.k, x.v))
-    out, lse = _on_mesh(kernel, *k.shape[:2])(q, k, v, x.q_segment_ids)
+    sizes, array = {"batch": k.shape[0], "kv_heads": k.shape[1]}, ("batch", "kv_heads")
+    run = on_mesh(kernel, sizes, [array, array, array, ("batch",)], [array, array])
+    out, lse = run(q, k, v, x.q_segment_ids)
     if x.sink_logits is not None:
         sink = x.sink_logits.astype(jnp.float32)[None, :, None]
         whole = jnp.logaddexp(lse, sink)
         out = (out * jnp.exp(lse - whole)[..., None]).astype(out.dtype)
         lse = whole
     return out.swapaxes(1, 2), lse.swapaxes(1, 2)
-
-
-def _on_mesh(kernel: Any, rows: int, kv_heads: int) -> Any:
-    """The kernel for each device's rows and heads: XLA can't cut a kernel by itself. What does not
-    divide evenly, as the one row of a prompt, is the work of each device.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return kernel
-
-    def axes(logical: str, size: int) -> tuple[str, ...]:
-        rule = RULES[logical] or ()
-        names = (rule,) if isinstance(rule, str) else rule
-        present = tuple(name for name in names if name in mesh.shape)
-        return present if size % math.prod(mesh.shape[name] for name in present) == 0 else ()
-
-    batch, heads = axes("batch", rows), axes("kv_heads", kv_heads)
-    arrays = PartitionSpec(batch, heads)
-    return jax.shard_map(
-        kernel,
-        in_specs=(arrays, arrays, arrays, PartitionSpec(batch)),
-        out_specs=(arrays, arrays),
-        check_vma=False,  # pallas_call does not say along which axes its results vary
-    )

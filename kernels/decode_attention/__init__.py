@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from kernels.decode_attention import inputs
+from kernels.decode_attention.inputs import MOST_ROWS, MOST_TOKENS
 from kernels.decode_attention.kernel import Layout, call
 from kernels.decode_attention.merge import merge
 from kernels.decode_attention.new_tokens import attend_new
@@ -24,6 +25,8 @@ from kernels.decode_attention.scoring import Scoring
 from kernels.decode_attention.softmax import LANES
 
 __all__ = [
+    "MOST_ROWS",
+    "MOST_TOKENS",
     "attend_new",
     "cost_estimate",
     "decode_attention",
@@ -44,6 +47,7 @@ def decode_attention(
     q_positions: jax.Array,
     k_positions: jax.Array,
     scale: float,
+    k_rows: jax.Array | None = None,
     lengths: jax.Array | None = None,
     q_segment_ids: jax.Array | None = None,
     k_segment_ids: jax.Array | None = None,
@@ -62,10 +66,12 @@ def decode_attention(
     Args:
         q: bfloat16 or float32 [B, N, T, H], T <= 128.
         k, v: [B, K, S, H], N a multiple of K; bfloat16, float32 or float8_e4m3fn: what is not of
-            q's dtype is converted in VMEM.
+            q's dtype is converted in VMEM. With `k_rows` [any, K, S, H].
         q_positions: int [B, T].
         k_positions: int [B, S], -1 where a slot is empty.
         scale: multiplies q·k.
+        k_rows: int [B], the row of k and v that a sequence reads, such as its own in one layer of
+            [layers·B, K, S, H]: a layer cut out of that would be copied first.
         lengths: int [B], slots in use; blocks past it are not fetched. None: all, and then the
             grid is static, so that the compiler can state its cost.
         q_segment_ids, k_segment_ids: int [B, T] and [B, S], or neither.
@@ -83,14 +89,15 @@ def decode_attention(
     """
     inputs.check_shapes(q, k.shape, v.shape, window, num_sinks)
     inputs.check_cache_dtype(k.dtype)
-    if k.shape[0] != q.shape[0]:
-        raise ValueError(f"k={k.shape}; allowed: q's B={q.shape[0]} sequences")
+    if k_rows is None and k.shape[0] != q.shape[0]:
+        raise ValueError(f"k={k.shape}; allowed: q's B={q.shape[0]} sequences, or k_rows")
     scoring = Scoring(
         scale, softcap, window, num_sinks, q_segment_ids is not None, slopes is not None
     )
-    layout = dense_layout(k, lengths is not None)
+    layout = dense_layout(q.shape[0], k, lengths is not None)
     visibility = (q_positions, k_positions, lengths, q_segment_ids, k_segment_ids)
-    return _run(scoring, layout, q, k, v, None, *visibility, slopes, interpret)
+    rows = None if k_rows is None else k_rows.astype(jnp.int32)
+    return _run(scoring, layout, q, k, v, rows, *visibility, slopes, interpret)
 
 
 def paged_decode_attention(
@@ -142,14 +149,14 @@ def paged_decode_attention(
     return _run(scoring, layout, q, k, v, table, *visibility, slopes, interpret)
 
 
-def dense_layout(k: jax.Array, ragged: bool) -> Layout:
+def dense_layout(batch: int, k: jax.Array, ragged: bool) -> Layout:
     """Blocks of one head, of about BLOCK_BYTES."""
-    B, _, S, H = k.shape
+    S, H = k.shape[2:]
     most = BLOCK_BYTES // (max(H, LANES) * k.dtype.itemsize)
     block = max(LANES, min(most, -(-S // LANES) * LANES))
     # A last block that is full spares all others the test where the array ends.
     block = next((n for n in range(block, block // 2, -LANES) if S % n == 0), block)
-    return Layout(S, block, 1, 1, _splits(B, -(-S // block)), ragged)
+    return Layout(S, block, 1, 1, _splits(batch, -(-S // block)), ragged)
 
 
 def paged_layout(k: jax.Array, batch: int, pages: int, ragged: bool) -> Layout:

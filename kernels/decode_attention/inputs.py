@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from kernels.decode_attention.scoring import EMPTY
 
 SUBLANES = 8
+MOST_TOKENS = 128
 MOST_ROWS = 8192
 CACHE_DTYPES = (jnp.bfloat16, jnp.float32, jnp.float8_e4m3fn)
 
@@ -32,8 +33,8 @@ def check_shapes(
     N, T, H = q.shape[1:]
     if N % k[1]:
         raise ValueError(f"q={q.shape}; allowed: N a multiple of k's K={k[1]}")
-    if not 1 <= T <= 128:
-        raise ValueError(f"q={q.shape}; allowed: T from 1 to 128, more is prefill")
+    if not 1 <= T <= MOST_TOKENS:
+        raise ValueError(f"q={q.shape}; allowed: T from 1 to {MOST_TOKENS}, more is prefill")
     if N * T > MOST_ROWS:
         raise ValueError(f"q={q.shape}; allowed: N·T at most {MOST_ROWS}, or the state fills VMEM")
     if H % 8 or H > 256:

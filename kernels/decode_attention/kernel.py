@@ -156,11 +156,12 @@ def call(
 
     Args:
         num_blocks: int32 [B], blocks in use, if the layout is ragged.
-        table: int32 [B, pages] for pools of pages.
+        table: int32 [B, pages] for pools of pages; int32 [B], the row of k and v of each sequence;
+            or None: b is in row b.
         rows, keys: int32 [B, R, 1 or 2] and [B, 1 or 2, blocks·block], see `Scoring`.
         q: [B, K, R, H].
         slopes: float32 [K, R, 1], or None.
-        k, v: [B, K, S, H], or pools [P, K, page, H].
+        k, v: [rows, K, S, H], or pools [P, K, page, H].
 
     Returns:
         out [splits, B, K, R, H] in q's dtype (float32 if there are several splits), and
@@ -182,6 +183,8 @@ def call(
             block = at(b, s, j, scalars)
             if table is None:
                 return b, h, block, 0
+            if table.ndim == 1:
+                return scalars[-1][b], h, block, 0
             return scalars[-1][b, block * parts + part], h, 0, 0
 
         return pl.BlockSpec((None, n, layout.block // parts, H), index)
