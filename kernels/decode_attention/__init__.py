@@ -89,6 +89,7 @@ def decode_attention(
     """
     inputs.check_shapes(q, k.shape, v.shape, window, num_sinks)
     inputs.check_cache_dtype(k.dtype)
+    inputs.check_lengths(q, lengths)
     if k_rows is None and k.shape[0] != q.shape[0]:
         raise ValueError(f"k={k.shape}; allowed: q's B={q.shape[0]} sequences, or k_rows")
     scoring = Scoring(
@@ -130,6 +131,7 @@ def paged_decode_attention(
     """
     inputs.check_shapes(q, k.shape, v.shape, window, num_sinks)
     inputs.check_cache_dtype(k.dtype)
+    inputs.check_lengths(q, lengths)
     page = k.shape[2]
     if page % 16 or (LANES % page and page % LANES):
         raise ValueError(

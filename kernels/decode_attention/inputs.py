@@ -58,6 +58,16 @@ def check_cache_dtype(dtype: jnp.dtype) -> None:
         raise ValueError(f"k.dtype={dtype}; allowed: {names}")
 
 
+def check_lengths(q: jax.Array, lengths: jax.Array | None) -> None:
+    """Of q [B, N, T, H].
+
+    Raises:
+        ValueError: not one length a sequence.
+    """
+    if lengths is not None and lengths.shape != q.shape[:1]:
+        raise ValueError(f"lengths of shape {lengths.shape}; allowed: {q.shape[:1]}")
+
+
 def pack_rows(q: jax.Array, kv_heads: int) -> jax.Array:
     """[B, N, T, H] → [B, K, R, H]: a group's query heads one after the other, padded."""
     B, N, T, H = q.shape

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from kernels.decode_attention import inputs
@@ -54,7 +55,8 @@ def quantized_decode_attention(
 
     Args:
         q: bfloat16 or float32 [B, N, T, H], T <= 128, H 64, 128 or 256.
-        zones: any number, each of a multiple of 128 slots.
+        zones: any number, each of a multiple of 128 slots. If none has lengths the grid is static,
+            so that the compiler can state its cost.
         q_positions: int [B, T].
         scale: multiplies q·k.
         q_segment_ids: int [B, T], if the zones have segment ids.
@@ -87,6 +89,7 @@ def quantized_decode_attention(
         scoring,
         tuple(plans),
         splits,
+        _blocks_in_use(zones, plans, B),
         inputs.describe_rows(q_positions, q_segment_ids, N // K, R),
         rows,
         None if slopes is None else inputs.describe_slopes(slopes, K, T, R),
@@ -139,6 +142,7 @@ def _check(q: jax.Array, zone: Zone, window: int | None, num_sinks: int, segment
         )
     if q.shape[3] not in (64, 128, 256):
         raise ValueError(f"q={q.shape}; allowed: H 64, 128 or 256")
+    inputs.check_lengths(q, zone.lengths)
     if segments != (zone.segment_ids is not None):
         raise ValueError("segment ids; allowed: of the queries and of all zones, or none")
 
@@ -156,8 +160,19 @@ def _plan(zone: Zone, first: int, rows: int) -> Plan:
     return Plan(bits, *groups, block, tile, first, S // block)
 
 
+def _blocks_in_use(zones: Sequence[Zone], plans: Sequence[Plan], batch: int) -> jax.Array | None:
+    """int32 [zones, B], or None: all."""
+    if all(zone.lengths is None for zone in zones):
+        return None
+    found = []
+    for zone, plan in zip(zones, plans, strict=True):
+        lengths = jnp.full(batch, zone.num_slots) if zone.lengths is None else zone.lengths
+        found.append((lengths.astype(jnp.int32) + plan.block - 1) // plan.block)
+    return jnp.stack(found)
+
+
 def _arrays(zone: Zone) -> list[jax.Array]:
-    found = [inputs.describe_keys(zone.positions, zone.segment_ids, None, zone.num_slots)]
+    found = [inputs.describe_keys(zone.positions, zone.segment_ids, zone.lengths, zone.num_slots)]
     for x in (zone.keys, zone.values):
         found += [x.codes, x.affine] if isinstance(x, Quantized) else [x]
     return found

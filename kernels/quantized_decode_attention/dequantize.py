@@ -1,13 +1,16 @@
 """Scores and values of codes, without ever multiplying a key or a value by its scale.
 
-What comes from VMEM is x̃ = code + offset, so x̂ = scale·x̃ + low with low = minimum − offset·scale.
+What comes from VMEM is x̃ = code + offset, so x̂ = scale·x̃ + minimum − scale·offset.
 Keys: a channel's scale is the same over a group of tokens, so it goes into the query instead.
 
-    q·k̂ = Σ_h (q_h·scale_h)·k̃_h + Σ_h q_h·low_h          one query a group, [R, H] each
+    q·k̂ = Σ_h (q_h·scale_h)·k̃_h + Σ_h q_h·minimum_h − (q_h·scale_h)·offset
 
 Values: a token's scale is the same over a group of channels, so it goes into the weights instead.
 
-    out_h = Σ_t (p_t·scale_t)·ṽ_th + Σ_t p_t·low_t        one weight a group, [R, W] each
+    out_h = Σ_t (p_t·scale_t)·ṽ_th + Σ_t p_t·minimum_t − (p_t·scale_t)·offset
+
+There is one such query [R, H], or one such weight [R, W], a group. It is rounded for the matmul,
+and rounded it is multiplied by the offset too: so the offset, above all codes, adds no error.
 
 The groups' queries are more rows of one matmul with the codes; of its result, each group keeps its
 own columns.
@@ -38,7 +41,7 @@ def dots(q: jax.Array, words: jax.Array, affine: jax.Array, bits: int, group: in
         affine: int32 [W/group, H].
     """
     codes = load(words, bits).astype(q.dtype)
-    scale, low = _scale_and_low(affine, bits)
+    scale, minimum = scale_and_minimum(affine)
     wide = q.astype(jnp.float32)
     groups = LANES // group
     results = []
@@ -46,7 +49,8 @@ def dots(q: jax.Array, words: jax.Array, affine: jax.Array, bits: int, group: in
         queries, rest = [], []
         for g in range(chunk * groups, (chunk + 1) * groups):
             queries.append((wide * scale[g : g + 1]).astype(q.dtype))
-            rest.append((wide * low[g : g + 1]).sum(1, keepdims=True))
+            lost = queries[-1].astype(jnp.float32) * offset(bits)
+            rest.append((wide * minimum[g : g + 1] - lost).sum(1, keepdims=True))
         keys = codes[chunk * LANES : (chunk + 1) * LANES]
         stacked = dot(jnp.concatenate(queries), keys, NT)
         results.append(own_columns(split(stacked, groups), rest, group))
@@ -64,18 +68,14 @@ def weighed(
         affine: int32 [H/group, W].
     """
     codes = load(words, bits).astype(dtype)
-    scale, low = _scale_and_low(affine, bits)
+    scale, minimum = scale_and_minimum(affine)
     factors, rest = [], []
     for g in range(affine.shape[0]):
         factors.append((p * scale[g : g + 1]).astype(dtype))
-        rest.append(fold(p * low[g : g + 1]).sum(1, keepdims=True))
+        lost = factors[-1].astype(jnp.float32) * offset(bits)
+        rest.append(fold(p * minimum[g : g + 1] - lost).sum(1, keepdims=True))
     stacked = dot(jnp.concatenate(factors), codes, NN)
     return own_columns(split(stacked, len(factors)), rest, group)
-
-
-def _scale_and_low(affine: jax.Array, bits: int) -> tuple[jax.Array, jax.Array]:
-    scale, minimum = scale_and_minimum(affine)
-    return scale, minimum - offset(bits) * scale
 
 
 def split(x: jax.Array, count: int) -> list[jax.Array]:

@@ -9,6 +9,7 @@
 
 Which zone a step is in is known from its number. Each zone's arrays have their own place in the
 pipeline; outside of its steps a zone stays at its first or last block, which is not fetched again.
+If lengths are data, the last block is the last one in use.
 Rows, heads and the softmax are those of `kernels.decode_attention`.
 """
 
@@ -87,13 +88,19 @@ def _range(t: int, length: int) -> slice:
     return slice(t * length, (t + 1) * length)
 
 
-def body(scoring: Scoring, plans: Sequence[Plan], blocks_per_split: int, *all_refs: Any) -> None:
-    """Body of the grid step (sequence, split s, block j, head h)."""
-    refs = list(all_refs)
+def body(
+    scoring: Scoring,
+    plans: Sequence[Plan],
+    blocks_per_split: int,
+    num_scalars: int,
+    *all_refs: Any,
+) -> None:
+    """Body of the grid step (sequence b, split s, block j, head h)."""
+    used, refs = all_refs[:num_scalars], list(all_refs[num_scalars:])
     rows_ref, q_ref = refs[:2]
     slopes_ref = refs.pop(2) if scoring.alibi else None
     cached, (out_ref, lse_ref, top_ref, total_ref, acc_ref) = refs[2:-5], refs[-5:]
-    s, j, head = (pl.program_id(axis) for axis in (1, 2, 3))
+    b, s, j, head = (pl.program_id(axis) for axis in range(4))
     block = s * blocks_per_split + j
     top, total, acc = (ref.at[head] for ref in (top_ref, total_ref, acc_ref))
 
@@ -114,10 +121,11 @@ def body(scoring: Scoring, plans: Sequence[Plan], blocks_per_split: int, *all_re
             values = combine(p)
             acc[at] = acc[at] * wide(shrink, values.shape[1]) + values
 
-    for plan in plans:
+    for z, plan in enumerate(plans):
         arrays, cached = cached[: plan.num_arrays], cached[plan.num_arrays :]
+        count = used[0][z, b] if used else plan.count
 
-        @pl.when((plan.first <= block) & (block < plan.first + plan.count))
+        @pl.when((plan.first <= block) & (block < plan.first + count))
         def _(plan: Plan = plan, arrays: Any = arrays) -> None:
             for t in range(plan.block // plan.tile):
                 attend(plan, t, *arrays)
@@ -132,6 +140,7 @@ def call(
     scoring: Scoring,
     plans: Sequence[Plan],
     splits: int,
+    used: jax.Array | None,
     rows: jax.Array,
     q: jax.Array,
     slopes: jax.Array | None,
@@ -142,6 +151,7 @@ def call(
     """Attention within each split.
 
     Args:
+        used: int32 [zones, B], blocks in use of each; None: all.
         rows: int32 [B, R, 1 or 2], see `Scoring`.
         q: [B, K, R, H].
         slopes: float32 [K, R, 1], or None.
@@ -155,18 +165,21 @@ def call(
     B, K, R, H = q.shape
     blocks_per_split = -(-sum(plan.count for plan in plans) // splits)
 
-    def specs(plan: Plan) -> list[pl.BlockSpec]:
-        def at(s: Any, j: Any) -> Any:
-            return jnp.clip(s * blocks_per_split + j - plan.first, 0, plan.count - 1)
+    def specs(z: int, plan: Plan) -> list[pl.BlockSpec]:
+        def at(b: Any, s: Any, j: Any, scalars: Any) -> Any:
+            last = jnp.maximum(scalars[0][z, b], 1) - 1 if scalars else plan.count - 1
+            return jnp.clip(s * blocks_per_split + j - plan.first, 0, last)
 
         def down(rows: int) -> pl.BlockSpec:
-            return pl.BlockSpec((None, None, rows, H), lambda b, s, j, h: (b, h, at(s, j), 0))
+            shape = (None, None, rows, H)
+            return pl.BlockSpec(shape, lambda b, s, j, h, *p: (b, h, at(b, s, j, p), 0))
 
         def across(rows: int) -> pl.BlockSpec:
             shape = (None, None, rows, plan.block)
-            return pl.BlockSpec(shape, lambda b, s, j, h: (b, h, 0, at(s, j)))
+            return pl.BlockSpec(shape, lambda b, s, j, h, *p: (b, h, 0, at(b, s, j, p)))
 
-        keys = pl.BlockSpec((None, rows.shape[2], plan.block), lambda b, s, j, h: (b, 0, at(s, j)))
+        shape = (None, rows.shape[2], plan.block)
+        keys = pl.BlockSpec(shape, lambda b, s, j, h, *p: (b, 0, at(b, s, j, p)))
         if plan.bits is None:
             return [keys, down(plan.block), down(plan.block)]
         packed = down(rows_of_codes(plan.block, plan.bits))
@@ -188,16 +201,20 @@ def call(
         return pl.BlockSpec((None, None, K, R, width), lambda b, s, *_: (s, b, 0, 0, 0))
 
     dtype = q.dtype if splits == 1 else jnp.float32
+    scalars = [] if used is None else [used]
     out, lse = pl.pallas_call(
-        functools.partial(body, scoring, plans, blocks_per_split),
-        grid=(B, splits, blocks_per_split, K),
-        in_specs=in_specs + [spec for plan in plans for spec in specs(plan)],
-        out_specs=[result(H), result(LANES)],
+        functools.partial(body, scoring, plans, blocks_per_split, len(scalars)),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(scalars),
+            grid=(B, splits, blocks_per_split, K),
+            in_specs=in_specs + [spec for zp in enumerate(plans) for spec in specs(*zp)],
+            out_specs=[result(H), result(LANES)],
+            scratch_shapes=[pltpu.VMEM((K, R, width), jnp.float32) for width in (LANES, LANES, H)],
+        ),
         out_shape=[
             jax.ShapeDtypeStruct((splits, B, K, R, H), dtype),
             jax.ShapeDtypeStruct((splits, B, K, R, LANES), jnp.float32),
         ],
-        scratch_shapes=[pltpu.VMEM((K, R, width), jnp.float32) for width in (LANES, LANES, H)],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
             vmem_limit_bytes=VMEM_LIMIT,
@@ -205,5 +222,5 @@ def call(
         cost_estimate=cost,
         name="quantized_decode_attention",
         interpret=interpret,
-    )(*operands, *(x for zone in zones for x in zone))
+    )(*scalars, *operands, *(x for zone in zones for x in zone))
     return out, lse[..., 0]

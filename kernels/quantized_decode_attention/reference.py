@@ -25,13 +25,19 @@ def reference(
     def values(x: jax.Array | Quantized) -> jax.Array:
         return dequantize_values(x) if isinstance(x, Quantized) else x.astype(jnp.float32)
 
+    def positions(z: Zone) -> jax.Array:
+        """-1 also where a slot is not in use."""
+        if z.lengths is None:
+            return z.positions
+        return jnp.where(jnp.arange(z.num_slots)[None] < z.lengths[:, None], z.positions, -1)
+
     segments = [z.segment_ids for z in zones if z.segment_ids is not None]
     return attend(
         q,
         jnp.concatenate([keys(z.keys) for z in zones], 2),
         jnp.concatenate([values(z.values) for z in zones], 2),
         q_positions=q_positions,
-        k_positions=jnp.concatenate([z.positions for z in zones], 1),
+        k_positions=jnp.concatenate([positions(z) for z in zones], 1),
         k_segment_ids=jnp.concatenate(segments, 1) if segments else None,
         **options,
     )

@@ -1,5 +1,6 @@
 """Attention to quantized zones against its oracle, in TPU interpret mode."""
 
+import dataclasses
 import functools
 
 import hypothesis
@@ -11,16 +12,17 @@ import pytest
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 
 import kernels.quantized_decode_attention
+from kernels import kv_quantize
 from kernels.kv_quantize.reference import quantize_keys, quantize_values
 from kernels.quantized_decode_attention import Zone, quantized_decode_attention, reference
 from tests.kernels.aot import compiles, needs_libtpu
 from tests.kernels.interpret import INTERPRET, RACES, assert_close, random
 
 # float32: sums in another order, over codes + offset, up to 8 times as large as the numbers.
-# bfloat16: q·scale and p·scale are rounded to 8 bits, then multiplied by codes + offset; with 2
-# bits the offset is as large as the range, 3 times the numbers (other bits: less).
-TOLERANCE = {"float32": 3e-5, "bfloat16": 4e-2}
-STAIRCASE = ((None, 128), (8, 128), (4, 256), (2, 128))
+# bfloat16: q·scale and p·scale are rounded to 8 bits before they meet the codes, and so is the
+# result: 2**-8 of numbers of order 1; seldom all errors go one way.
+TOLERANCE = {"float32": 3e-5, "bfloat16": 1.5e-2}
+STAIRCASE = ((None, 128), (8, 128), (4, 128), (2, 128))
 
 
 def make(zones, seed=0, B=2, N=4, K=2, T=1, H=128, dtype="float32", group=(32, 64), segments=False):
@@ -52,14 +54,20 @@ def agree(q, zones, q_positions, **options):
     assert_close(actual, expected, TOLERANCE[str(q.dtype)])
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("zones", [((8, 128),), ((4, 128),), ((2, 128),)], ids=str)
-def test_precisions(zones, dtype):
-    agree(*make(zones, dtype=dtype))
-
-
-def test_a_staircase_has_one_softmax():
-    agree(*make(STAIRCASE, dtype="bfloat16", N=2, K=1))
+@pytest.mark.parametrize(
+    ("zones", "dtype", "heads"),
+    [
+        (STAIRCASE, "bfloat16", (1, 1)),
+        *(
+            pytest.param(zones, dtype, (4, 2), marks=pytest.mark.slow)
+            for zones in (STAIRCASE, ((8, 128),), ((4, 128),), ((2, 128),))
+            for dtype in ("float32", "bfloat16")
+        ),
+    ],
+    ids=str,
+)
+def test_precisions_have_one_softmax(zones, dtype, heads):
+    agree(*make(zones, dtype=dtype, B=1, N=heads[0], K=heads[1], group=(64, 64)))
 
 
 @pytest.mark.slow
@@ -68,34 +76,53 @@ def test_groups(group):
     agree(*make(((4, 256),), group=group))
 
 
+@pytest.mark.slow
 def test_heads_of_64_and_a_tree_of_queries():
     agree(*make(((4, 256), (None, 128)), H=64, N=6, T=5))
 
 
-def test_one_sequence_is_split():
-    agree(*make(((8, 128), (4, 128)), B=1))
-
-
-def test_several_blocks_of_several_tiles(monkeypatch):
+@pytest.mark.parametrize(
+    "zones",
+    [
+        ((2, 512),),
+        pytest.param(((4, 512), (8, 384), (None, 256)), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_blocks_past_the_lengths_are_not_read(zones, monkeypatch):
+    """Several blocks of several tiles; what is not in use is no number, were it looked at."""
     monkeypatch.setattr(kernels.quantized_decode_attention, "BLOCK_TOKENS", 256)
     monkeypatch.setattr(kernels.quantized_decode_attention, "MOST_SCORES", 1024)
-    agree(*make(((4, 512), (None, 256)), N=2))
+    q, zones, at = make(zones, N=2, K=1, H=64, group=(64, 64))
+    used = jnp.array([200, 0])
+    first = dataclasses.replace(zones[0], lengths=used)
+    expected = reference(q, [first, *zones[1:]], q_positions=at, scale=0.1)
+    nan = kv_quantize.layout.affine_from(jnp.asarray(jnp.nan), jnp.asarray(jnp.nan), 2)
+    keys = first.keys.affine.at[:, :, 256 // first.keys.group :].set(nan)
+    values = first.values.affine.at[..., 256:].set(nan)
+    first = dataclasses.replace(
+        first,
+        keys=dataclasses.replace(first.keys, affine=keys),
+        values=dataclasses.replace(first.values, affine=values),
+    )
+    run = functools.partial(quantized_decode_attention, scale=0.1, interpret=INTERPRET)
+    actual = jax.jit(run)(q, [first, *zones[1:]], q_positions=at)
+    assert_close(actual, expected, TOLERANCE["float32"])
 
 
-def test_window_sinks_softcap_alibi():
-    slopes = jnp.array([0.5, 0.25, 0.1, 0.01])
-    agree(*make(((4, 256), (None, 128))), window=300, num_sinks=4, softcap=3.0, slopes=slopes)
+def test_window_sinks_softcap_alibi_segments_and_empty_slots():
+    q, zones, at = make(((4, 256),), segments=True, B=1, N=2, K=1, T=2, H=64)
+    empty = zones[0].positions.at[:, 50:70].set(-1)
+    zones = [dataclasses.replace(zones[0], positions=empty)]
+    slopes = jnp.array([0.5, 0.01])
+    options = {"window": 100, "num_sinks": 4, "softcap": 3.0, "slopes": slopes}
+    agree(q, zones, at, **options, q_segment_ids=jnp.array([[1, 2]]))
 
 
-def test_empty_slots_and_segments():
-    q, zones, at = make(((4, 128), (8, 256)), segments=True, T=2)
-    positions = zones[1].positions.at[:, 50:70].set(-1)
-    zones[1] = Zone(zones[1].keys, zones[1].values, positions, zones[1].segment_ids)
-    agree(q, zones, at, q_segment_ids=jnp.array([[1, 2], [2, 1]]))
-
-
-def test_no_races():
-    q, zones, at = make(((None, 128), (4, 128)), B=1, N=1, K=1)
+def test_no_races(monkeypatch):
+    monkeypatch.setattr(kernels.quantized_decode_attention, "BLOCK_TOKENS", 128)
+    q, zones, at = make(((4, 256),), B=1, N=1, K=1, H=64)
+    zones = [dataclasses.replace(zones[0], lengths=jnp.array([100]))]
     quantized_decode_attention(q, zones, q_positions=at, scale=0.1, interpret=RACES)
     assert not interpret_pallas_call.races.races_found
 
@@ -109,6 +136,8 @@ def test_errors_name_what_is_allowed():
         attend(q, [Zone(zones[0].keys, zones[1].values, zones[0].positions)])
     with pytest.raises(ValueError, match="allowed: N a multiple of k's K=2"):
         attend(q[:, :3], zones)
+    with pytest.raises(ValueError, match=r"lengths of shape \(3,\); allowed: \(2,\)"):
+        attend(q, [dataclasses.replace(z, lengths=jnp.zeros(3)) for z in zones])
     with pytest.raises(ValueError, match="S a multiple of 128"):
         k = jnp.zeros((2, 2, 100, 128))
         attend(q, [Zone(k, k, zones[0].positions[:, :100])])
@@ -128,6 +157,9 @@ def test_anything(data):
         dtype=data.draw(st.sampled_from(["float32", "bfloat16"])),
         group=group,
     )
+    if data.draw(st.booleans()):
+        lengths = st.lists(st.integers(0, 400), min_size=len(q), max_size=len(q))
+        zones = [dataclasses.replace(z, lengths=jnp.array(data.draw(lengths))) for z in zones]
     agree(q, zones, at, window=data.draw(st.none() | st.integers(1, 500)))
 
 
