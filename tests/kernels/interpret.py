@@ -1,11 +1,14 @@
-"""How tests run kernels without a TPU: memory is NaN until written, copies land when waited for."""
+"""How tests run kernels without a TPU: memory is NaN until written, copies land when waited for.
+
+Where races are looked for two cores share the grid's parallel axes, as on v4, v5p and tpu7x.
+"""
 
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.pallas import tpu as pltpu
 
 INTERPRET = pltpu.InterpretParams(uninitialized_memory="nan", dma_execution_mode="on_wait")
-RACES = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
+RACES = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2, uninitialized_memory="nan")
 
 
 def random(rng, *shape, dtype=jnp.float32):

@@ -58,7 +58,7 @@ def test_kernel_and_oracle_agree_bit_for_bit(kind, bits, dtype, H, group):
     kernel, oracle, _ = KINDS[kind]
     x = random(np.random.default_rng(0), 1, 1, 256, H, dtype=jnp.dtype(dtype))
     run = jax.jit(functools.partial(kernel, bits=bits, group=group, interpret=INTERPRET))
-    actual, expected = run(x), oracle(x, bits, group)
+    actual, expected = run(x), jax.jit(oracle, static_argnums=(1, 2))(x, bits, group)
     assert actual.codes.dtype == expected.codes.dtype
     assert (actual.codes == expected.codes).all()
     assert (actual.affine == expected.affine).all()
@@ -96,7 +96,7 @@ def test_bytes():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_races(kind):
-    x = random(np.random.default_rng(0), 1, 1, 128, 128)
+    x = random(np.random.default_rng(0), 1, 2, 128, 128)
     KINDS[kind][0](x, bits=4, interpret=RACES)
     assert not interpret_pallas_call.races.races_found
 
@@ -117,6 +117,7 @@ def test_errors_name_what_is_allowed():
 
 
 @pytest.mark.slow
+@hypothesis.settings(max_examples=40, deadline=None)
 @hypothesis.given(
     st.sampled_from(BITS),
     st.sampled_from([16, 32, 64]),
