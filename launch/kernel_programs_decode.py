@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from kernels.decode_attention import decode_attention as attend_dense
 from kernels.decode_attention import paged_decode_attention as attend_paged
 from kernels.kv_quantize import Quantized, quantize_keys, quantize_values
+from kernels.kv_quantize.layout import rows_of_codes
 from kernels.quantized_decode_attention import Zone
 from kernels.quantized_decode_attention import quantized_decode_attention as attend_quantized
 from launch.kernel_peers import Program, struct
@@ -22,23 +23,36 @@ def decode_attention(
     capacity: int,
     heads: int,
     head_dim: int,
-    group: int = 1,
+    query_heads: int | None = None,
     queries: int = 1,
     dtype: str = "bfloat16",
+    ragged: bool = False,
 ) -> Program:
-    """kernels.decode_attention against a full dense cache of `heads` kv heads."""
+    """kernels.decode_attention against a dense cache of `heads` kv heads: full, or as full as
+    lengths say, which are data.
+    """
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
+    def attend(
+        q: jax.Array, k: jax.Array, v: jax.Array, i: jax.Array, j: jax.Array, *lengths: jax.Array
+    ) -> jax.Array:
+        used = lengths[0] if lengths else None
         scale = head_dim**-0.5
-        return attend_dense(q, k, v, q_positions=i, k_positions=j, scale=scale)[0]
+        return attend_dense(q, k, v, q_positions=i, k_positions=j, lengths=used, scale=scale)[0]
 
-    q = struct(mesh, batch, heads * group, queries, head_dim)
+    q = struct(mesh, batch, query_heads or heads, queries, head_dim)
     cache = struct(mesh, batch, heads, capacity, head_dim, dtype=jnp.dtype(dtype))
-    return attend, [q, cache, cache, *_positions(mesh, batch, queries, capacity)]
+    lengths = [struct(mesh, batch, dtype=jnp.int32)] if ragged else []
+    return attend, [q, cache, cache, *_positions(mesh, batch, queries, capacity), *lengths]
 
 
 def paged_decode(
-    mesh: Mesh, batch: int, capacity: int, heads: int, head_dim: int, page: int
+    mesh: Mesh,
+    batch: int,
+    capacity: int,
+    heads: int,
+    head_dim: int,
+    page: int,
+    query_heads: int | None = None,
 ) -> Program:
     """kernels.decode_attention against full pages."""
 
@@ -48,7 +62,7 @@ def paged_decode(
         scale = head_dim**-0.5
         return attend_paged(q, k, v, table, q_positions=i, k_positions=j, scale=scale)[0]
 
-    q = struct(mesh, batch, heads, 1, head_dim)
+    q = struct(mesh, batch, query_heads or heads, 1, head_dim)
     pool = struct(mesh, batch * capacity // page, heads, page, head_dim)
     table = struct(mesh, batch, capacity // page, dtype=jnp.int32)
     return attend, [q, pool, pool, table, *_positions(mesh, batch, 1, capacity)]
@@ -80,30 +94,29 @@ def quantized_decode_attention(
     head_dim: int,
     bits: int,
     group: int = 64,
+    query_heads: int | None = None,
     queries: int = 1,
+    ragged: bool = False,
 ) -> Program:
-    """kernels.quantized_decode_attention against a full cache of one precision."""
+    """kernels.quantized_decode_attention against a cache of one precision: full, or as full as
+    lengths say, which are data.
+    """
 
     def attend(q: jax.Array, *cache: jax.Array) -> jax.Array:
-        k, k_scales, v, v_scales, i, j = cache
+        k, k_scales, v, v_scales, i, j, *lengths = cache
         keys, values = Quantized(k, k_scales, bits, group), Quantized(v, v_scales, bits, group)
-        zones = [Zone(keys, values, j)]
-        return attend_quantized(q, zones, q_positions=i, scale=head_dim**-0.5)[0]
+        zone = Zone(keys, values, j, lengths=lengths[0] if lengths else None)
+        return attend_quantized(q, [zone], q_positions=i, scale=head_dim**-0.5)[0]
 
     def integers(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
-        return struct(mesh, batch, heads, *shape, dtype=dtype)
+        return struct(mesh, batch, *shape, dtype=dtype)
 
-    if bits == 8:
-        codes = integers(capacity, head_dim, dtype=jnp.int8)
-    else:
-        codes = integers(capacity * bits // 32, head_dim)
-    scales = integers(capacity // group, head_dim), integers(head_dim // group, capacity)
-    q = struct(mesh, batch, heads, queries, head_dim)
+    rows, dtype = rows_of_codes(capacity, bits), jnp.int8 if bits == 8 else jnp.int32
+    codes = integers(heads, rows, head_dim, dtype=dtype)
     return attend, [
-        q,
-        codes,
-        scales[0],
-        codes,
-        scales[1],
+        struct(mesh, batch, query_heads or heads, queries, head_dim),
+        *(codes, integers(heads, capacity // group, head_dim)),
+        *(codes, integers(heads, head_dim // group, capacity)),
         *_positions(mesh, batch, queries, capacity),
+        *([integers()] if ragged else []),
     ]

@@ -18,7 +18,7 @@ from kernels.decode_attention import (
     paged_decode_attention,
     reference,
 )
-from tests.kernels.aot import compiles, needs_libtpu
+from tests.kernels.aot import LIKE_8B, LIKE_70B, TOPOLOGIES, compiles, needs_libtpu
 from tests.kernels.interpret import INTERPRET, RACES, assert_close, random
 
 # float32: sums in another order. bfloat16: weights are rounded to 8 bits before they meet the
@@ -241,25 +241,32 @@ def test_anything(data):
 
 @pytest.mark.tpu_aot
 @needs_libtpu
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "v4:2x2x1", "tpu7x:2x2x1"])
+@pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize(
     "sizes",
     [
-        {"batch": 1, "capacity": 1 << 20},
-        {"batch": 8, "capacity": 32768, "group": 8, "queries": 16},
-        {"batch": 1, "capacity": 2000, "head_dim": 80, "group": 4, "queries": 128},
-        {"batch": 8, "capacity": 4096, "dtype": "float8_e4m3fn"},
+        {**LIKE_8B, "batch": 8, "capacity": 32768, "ragged": True},
+        {**LIKE_70B, "batch": 1, "capacity": 1 << 20},
+        {**LIKE_70B, "batch": 8, "capacity": 32768, "queries": 16},
+        {**LIKE_8B, "batch": 8, "capacity": 32768, "dtype": "float8_e4m3fn"},
+        {**LIKE_8B, "batch": 1, "capacity": 2000, "head_dim": 80, "queries": 128},
     ],
-    ids=["million", "tree", "odd", "float8"],
+    ids=["8B_32k_ragged", "70B_1M", "70B_32k_tree", "8B_32k_float8", "odd"],
 )
 def test_compiles(topology, sizes):
-    sizes = {"heads": 8, "head_dim": 128, **sizes}
     compiles("kernel_programs_decode:decode_attention", sizes, topology)
 
 
 @pytest.mark.tpu_aot
 @needs_libtpu
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "v4:2x2x1", "tpu7x:2x2x1"])
-def test_pages_compile(topology):
-    sizes = {"batch": 8, "capacity": 4096, "heads": 8, "head_dim": 128, "page": 64}
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {**LIKE_8B, "batch": 8, "capacity": 32768, "page": 64},
+        {**LIKE_70B, "batch": 1, "capacity": 1 << 20, "page": 128},
+    ],
+    ids=["8B_32k", "70B_1M"],
+)
+def test_pages_compile(topology, sizes):
     compiles("kernel_programs_decode:paged_decode", sizes, topology)

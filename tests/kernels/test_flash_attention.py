@@ -14,7 +14,7 @@ from kernels.flash_attention import flash_attention, reference
 from kernels.flash_attention.blocks import TABLE, Blocks, choose_blocks
 from kernels.flash_attention.pattern import Band
 from kernels.flash_attention.segments import block_bounds
-from tests.kernels.aot import compiles, needs_libtpu
+from tests.kernels.aot import TOPOLOGIES, compiles, needs_libtpu
 
 # float32 sums of up to 768 terms in another order; bfloat16 has 8 bits, and p is rounded to it.
 TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 2e-2}
@@ -202,7 +202,7 @@ def test_segment_ids_of_another_shape():
 
 @pytest.mark.tpu_aot
 @needs_libtpu
-@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+@pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize(("head_dim", "dtype"), [(128, "bfloat16"), (256, "float32")])
 def test_it_compiles_for_every_generation(topology, head_dim, dtype):
     """Several stretches of keys, grouped heads, backward too; the usual keys and the widest."""

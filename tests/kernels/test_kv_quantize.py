@@ -12,7 +12,7 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 
 from kernels import kv_quantize
 from kernels.kv_quantize import reference
-from tests.kernels.aot import compiles, needs_libtpu
+from tests.kernels.aot import TOPOLOGIES, compiles, needs_libtpu
 from tests.kernels.interpret import INTERPRET, RACES, random
 
 BITS = [8, 4, 2]
@@ -138,7 +138,7 @@ def test_anything(bits, group, kind, seed, size):
 
 @pytest.mark.tpu_aot
 @needs_libtpu
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "v4:2x2x1", "tpu7x:2x2x1"])
+@pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize("bits", BITS)
 def test_compiles(topology, bits):
     sizes = {"batch": 2, "tokens": 128, "heads": 8, "head_dim": 128, "bits": bits}

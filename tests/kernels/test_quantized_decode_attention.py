@@ -15,7 +15,7 @@ import kernels.quantized_decode_attention
 from kernels import kv_quantize
 from kernels.kv_quantize.reference import quantize_keys, quantize_values
 from kernels.quantized_decode_attention import Zone, quantized_decode_attention, reference
-from tests.kernels.aot import compiles, needs_libtpu
+from tests.kernels.aot import LIKE_8B, LIKE_70B, TOPOLOGIES, compiles, needs_libtpu
 from tests.kernels.interpret import INTERPRET, RACES, assert_close, random
 
 # float32: sums in another order, over codes + offset, up to 8 times as large as the numbers.
@@ -174,11 +174,16 @@ def test_anything(data):
 
 @pytest.mark.tpu_aot
 @needs_libtpu
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "v4:2x2x1", "tpu7x:2x2x1"])
+@pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize("bits", [8, 4, 2])
 @pytest.mark.parametrize(
-    "sizes", [{"batch": 1, "capacity": 1 << 20}, {"batch": 8, "capacity": 2048, "queries": 16}]
+    "sizes",
+    [
+        {**LIKE_8B, "batch": 8, "capacity": 32768, "ragged": True},
+        {**LIKE_70B, "batch": 1, "capacity": 1 << 20},
+        {**LIKE_70B, "batch": 8, "capacity": 2048, "queries": 16},
+    ],
+    ids=["8B_32k_ragged", "70B_1M", "70B_2k_tree"],
 )
 def test_compiles(topology, bits, sizes):
-    sizes = {"heads": 8, "head_dim": 128, "bits": bits, **sizes}
-    compiles("kernel_programs_decode:quantized_decode_attention", sizes, topology)
+    compiles("kernel_programs_decode:quantized_decode_attention", {**sizes, "bits": bits}, topology)
