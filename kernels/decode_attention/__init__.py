@@ -18,7 +18,7 @@ from jax.experimental import pallas as pl
 from kernels.decode_attention import inputs
 from kernels.decode_attention.inputs import MOST_ROWS, MOST_TOKENS
 from kernels.decode_attention.kernel import Layout, call
-from kernels.decode_attention.merge import merge
+from kernels.decode_attention.merge import merge, merge_splits
 from kernels.decode_attention.new_tokens import attend_new
 from kernels.decode_attention.reference import reference
 from kernels.decode_attention.scoring import Scoring
@@ -226,9 +226,5 @@ def _run(
         cost_estimate(q, k, v, k_positions.shape[1]),
         interpret,
     )
-    parts = [
-        (inputs.unpack_rows(o, N, T), inputs.unpack_rows(s, N, T))
-        for o, s in zip(out, lse, strict=True)
-    ]
-    out, lse = parts[0] if len(parts) == 1 else merge(parts)
+    out, lse = merge_splits(out, lse, N, T)
     return out.astype(q.dtype), lse

@@ -31,14 +31,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
+from kernels.decode_attention.call import call_kernel
 from kernels.decode_attention.scoring import Scoring
 from kernels.decode_attention.softmax import LANES, finish, start, weigh, wide
 
 NN = (((1,), (0,)), ((), ()))
 NT = (((1,), (1,)), ((), ()))
-VMEM_LIMIT = 48 << 20  # the most rows take 37; less than any chip but v4 has
 MOST_SCORES = 1 << 15  # of a tile: they fill 32 of the 64 vector registers
 
 
@@ -72,6 +71,13 @@ class Layout:
         """The last split may have fewer."""
         return -(-self.num_blocks // self.splits)
 
+    def held(self, b: Any, s: Any, j: Any, scalars: Any) -> Any:
+        """The block to hold at a step: an unused one is not fetched, its predecessor stays."""
+        block = s * self.blocks_per_split + j
+        if self.ragged:
+            return jnp.maximum(jnp.minimum(block, scalars[0][b] - 1), 0)
+        return jnp.minimum(block, self.num_blocks - 1) if self.splits > 1 else block
+
 
 def dot(a: jax.Array, b: jax.Array, dims: Any) -> jax.Array:
     """In float32 whatever the operands are; float32 operands are not rounded."""
@@ -91,9 +97,13 @@ def tiles(rows: int, keys: int) -> Iterator[tuple[slice, slice]]:
 def body(scoring: Scoring, layout: Layout, num_scalars: int, *all_refs: Any) -> None:
     """Body of the grid step (sequence b, split s, block j, heads h)."""
     scalars, refs = all_refs[:num_scalars], list(all_refs[num_scalars:])
-    rows_ref, keys_ref, q_ref = refs[:3]
-    slopes_ref = refs.pop(3) if scoring.alibi else None
-    cached, (out_ref, lse_ref, top_ref, total_ref, acc_ref) = refs[3:-5], refs[-5:]
+    rows_ref, q_ref = refs[:2]
+    slopes_ref = refs.pop(2) if scoring.alibi else None
+    keys_ref, cached, (out_ref, lse_ref, top_ref, total_ref, acc_ref) = (
+        refs[2],
+        refs[3:-5],
+        refs[-5:],
+    )
     k_refs, v_refs = cached[: layout.parts], cached[layout.parts :]
     b, s, j, h = (pl.program_id(axis) for axis in range(4))
     block = s * layout.blocks_per_split + j
@@ -167,20 +177,13 @@ def call(
         out [splits, B, K, R, H] in q's dtype (float32 if there are several splits), and
         lse float32 [splits, B, K, R].
     """
-    B, K, R, H = q.shape
+    K, H = q.shape[1], q.shape[3]
     n, parts = layout.heads, layout.parts
     scalars = [x for x in (num_blocks, table) if x is not None]
 
-    def at(b: Any, s: Any, j: Any, scalars: Any) -> Any:
-        """The block to hold at a step: an unused one is not fetched, its predecessor stays."""
-        block = s * layout.blocks_per_split + j
-        if layout.ragged:
-            return jnp.maximum(jnp.minimum(block, scalars[0][b] - 1), 0)
-        return jnp.minimum(block, layout.num_blocks - 1) if layout.splits > 1 else block
-
     def cached(part: int) -> pl.BlockSpec:
         def index(b: Any, s: Any, j: Any, h: Any, *scalars: Any) -> Any:
-            block = at(b, s, j, scalars)
+            block = layout.held(b, s, j, scalars)
             if table is None:
                 return b, h, block, 0
             if table.ndim == 1:
@@ -189,43 +192,17 @@ def call(
 
         return pl.BlockSpec((None, n, layout.block // parts, H), index)
 
-    in_specs = [
-        pl.BlockSpec((None, R, rows.shape[2]), lambda b, *_: (b, 0, 0)),
-        pl.BlockSpec(
-            (None, keys.shape[1], layout.block), lambda b, s, j, h, *p: (b, 0, at(b, s, j, p))
-        ),
-        pl.BlockSpec((None, K, R, H), lambda b, *_: (b, 0, 0, 0)),
-    ]
-    operands = [rows, keys, q]
-    if slopes is not None:
-        in_specs.append(pl.BlockSpec((K, R, 1), lambda *_: (0, 0, 0)))
-        operands.append(slopes)
-    in_specs += 2 * [cached(part) for part in range(parts)]
-    operands += parts * [k] + parts * [v]
-
-    def result(width: int) -> pl.BlockSpec:
-        return pl.BlockSpec((None, None, K, R, width), lambda b, s, *_: (s, b, 0, 0, 0))
-
-    dtype = q.dtype if layout.splits == 1 else jnp.float32
-    out, lse = pl.pallas_call(
+    shape = (None, keys.shape[1], layout.block)
+    described = pl.BlockSpec(shape, lambda b, s, j, h, *p: (b, 0, layout.held(b, s, j, p)))
+    return call_kernel(
         functools.partial(body, scoring, layout, len(scalars)),
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=len(scalars),
-            grid=(B, layout.splits, layout.blocks_per_split, K // n),
-            in_specs=in_specs,
-            out_specs=[result(H), result(LANES)],
-            scratch_shapes=[pltpu.VMEM((K, R, width), jnp.float32) for width in (LANES, LANES, H)],
-        ),
-        out_shape=[
-            jax.ShapeDtypeStruct((layout.splits, B, K, R, H), dtype),
-            jax.ShapeDtypeStruct((layout.splits, B, K, R, LANES), jnp.float32),
-        ],
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
-            vmem_limit_bytes=VMEM_LIMIT,
-        ),
-        cost_estimate=cost,
-        name="decode_attention",
-        interpret=interpret,
-    )(*scalars, *operands)
-    return out, lse[..., 0]
+        "decode_attention",
+        (layout.splits, layout.blocks_per_split, K // n),
+        scalars,
+        rows,
+        q,
+        slopes,
+        [(described, keys), *((cached(part), x) for x in (k, v) for part in range(parts))],
+        cost,
+        interpret,
+    )

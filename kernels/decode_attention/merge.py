@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from kernels.decode_attention.inputs import unpack_rows
+
 
 def merge(parts: Sequence[tuple[jax.Array, jax.Array]]) -> tuple[jax.Array, jax.Array]:
     """Attention over all keys from (out, lse) over disjoint parts of them.
@@ -28,3 +30,14 @@ def merge(parts: Sequence[tuple[jax.Array, jax.Array]]) -> tuple[jax.Array, jax.
     outs = jnp.stack([out.astype(jnp.float32) for out, _ in parts])
     out = (outs * (weights / total)[..., None]).sum(0)
     return out.astype(parts[0][0].dtype), (top + jnp.log(total))[0]
+
+
+def merge_splits(
+    out: jax.Array, lse: jax.Array, num_heads: int, length: int
+) -> tuple[jax.Array, jax.Array]:
+    """A kernel's [splits, B, K, R, H] and [splits, B, K, R] → [B, N, T, H] and [B, N, T]."""
+    parts = [
+        (unpack_rows(o, num_heads, length), unpack_rows(s, num_heads, length))
+        for o, s in zip(out, lse, strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else merge(parts)

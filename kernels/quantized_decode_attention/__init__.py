@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from kernels.decode_attention import inputs
-from kernels.decode_attention.merge import merge
+from kernels.decode_attention.merge import merge_splits
 from kernels.decode_attention.scoring import Scoring
 from kernels.decode_attention.softmax import LANES
 from kernels.kv_quantize.layout import BLOCK, Quantized
@@ -77,9 +77,7 @@ def quantized_decode_attention(
     K = _shape(zones[0].keys)[1]
     rows = inputs.pack_rows(q, K)
     R = rows.shape[2]
-    plans: list[Plan] = []
-    for zone in zones:
-        plans.append(_plan(zone, sum(plan.count for plan in plans), R))
+    plans = _plans(zones, R)
     scoring = Scoring(
         scale, softcap, window, num_sinks, q_segment_ids is not None, slopes is not None
     )
@@ -87,7 +85,7 @@ def quantized_decode_attention(
     splits = 2 if B % 2 and B < 8 and sum(plan.count for plan in plans) > 1 else 1
     out, lse = call(
         scoring,
-        tuple(plans),
+        plans,
         splits,
         _blocks_in_use(zones, plans, B),
         inputs.describe_rows(q_positions, q_segment_ids, N // K, R),
@@ -97,11 +95,7 @@ def quantized_decode_attention(
         cost_estimate(q, zones),
         interpret,
     )
-    parts = [
-        (inputs.unpack_rows(o, N, T), inputs.unpack_rows(s, N, T))
-        for o, s in zip(out, lse, strict=True)
-    ]
-    out, lse = parts[0] if len(parts) == 1 else merge(parts)
+    out, lse = merge_splits(out, lse, N, T)
     return out.astype(q.dtype), lse
 
 
@@ -145,6 +139,13 @@ def _check(q: jax.Array, zone: Zone, window: int | None, num_sinks: int, segment
     inputs.check_lengths(q, zone.lengths)
     if segments != (zone.segment_ids is not None):
         raise ValueError("segment ids; allowed: of the queries and of all zones, or none")
+
+
+def _plans(zones: Sequence[Zone], rows: int) -> tuple[Plan, ...]:
+    plans: list[Plan] = []
+    for zone in zones:
+        plans.append(_plan(zone, sum(plan.count for plan in plans), rows))
+    return tuple(plans)
 
 
 def _plan(zone: Zone, first: int, rows: int) -> Plan:

@@ -23,11 +23,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
-from kernels.decode_attention.kernel import NN, NT, VMEM_LIMIT, dot
+from kernels.decode_attention.call import call_kernel
+from kernels.decode_attention.kernel import NN, NT, dot
 from kernels.decode_attention.scoring import Scoring
-from kernels.decode_attention.softmax import LANES, finish, start, weigh, wide
+from kernels.decode_attention.softmax import finish, start, weigh, wide
 from kernels.kv_quantize.layout import rows_of_codes
 from kernels.quantized_decode_attention.dequantize import dots, weighed
 
@@ -136,6 +136,34 @@ def body(
         out_ref[head] = (acc[...] * factor).astype(out_ref.dtype)
 
 
+def specs(
+    z: int, plan: Plan, blocks_per_split: int, description: int, H: int
+) -> list[pl.BlockSpec]:
+    """Of the arrays of zone z, whose keys are described by one number or two."""
+
+    def at(b: Any, s: Any, j: Any, scalars: Any) -> Any:
+        last = jnp.maximum(scalars[0][z, b], 1) - 1 if scalars else plan.count - 1
+        return jnp.clip(s * blocks_per_split + j - plan.first, 0, last)
+
+    def down(rows: int) -> pl.BlockSpec:
+        shape = (None, None, rows, H)
+        return pl.BlockSpec(shape, lambda b, s, j, h, *p: (b, h, at(b, s, j, p), 0))
+
+    def across(rows: int) -> pl.BlockSpec:
+        shape = (None, None, rows, plan.block)
+        return pl.BlockSpec(shape, lambda b, s, j, h, *p: (b, h, 0, at(b, s, j, p)))
+
+    shape = (None, description, plan.block)
+    keys = pl.BlockSpec(shape, lambda b, s, j, h, *p: (b, 0, at(b, s, j, p)))
+    if plan.bits is None:
+        return [keys, down(plan.block), down(plan.block)]
+    packed = down(rows_of_codes(plan.block, plan.bits))
+    return [
+        *(keys, packed, down(plan.block // plan.key_group)),
+        *(packed, across(H // plan.value_group)),
+    ]
+
+
 def call(
     scoring: Scoring,
     plans: Sequence[Plan],
@@ -162,65 +190,26 @@ def call(
         out [splits, B, K, R, H] in q's dtype (float32 if there are several splits), and
         lse float32 [splits, B, K, R].
     """
-    B, K, R, H = q.shape
+    K, H = q.shape[1], q.shape[3]
     blocks_per_split = -(-sum(plan.count for plan in plans) // splits)
 
-    def specs(z: int, plan: Plan) -> list[pl.BlockSpec]:
-        def at(b: Any, s: Any, j: Any, scalars: Any) -> Any:
-            last = jnp.maximum(scalars[0][z, b], 1) - 1 if scalars else plan.count - 1
-            return jnp.clip(s * blocks_per_split + j - plan.first, 0, last)
-
-        def down(rows: int) -> pl.BlockSpec:
-            shape = (None, None, rows, H)
-            return pl.BlockSpec(shape, lambda b, s, j, h, *p: (b, h, at(b, s, j, p), 0))
-
-        def across(rows: int) -> pl.BlockSpec:
-            shape = (None, None, rows, plan.block)
-            return pl.BlockSpec(shape, lambda b, s, j, h, *p: (b, h, 0, at(b, s, j, p)))
-
-        shape = (None, rows.shape[2], plan.block)
-        keys = pl.BlockSpec(shape, lambda b, s, j, h, *p: (b, 0, at(b, s, j, p)))
-        if plan.bits is None:
-            return [keys, down(plan.block), down(plan.block)]
-        packed = down(rows_of_codes(plan.block, plan.bits))
-        return [
-            *(keys, packed, down(plan.block // plan.key_group)),
-            *(packed, across(H // plan.value_group)),
-        ]
-
-    in_specs = [
-        pl.BlockSpec((None, R, rows.shape[2]), lambda b, *_: (b, 0, 0)),
-        pl.BlockSpec((None, K, R, H), lambda b, *_: (b, 0, 0, 0)),
-    ]
-    operands = [rows, q]
-    if slopes is not None:
-        in_specs.append(pl.BlockSpec((K, R, 1), lambda *_: (0, 0, 0)))
-        operands.append(slopes)
-
-    def result(width: int) -> pl.BlockSpec:
-        return pl.BlockSpec((None, None, K, R, width), lambda b, s, *_: (s, b, 0, 0, 0))
-
-    dtype = q.dtype if splits == 1 else jnp.float32
     scalars = [] if used is None else [used]
-    out, lse = pl.pallas_call(
+    cached = [
+        (spec, array)
+        for z, (plan, arrays) in enumerate(zip(plans, zones, strict=True))
+        for spec, array in zip(
+            specs(z, plan, blocks_per_split, rows.shape[2], H), arrays, strict=True
+        )
+    ]
+    return call_kernel(
         functools.partial(body, scoring, plans, blocks_per_split, len(scalars)),
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=len(scalars),
-            grid=(B, splits, blocks_per_split, K),
-            in_specs=in_specs + [spec for zp in enumerate(plans) for spec in specs(*zp)],
-            out_specs=[result(H), result(LANES)],
-            scratch_shapes=[pltpu.VMEM((K, R, width), jnp.float32) for width in (LANES, LANES, H)],
-        ),
-        out_shape=[
-            jax.ShapeDtypeStruct((splits, B, K, R, H), dtype),
-            jax.ShapeDtypeStruct((splits, B, K, R, LANES), jnp.float32),
-        ],
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
-            vmem_limit_bytes=VMEM_LIMIT,
-        ),
-        cost_estimate=cost,
-        name="quantized_decode_attention",
-        interpret=interpret,
-    )(*scalars, *operands, *(x for zone in zones for x in zone))
-    return out, lse[..., 0]
+        "quantized_decode_attention",
+        (splits, blocks_per_split, K),
+        scalars,
+        rows,
+        q,
+        slopes,
+        cached,
+        cost,
+        interpret,
+    )
