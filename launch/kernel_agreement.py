@@ -19,8 +19,18 @@ from jax.experimental.pallas import tpu as pltpu
 from rich.console import Console
 from rich.table import Table
 
+from kernels import (
+    block_sampled_attention,
+    cross_entropy,
+    decode_attention,
+    kv_quantize,
+    quantized_decode_attention,
+)
 from kernels import flash_attention as flash
+from kernels.block_sampled_attention import reference as sampled_reference
+from kernels.cross_entropy import reference as entropy_reference
 from kernels.flash_attention import reference as flash_reference
+from kernels.kv_quantize import reference as quantize_reference
 
 # (kernel's results, the oracle's): pytrees of equal structure.
 Results = tuple[Any, Any]
@@ -93,10 +103,84 @@ def _lambda(dtype: str) -> Results:
     return with_gradients(kernel, oracle, q, k, -k, -q)
 
 
+def _sampled(dtype: str) -> Results:
+    q, k = normal(1, 2, 500, 64, dtype=dtype), normal(1, 1, 500, 64, dtype=dtype)
+    drawn = jnp.array([0, 2, 3], jnp.int32), jnp.array([0.0, 0.3, 0.1])
+    sample = block_sampled_attention.Sample(*drawn)
+
+    def of(function: Any) -> Any:
+        return lambda q, k, v: function(q, k, v, sample, scale=0.125, block=128, sink_blocks=1)
+
+    kernel = of(block_sampled_attention.block_sampled_attention)
+    return with_gradients(kernel, of(sampled_reference.block_sampled_attention), q, k, -k)
+
+
+def _cross_entropy(dtype: str) -> Results:
+    hidden, matrix = normal(24, 64, dtype=dtype), normal(64, 200, dtype=dtype)
+    targets = jnp.arange(24, dtype=jnp.int32)
+
+    def of(function: Any) -> Any:
+        def losses(hidden: jax.Array, matrix: jax.Array, bias: jax.Array) -> Any:
+            return function(hidden, matrix, bias, targets, vocab_axis=1, softcap=9.0)[:2]
+
+        return losses
+
+    kernel, oracle = of(cross_entropy.cross_entropy), of(entropy_reference.cross_entropy)
+    return with_gradients(kernel, oracle, hidden, matrix, normal(200))
+
+
+def _positions(slots: int, queries: int = 2) -> dict[str, jax.Array]:
+    """Of `queries` new tokens after a cache of two rows."""
+    return {
+        "q_positions": jnp.tile(jnp.arange(slots, slots + queries, dtype=jnp.int32), (2, 1)),
+        "k_positions": jnp.tile(jnp.arange(slots, dtype=jnp.int32), (2, 1)),
+    }
+
+
+def _decode(dtype: str) -> Results:
+    q, k = normal(2, 4, 2, 128, dtype=dtype), normal(2, 2, 256, 128, dtype=dtype)
+    options: dict[str, Any] = {
+        **_positions(256),
+        "scale": 0.1,
+        "lengths": jnp.array([200, 100], jnp.int32),
+    }
+    found = decode_attention.decode_attention(q, k, -k, **options)
+    return found, decode_attention.reference(q, k, -k, **options)
+
+
+def _quantize(dtype: str) -> Results:
+    """Codes, scales and minima, bit for bit."""
+    x = normal(1, 1, 256, 128, dtype=dtype)
+    kernels = kv_quantize.quantize_keys, kv_quantize.quantize_values
+    oracles = quantize_reference.quantize_keys, quantize_reference.quantize_values
+    found, wanted = ([f(x, bits=4, group=64) for f in side] for side in (kernels, oracles))
+    return found, wanted
+
+
+def _quantized_decode(dtype: str) -> Results:
+    q = normal(2, 2, 2, 128, dtype=dtype)
+    where = _positions(128)["k_positions"]
+    zones = []
+    for number, bits in enumerate((8, 4, 2)):
+        x = normal(2, 1, 128, 128, dtype=dtype)
+        k = quantize_reference.quantize_keys(x, bits, 64)
+        v = quantize_reference.quantize_values(-x, bits, 64)
+        zones.append(quantized_decode_attention.Zone(k, v, where + 128 * number))
+    zones.append(quantized_decode_attention.Zone(x, -x, where + 384))
+    options: dict[str, Any] = {"q_positions": _positions(512)["q_positions"], "scale": 0.1}
+    found = quantized_decode_attention.quantized_decode_attention(q, zones, **options)
+    return found, quantized_decode_attention.reference(q, zones, **options)
+
+
 AGREEMENTS = (
     Agreement("flash_attention", "causal, soft cap, gradients", _causal),
     Agreement("flash_attention", "packed, window, trained bias, gradients", _packed_bias),
     Agreement("flash_attention", "Λ: window, sinks, gradients", _lambda),
+    Agreement("block_sampled_attention", "drawn blocks, sinks, gradients", _sampled),
+    Agreement("cross_entropy", "bias, soft cap, gradients", _cross_entropy),
+    Agreement("decode_attention", "dense, ragged lengths, two new tokens", _decode),
+    Agreement("kv_quantize", "4 bits, keys and values", _quantize),
+    Agreement("quantized_decode_attention", "8, 4, 2 and 16 bits, one softmax", _quantized_decode),
 )
 
 

@@ -47,6 +47,8 @@ class Case:
 PEERS = "launch.kernel_peers"
 TRAINING = "launch.kernel_programs_training"
 FLASH = "launch.kernel_programs_attention:flash_attention"
+DECODE = "launch.kernel_programs_decode"
+CAPACITIES = (2048, 32768)
 HEADS, HEAD_DIM = 8, 128
 # (length, backward too); targets by the latter.
 ATTENTION = [(4096, False), (8192, False), (4096, True), (8192, True)]
@@ -190,20 +192,44 @@ def _cross_entropy() -> list[Case]:
 
 def _decode(peer: str, settings: Kwargs, lower_bound: bool) -> list[Case]:
     cases = []
-    for capacity in (2048, 32768):
-        sizes = {"batch": 8, "capacity": capacity, "heads": HEADS, "head_dim": HEAD_DIM}
+    for capacity in CAPACITIES:
+        sizes = _cache(capacity)
+        pages = {"page": settings["page"]} if "page" in settings else {}
         cases.append(
             Case(
                 name=f"{peer} {capacity}",
                 group=peer,
                 shape=f"bf16 cache [8, {HEADS}, {capacity}, {HEAD_DIM}]",
                 useful_flops=4.0 * 8 * HEADS * capacity * HEAD_DIM,
+                function=f"{DECODE}:{'paged_decode' if pages else 'decode_attention'}",
+                kwargs={**sizes, **pages},
                 peer=f"{PEERS}:{peer}",
                 peer_kwargs=({**sizes, **settings},),
                 peer_is_lower_bound=lower_bound,
             )
         )
     return cases
+
+
+def _quantized_decode(bits: int, target: float) -> Case:
+    """Against our own kernel on a bfloat16 cache."""
+    sizes = _cache(32768)
+    return Case(
+        name=f"quantized_decode {bits} bits",
+        group=f"quantized_decode {bits} bits",
+        shape=f"{bits}-bit cache [8, {HEADS}, 32768, {HEAD_DIM}], groups of 64",
+        useful_flops=4.0 * 8 * HEADS * 32768 * HEAD_DIM,
+        function=f"{DECODE}:quantized_decode_attention",
+        kwargs={**sizes, "bits": bits},
+        peer=f"{DECODE}:decode_attention",
+        peer_kwargs=(sizes,),
+        target=target,
+        scale="heads",
+    )
+
+
+def _cache(capacity: int) -> dict[str, int]:
+    return {"batch": 8, "capacity": capacity, "heads": HEADS, "head_dim": HEAD_DIM}
 
 
 CASES = (
@@ -216,6 +242,8 @@ CASES = (
     *_decode("plain_decode", {}, lower_bound=False),
     *_decode("paged_decode", {"page": 64, "pages": 8}, lower_bound=True),
     *_decode("ragged_paged_decode", {"page": 64, "pages": 8}, lower_bound=True),
+    _quantized_decode(8, target=0.55),
+    _quantized_decode(4, target=0.32),
 )
 
 

@@ -2,27 +2,57 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxlm.attention.inputs import AttentionInputs, AttentionSpec
+from jaxlm.attention.decode import attend_decode, unsupported
+from jaxlm.attention.inputs import AttentionInputs, AttentionSpec, CachedLayer
 from jaxlm.attention.reference import HIDDEN, scores, visible
+
+# Kept keys [B, S, K, H] → as they are met near and at the distance ceiling (or None).
+MeetKeys = Callable[[Array], tuple[Array, Array | None]]
 
 
 def attend_cached(
-    spec: AttentionSpec, new: AttentionInputs, cached: AttentionInputs
+    spec: AttentionSpec,
+    new: AttentionInputs,
+    cached: CachedLayer,
+    meet_keys: MeetKeys | None = None,
 ) -> Float[Array, "B T N H"]:
     """Attention of T new queries to [cache ‖ new tokens], in O(T·(S + T)) memory: T is small.
 
-    Keys and values of the cache are read where they lie: nothing is concatenated but scores.
+    On a TPU by the kernel for what it does, see `jaxlm.attention.decode.unsupported`.
 
     Args:
         spec: the static description.
         new: the new tokens attending to each other.
-        cached: the same queries attending to the cache, [batch, capacity, kv_heads, head_dim].
+        cached: the cache.
+        meet_keys: how the cache's keys are met; None: as they are kept.
 
     Returns:
         [batch, length, heads, head_dim] in q's dtype.
+    """
+    if meet_keys is None and unsupported(spec, new) is None:
+        return attend_decode(spec, new, cached)
+    # XLA folds the exchange of axes into the products.
+    k, v = (
+        jax.lax.dynamic_index_in_dim(a, cached.layer, keepdims=False).swapaxes(1, 2)
+        for a in (cached.keys, cached.values)
+    )
+    k, k_far = (k, None) if meet_keys is None else meet_keys(k)
+    where = {"k_positions": cached.positions, "k_segment_ids": cached.segment_ids}
+    return attend_materialized(spec, new, dataclasses.replace(new, k=k, v=v, k_far=k_far, **where))
+
+
+def attend_materialized(
+    spec: AttentionSpec, new: AttentionInputs, cached: AttentionInputs
+) -> Float[Array, "B T N H"]:
+    """The form for every device: keys and values of the cache are read where they lie, nothing is
+    concatenated but scores.
     """
     B, T, N, H = new.q.shape
     K, S = new.k.shape[2], cached.k.shape[1]

@@ -6,15 +6,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxlm.attention.blockwise_tiles import FARTHEST
 from jaxlm.attention.inputs import AttentionInputs, AttentionSpec
 from jaxlm.attention.mask import AttentionMask, Interval
-from jaxlm.sharding.mesh import dividing_axes
+from jaxlm.attention.on_mesh import Axes, on_mesh
 from kernels.chip import target_chip
 from kernels.flash_attention import DTYPES, HEAD_DIMS, SHORTEST_WINDOW, Sinks, flash_attention
+
+# Of what is no array [batch, heads, length, …]: a bias is cut with its heads.
+AXES: dict[str, Axes] = {
+    "segment_ids": ("batch",),
+    "positions": ("batch",),
+    "bias": ("kv_heads",),
+    "far_bias": ("kv_heads",),
+}
 
 
 class Pattern(NamedTuple):
@@ -107,7 +114,8 @@ def attend_flash(
     assert pattern is not None
     arrays = _arrays(spec, x, pattern)
 
-    def kernel(a: dict[str, Any]) -> tuple[Array, Array]:
+    def kernel(*values: Array | None) -> tuple[Array, Array]:
+        a: dict[str, Any] = dict(zip(arrays, values, strict=True))
         sinks = None
         if pattern.num_sinks:
             sinks = Sinks(pattern.num_sinks, a["q_far"], a["k_far"], a.get("far_bias"))
@@ -128,7 +136,10 @@ def attend_flash(
             chip=chip,
         )
 
-    out, lse = _on_mesh(kernel, arrays)(arrays)
+    B, K = arrays["k"].shape[:2]
+    cut = [AXES.get(name, ("batch", "kv_heads")) for name in arrays]
+    run = on_mesh(kernel, {"batch": B, "kv_heads": K}, cut, [("batch", "kv_heads")] * 2)
+    out, lse = run(*arrays.values())
     if x.sink_logits is not None:
         sink = x.sink_logits.astype(jnp.float32)[None, :, None]
         whole = jnp.logaddexp(lse, sink)
@@ -160,24 +171,3 @@ def _bias(spec: AttentionSpec, x: AttentionInputs, distance: Array) -> Float[Arr
     score = jax.vmap(spec.score, in_axes=(0, None, None, None))
     zeros = jnp.zeros((1, distance.size), jnp.float32)
     return score(x.head_parameters, zeros, distance[None], jnp.zeros((1, 1), jnp.int32))[:, 0]
-
-
-def _on_mesh(kernel: Any, arrays: dict[str, Any]) -> Any:
-    """The kernel for each device's rows and heads: XLA can't cut a kernel by itself. What does not
-    divide evenly, as the one row of a prompt, is the work of each device.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return kernel
-
-    B, K = arrays["k"].shape[:2]
-    batch, heads = dividing_axes(mesh, "batch", B), dividing_axes(mesh, "kv_heads", K)
-    whole, rows = PartitionSpec(batch, heads), PartitionSpec(batch)
-    specs = dict.fromkeys(arrays, whole) | dict.fromkeys(("segment_ids", "positions"), rows)
-    specs |= dict.fromkeys(("bias", "far_bias"), PartitionSpec(heads))
-    return jax.shard_map(
-        kernel,
-        in_specs=({name: specs[name] for name in arrays},),
-        out_specs=(whole, whole),
-        check_vma=False,  # pallas_call does not say along which axes its results vary
-    )

@@ -74,3 +74,25 @@ class AttentionInputs:
     q_far: Float[Array, "B T N H"] | None = None
     k_far: Float[Array, "B S K H"] | None = None
     sink_logits: Float[Array, "N"] | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CachedLayer:
+    """What a KV cache holds of one layer. L layers, B batch, K kv heads, S slots, H head dim.
+
+    All layers come with it: a kernel then reads its own where it lies, while a layer that is cut
+    out must be copied for it.
+
+    Attributes:
+        keys, values: as the cache keeps them.
+        layer: which one.
+        positions: of the token in each slot.
+        segment_ids: 0 where a slot is empty or holds padding.
+    """
+
+    keys: Float[Array, "L B K S H"]
+    values: Float[Array, "L B K S H"]
+    layer: Int[Array, ""]
+    positions: Int[Array, "B S"]
+    segment_ids: Int[Array, "B S"]

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from jaxlm.attention import mask as masks
 from jaxlm.attention.attend import attend
 from jaxlm.attention.cached import attend_cached
-from jaxlm.attention.inputs import AttentionInputs, AttentionSpec
+from jaxlm.attention.inputs import AttentionInputs, AttentionSpec, CachedLayer
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.norms import Norm
 from jaxlm.model.projection import Projection
@@ -72,10 +72,11 @@ class Attention(nn.Module):
         x: Float[Array, "B T D"],
         tokens: Tokens,
         head_parameters: Any,
-        cached: tuple[Array, Array, Tokens] | None,
+        cached: CachedLayer | None,
+        cached_rotation: Rotation | None,
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
-        """Attends to these tokens and, before them, to `cached` = (k, v, their Tokens), k and v
-        [batch, kv_heads, capacity, head_dim] as the cache keeps them.
+        """Attends to these tokens and, before them, to `cached`, whose keys are turned by
+        `cached_rotation` where the cache keeps them unrotated.
 
         Returns:
             The output, and the new tokens' keys and values [batch, length, kv_heads, head_dim] as a
@@ -101,7 +102,11 @@ class Attention(nn.Module):
         if cached is None:
             y, _ = attend(spec, inputs, a.implementation)
         else:
-            y = attend_cached(spec, inputs, self._cached_inputs(inputs, cached))
+
+            def meet(k: Array) -> tuple[Array, Array | None]:
+                return encoding.rotate_keys(k, cached_rotation), encoding.far_keys(k)
+
+            y = attend_cached(spec, inputs, cached, meet if encoding.caches_unrotated else None)
         project = Projection(
             (a.num_heads, c.head_dim),
             (c.d_model,),
@@ -149,17 +154,3 @@ class Attention(nn.Module):
         zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("heads",))
         sinks = self.param("sink_logits", zeros, (a.num_heads,), self.config.param_dtype)
         return sinks.astype(jnp.float32)
-
-    def _cached_inputs(self, inputs, cached):
-        """The same queries against the cache's keys and values."""
-        k, v, where = cached
-        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)  # XLA folds this into the products
-        encoding = self.config.encoding
-        return dataclasses.replace(
-            inputs,
-            k=encoding.rotate_keys(k, where.rotation) if encoding.caches_unrotated else k,
-            v=v,
-            k_positions=where.positions,
-            k_segment_ids=where.segment_ids,
-            k_far=encoding.far_keys(k),
-        )

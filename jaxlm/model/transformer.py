@@ -14,13 +14,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxlm import positions as position_encodings
+from jaxlm.attention.inputs import CachedLayer
 from jaxlm.caches.dense import DenseCache
 from jaxlm.model.attention import Attention, Tokens
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.feed_forward import FeedForward
 from jaxlm.model.moe import MixtureOfExperts
 from jaxlm.model.norms import Norm
-from jaxlm.positions import PositionEncoding
+from jaxlm.positions import PositionEncoding, Rotation
 from jaxlm.positions.document_lengths import document_lengths
 from jaxlm.positions.lm_infinite import LMInfinite
 
@@ -38,7 +39,12 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], tokens: Tokens, head_parameters: Any, cached: Any
+        self,
+        x: Float[Array, "B T D"],
+        tokens: Tokens,
+        head_parameters: Any,
+        cached: CachedLayer | None,
+        cached_rotation: Rotation | None,
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
         """The layer's output and its new keys and values."""
         c = self.config
@@ -50,7 +56,7 @@ class Block(nn.Module):
         def attention(y: Array) -> Array:
             nonlocal kv
             layer = Attention(c, self.kind, name="attention")
-            y, kv = layer(y, tokens, head_parameters, cached)
+            y, kv = layer(y, tokens, head_parameters, cached, cached_rotation)
             return y
 
         def feed_forward(y: Array) -> Array:
@@ -89,8 +95,10 @@ class Period(nn.Module):
     scanned: bool
 
     @nn.compact
-    def __call__(self, x, tokens, head_parameters, where, layer_caches):
-        """Runs the blocks in turn; their caches and new keys and values are stacked on axis 0."""
+    def __call__(self, x, tokens, head_parameters, cache, cached_rotation, layers):
+        """Runs the blocks in turn, which are `layers` of the model; their new keys and values are
+        stacked on axis 0.
+        """
         block = Block
         if self.config.numerics.remat != "none":
             policy = REMAT_POLICIES[self.config.numerics.remat]
@@ -99,11 +107,11 @@ class Period(nn.Module):
         new = []
         for i, kind in enumerate(self.kinds):
             cached = None
-            if layer_caches is not None:
-                keys, values = jax.tree.map(lambda a, i=i: a[i], layer_caches)
-                cached = (keys, values, where)
+            if cache is not None:
+                keys, values = cache.view()
+                cached = CachedLayer(keys, values, layers[i], cache.positions, cache.segment_ids)
             layer = block(self.config, kind, name=f"block_{i}")
-            x, kv = layer(x, tokens, head_parameters, cached)
+            x, kv = layer(x, tokens, head_parameters, cached, cached_rotation)
             new.append(kv)
         return x, jax.tree.map(lambda *a: jnp.stack(a), *new)
 
@@ -156,7 +164,7 @@ class Transformer(nn.Module):
                 Period,
                 variable_axes={"params": 0, "losses": 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
+                in_axes=(*(nn.broadcast,) * 4, 0),
                 length=self.rounds,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )(c, pattern, True)
@@ -230,40 +238,30 @@ class Transformer(nn.Module):
         position = self.position()
         x = encoding.embed(position, x, positions)
         x = self.dropout(x, deterministic=not self.has_rng("dropout"))
-        where = None
+        cached_rotation = None
         if cache is None:
             lengths = document_lengths(positions, segment_ids)
         else:  # one document a row: the newest tokens tell how long it is by now
             lengths = positions.max(-1, keepdims=True) + 1
-            where = Tokens(
-                cache.positions,
-                cache.segment_ids,
-                encoding.rotation(cache.positions, lengths, c.head_dim)
-                if encoding.caches_unrotated
-                else None,
-                contiguous=False,
-            )
+            if encoding.caches_unrotated:
+                cached_rotation = encoding.rotation(cache.positions, lengths, c.head_dim)
         rotation = encoding.rotation(positions, lengths, c.head_dim)
         now = Tokens(positions, segment_ids, rotation, contiguous)
         heads = encoding.head_parameters(position, c.attention.num_heads)
-        x, kv = self._run_layers(x, (now, heads, where), cache)
+        x, kv = self._run_layers(x, (now, heads, cache, cached_rotation))
         return self.final_norm(x), kv if return_kv else None
 
-    def _run_layers(self, x, shared, cache):
+    def _run_layers(self, x, shared):
         """The scanned repetitions of the layer pattern, then what is left of one."""
-        caches = None if cache is None else cache.view()
         period = len(self.config.attention.layer_pattern)
         count = self.rounds * period
+        layers = jnp.arange(self.config.num_layers)
         new = []
         if self.rounds:
-            part = jax.tree.map(
-                lambda a: a[:count].reshape(self.rounds, period, *a.shape[1:]), caches
-            )
-            x, kv = self.layers(x, *shared, part)
+            x, kv = self.layers(x, *shared, layers[:count].reshape(self.rounds, period))
             new.append(jax.tree.map(lambda a: a.reshape(count, *a.shape[2:]), kv))
         if count < self.config.num_layers:
-            part = jax.tree.map(lambda a: a[count:], caches)
-            x, kv = self.last_layers(x, *shared, part)
+            x, kv = self.last_layers(x, *shared, layers[count:])
             new.append(kv)
         return x, jax.tree.map(lambda *a: jnp.concatenate(a) if len(a) > 1 else a[0], *new)
 

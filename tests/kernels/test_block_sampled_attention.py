@@ -1,9 +1,6 @@
 """The block-sampled attention kernels in TPU interpret mode against a mask over all pairs."""
 
 import functools
-import importlib.util
-import tempfile
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +19,7 @@ from kernels.block_sampled_attention import (
 )
 from kernels.flash_attention import flash_attention
 from kernels.flash_attention.blocks import Blocks
-from launch.aot.process import run_child
+from tests.kernels.aot import TOPOLOGIES, compiles, needs_libtpu
 
 # float32 sums of up to 640 terms in another order; bfloat16 has 8 bits, and p is rounded to it.
 TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 2e-2}
@@ -206,14 +203,12 @@ def test_unsupported(changes, message):
 
 
 @pytest.mark.tpu_aot
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")
-@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+@needs_libtpu
+@pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize(("head_dim", "dtype"), [(128, "bfloat16"), (256, "float32")])
 def test_it_compiles_for_every_generation(topology, head_dim, dtype):
     """Forward and backward, grouped heads; the usual keys and the widest."""
     sizes = {"length": 32768, "heads": 2, "kv_heads": 1, "head_dim": head_dim, "dtype": dtype}
-    request = {"topology": topology, "kwargs": {**sizes, "backward": True}}
-    request["function"] = "launch.kernel_programs_attention:block_sampled_attention"
-    with tempfile.TemporaryDirectory() as folder:
-        found = run_child(request, Path(folder), [], timeout=600)
-    assert "error" not in found, found
+    compiles(
+        "kernel_programs_attention:block_sampled_attention", {**sizes, "backward": True}, topology
+    )

@@ -1,9 +1,6 @@
 """The cross entropy kernel in TPU interpret mode against all logits at once."""
 
 import functools
-import importlib.util
-import tempfile
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +10,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from kernels.cross_entropy import Blocks, cross_entropy, reference
 from kernels.cross_entropy.blocks import VMEM_BYTES, choose_blocks
-from launch.aot.process import run_child
+from tests.kernels.aot import TOPOLOGIES, compiles, needs_libtpu
 
 MODE = pltpu.InterpretParams(uninitialized_memory="nan", dma_execution_mode="on_wait")
 SMALL = Blocks(16, 128, 8)
@@ -138,13 +135,9 @@ def test_states_that_are_too_wide():
 
 
 @pytest.mark.tpu_aot
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")
-@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+@needs_libtpu
+@pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize("backward", [False, True])
 def test_it_compiles_for_every_generation(topology, backward):
     sizes = {"tokens": 8192, "width": 4096, "vocab_blocks": 250.5, "backward": backward}
-    request = {"topology": topology, "kwargs": sizes}
-    request["function"] = "launch.kernel_programs_training:cross_entropy"
-    with tempfile.TemporaryDirectory() as folder:
-        found = run_child(request, Path(folder), [], timeout=600)
-    assert "error" not in found, found
+    compiles("kernel_programs_training:cross_entropy", sizes, topology)

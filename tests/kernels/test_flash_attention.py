@@ -1,9 +1,6 @@
 """The flash attention kernels in TPU interpret mode against attention as it is written on paper."""
 
-import importlib.util
 import re
-import tempfile
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +15,7 @@ from kernels.flash_attention.blocks import TABLE, Blocks, choose_blocks
 from kernels.flash_attention.pattern import Band
 from kernels.flash_attention.segments import block_bounds, count_up
 from kernels.flash_attention.sinks import NOWHERE, find_sinks
-from launch.aot.process import run_child
+from tests.kernels.aot import TOPOLOGIES, compiles, needs_libtpu
 
 # float32 sums of up to 768 terms in another order; bfloat16 has 8 bits, and p is rounded to it.
 TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 2e-2}
@@ -332,18 +329,11 @@ def test_segment_ids_of_another_shape():
 
 
 @pytest.mark.tpu_aot
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")
-@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+@needs_libtpu
+@pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize(("head_dim", "dtype"), [(128, "bfloat16"), (256, "float32")])
 def test_it_compiles_for_every_generation(topology, head_dim, dtype):
     """Several stretches of keys, grouped heads, backward too; the usual keys and the widest."""
     sizes = {"length": 12288, "heads": 2, "kv_heads": 1, "head_dim": head_dim, "dtype": dtype}
     sizes["backward"] = True
-    found = compile_only("launch.kernel_programs_attention:flash_attention", sizes, topology)
-    assert "error" not in found, found
-
-
-def compile_only(function, kwargs, topology):
-    request = {"topology": topology, "function": function, "kwargs": kwargs}
-    with tempfile.TemporaryDirectory() as folder:
-        return run_child(request, Path(folder), [], timeout=600)
+    compiles("kernel_programs_attention:flash_attention", sizes, topology)

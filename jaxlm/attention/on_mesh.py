@@ -1,0 +1,45 @@
+"""A kernel on a mesh: each device calls it for its rows and its heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+
+from jaxlm.sharding.mesh import dividing_axes
+
+Axes = tuple[str | None, ...]  # logical names of an array's first axes
+
+
+def on_mesh(
+    kernel: Callable[..., Any],
+    sizes: Mapping[str, int],
+    inputs: Sequence[Axes],
+    outputs: Sequence[Axes],
+) -> Callable[..., Any]:
+    """The kernel for each device of the mesh that `jax.set_mesh` has set: XLA can't cut a kernel by
+    itself. What does not divide evenly, as the one row of a prompt, is the work of each device.
+
+    Args:
+        kernel: of positional arrays, or None in the place of one, to a tuple of arrays.
+        sizes: of the logical axes that occur, see `jaxlm.sharding.mesh.RULES`.
+        inputs, outputs: of each array.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return kernel
+
+    def place(logical: str | None) -> tuple[str, ...]:
+        return () if logical is None else dividing_axes(mesh, logical, sizes[logical])
+
+    def specs(arrays: Sequence[Axes]) -> tuple[PartitionSpec, ...]:
+        return tuple(PartitionSpec(*map(place, axes)) for axes in arrays)
+
+    return jax.shard_map(
+        kernel,
+        in_specs=specs(inputs),
+        out_specs=specs(outputs),
+        check_vma=False,  # pallas_call does not say along which axes its results vary
+    )

@@ -1,0 +1,208 @@
+"""A few queries a sequence against a long cache: keys and values stream through VMEM once.
+
+    grid (sequence, split, block of keys, kv heads)
+
+    rows of one matmul          blocks of keys of one kv head
+    ┌────────────────────┐     ┌──────────┬──────────┬──────────┬──────────┐
+    │ G query heads × T  │  ×  │ computed │ fetched  │          │          │
+    └────────────────────┘     └──────────┴──────────┴──────────┴──────────┘
+                                └───── split 0 ─────┘ └───── split 1 ─────┘
+
+The time is that of reading the cache from HBM. So K and V are never repeated: the query heads of a
+group and its T tokens are rows of one matmul. A block is one stretch of memory, as long as a copy
+needs to be to run at full speed. Heads are the innermost axis, each with a softmax of its own in
+VMEM, so that the positions of a block are fetched once for all of them. A split has its own
+softmax too, merged by log-sum-exp: two cores then have work when there are few sequences.
+
+Pages are blocks like any other: the page table, prefetched as scalars, says where each lies. A page
+holds all heads, so a step takes several of them; and several small pages: the pool is then passed
+several times, each with its own place in the table, and the pipeline fetches them at once.
+
+Letters: B sequences, K kv heads, R rows (G·T, padded), S key slots, H head dim.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from kernels.decode_attention.call import call_kernel
+from kernels.decode_attention.scoring import Scoring
+from kernels.decode_attention.softmax import LANES, finish, start, weigh, wide
+
+NN = (((1,), (0,)), ((), ()))
+NT = (((1,), (1,)), ((), ()))
+MOST_SCORES = 1 << 15  # of a tile: they fill 32 of the 64 vector registers
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a cache is cut.
+
+    Attributes:
+        num_slots: S.
+        block: keys of a grid step.
+        parts: arrays that make a block, 1 or the pages in it.
+        heads: kv heads of a grid step; more than one only if they lie side by side.
+        splits: independent ranges of blocks.
+        ragged: whether the blocks in use are data.
+    """
+
+    num_slots: int
+    block: int
+    parts: int
+    heads: int
+    splits: int
+    ragged: bool
+
+    @property
+    def num_blocks(self) -> int:
+        """Of all splits."""
+        return -(-self.num_slots // self.block)
+
+    @property
+    def blocks_per_split(self) -> int:
+        """The last split may have fewer."""
+        return -(-self.num_blocks // self.splits)
+
+    def held(self, b: Any, s: Any, j: Any, scalars: Any) -> Any:
+        """The block to hold at a step: an unused one is not fetched, its predecessor stays."""
+        block = s * self.blocks_per_split + j
+        if self.ragged:
+            return jnp.maximum(jnp.minimum(block, scalars[0][b] - 1), 0)
+        return jnp.minimum(block, self.num_blocks - 1) if self.splits > 1 else block
+
+
+def dot(a: jax.Array, b: jax.Array, dims: Any) -> jax.Array:
+    """In float32 whatever the operands are; float32 operands are not rounded."""
+    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    return jax.lax.dot_general(a, b, dims, precision, preferred_element_type=jnp.float32)
+
+
+def tiles(rows: int, keys: int) -> Iterator[tuple[slice, slice]]:
+    """Pieces of a block's scores, small enough to live in registers."""
+    tile_rows = min(rows, 128)
+    tile_keys = min(keys, max(LANES, MOST_SCORES // tile_rows // LANES * LANES))
+    for row in range(0, rows, tile_rows):
+        for key in range(0, keys, tile_keys):
+            yield slice(row, min(row + tile_rows, rows)), slice(key, min(key + tile_keys, keys))
+
+
+def body(scoring: Scoring, layout: Layout, num_scalars: int, *all_refs: Any) -> None:
+    """Body of the grid step (sequence b, split s, block j, heads h)."""
+    scalars, refs = all_refs[:num_scalars], list(all_refs[num_scalars:])
+    rows_ref, q_ref = refs[:2]
+    slopes_ref = refs.pop(2) if scoring.alibi else None
+    keys_ref, cached, (out_ref, lse_ref, top_ref, total_ref, acc_ref) = (
+        refs[2],
+        refs[3:-5],
+        refs[-5:],
+    )
+    k_refs, v_refs = cached[: layout.parts], cached[layout.parts :]
+    b, s, j, h = (pl.program_id(axis) for axis in range(4))
+    block = s * layout.blocks_per_split + j
+    heads = [(i, h * layout.heads + i) for i in range(layout.heads)]
+
+    @pl.when(j == 0)
+    def _() -> None:
+        for _, head in heads:
+            start(top_ref.at[head], total_ref.at[head])
+            acc_ref[head] = jnp.zeros(acc_ref.shape[1:], jnp.float32)
+
+    def attend(i: int, head: Any) -> None:
+        k = jnp.concatenate([part[i] for part in k_refs]).astype(q_ref.dtype)
+        v = jnp.concatenate([part[i] for part in v_refs]).astype(q_ref.dtype)
+        if layout.num_slots % layout.block:
+            # What lies past the array is not a number, perhaps, and zero times that isn't zero.
+            slot = jax.lax.broadcasted_iota(jnp.int32, v.shape, 0) + block * layout.block
+            v = jnp.where(slot < layout.num_slots, v, jnp.zeros_like(v))
+        for at, keys in tiles(q_ref.shape[1], layout.block):
+            dots = dot(q_ref[head, at], k[keys], NT)
+            slopes = None if slopes_ref is None else slopes_ref[head, at]
+            scores = scoring(dots, rows_ref[at], keys_ref[:, keys], slopes)
+            p, shrink = weigh(top_ref.at[head], total_ref.at[head], at, scores)
+            values = dot(p.astype(v.dtype), v[keys], NN)
+            acc_ref[head, at] = acc_ref[head, at] * wide(shrink, values.shape[1]) + values
+
+    def step() -> None:
+        for i, head in heads:
+            attend(i, head)
+
+    if layout.ragged:
+        pl.when(block < scalars[0][b])(step)
+    elif layout.num_blocks % layout.splits:
+        pl.when(block < layout.num_blocks)(step)
+    else:
+        step()
+
+    @pl.when(j == layout.blocks_per_split - 1)
+    def _() -> None:
+        for _, head in heads:
+            factor, lse_ref[head] = finish(top_ref[head], total_ref[head])
+            out_ref[head] = (acc_ref[head] * factor).astype(out_ref.dtype)
+
+
+def call(
+    scoring: Scoring,
+    layout: Layout,
+    num_blocks: jax.Array | None,
+    table: jax.Array | None,
+    rows: jax.Array,
+    keys: jax.Array,
+    q: jax.Array,
+    slopes: jax.Array | None,
+    k: jax.Array,
+    v: jax.Array,
+    cost: pl.CostEstimate,
+    interpret: Any,
+) -> tuple[jax.Array, jax.Array]:
+    """Attention within each split.
+
+    Args:
+        num_blocks: int32 [B], blocks in use, if the layout is ragged.
+        table: int32 [B, pages] for pools of pages; int32 [B], the row of k and v of each sequence;
+            or None: b is in row b.
+        rows, keys: int32 [B, R, 1 or 2] and [B, 1 or 2, blocks·block], see `Scoring`.
+        q: [B, K, R, H].
+        slopes: float32 [K, R, 1], or None.
+        k, v: [rows, K, S, H], or pools [P, K, page, H].
+
+    Returns:
+        out [splits, B, K, R, H] in q's dtype (float32 if there are several splits), and
+        lse float32 [splits, B, K, R].
+    """
+    K, H = q.shape[1], q.shape[3]
+    n, parts = layout.heads, layout.parts
+    scalars = [x for x in (num_blocks, table) if x is not None]
+
+    def cached(part: int) -> pl.BlockSpec:
+        def index(b: Any, s: Any, j: Any, h: Any, *scalars: Any) -> Any:
+            block = layout.held(b, s, j, scalars)
+            if table is None:
+                return b, h, block, 0
+            if table.ndim == 1:
+                return scalars[-1][b], h, block, 0
+            return scalars[-1][b, block * parts + part], h, 0, 0
+
+        return pl.BlockSpec((None, n, layout.block // parts, H), index)
+
+    shape = (None, keys.shape[1], layout.block)
+    described = pl.BlockSpec(shape, lambda b, s, j, h, *p: (b, 0, layout.held(b, s, j, p)))
+    return call_kernel(
+        functools.partial(body, scoring, layout, len(scalars)),
+        "decode_attention",
+        (layout.splits, layout.blocks_per_split, K // n),
+        scalars,
+        rows,
+        q,
+        slopes,
+        [(described, keys), *((cached(part), x) for x in (k, v) for part in range(parts))],
+        cost,
+        interpret,
+    )

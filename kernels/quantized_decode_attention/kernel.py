@@ -1,0 +1,215 @@
+"""Zones of several precisions, one after the other through VMEM, under one softmax.
+
+    grid (sequence, split, block, kv heads)
+
+    blocks   ┌────────┬────────┬────────┬────────┬────────┬────────┐
+             │ full   │ 8 bits │ 4 bits │ 4 bits │ 2 bits │ 2 bits │
+             └────────┴────────┴────────┴────────┴────────┴────────┘
+    zone 4-bit's block      0        0        0        1        1        1
+
+Which zone a step is in is known from its number. Each zone's arrays have their own place in the
+pipeline; outside of its steps a zone stays at its first or last block, which is not fetched again.
+If lengths are data, the last block is the last one in use.
+Rows, heads and the softmax are those of `kernels.decode_attention`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from kernels.decode_attention.call import call_kernel
+from kernels.decode_attention.kernel import NN, NT, dot
+from kernels.decode_attention.scoring import Scoring
+from kernels.decode_attention.softmax import finish, start, weigh, wide
+from kernels.kv_quantize.layout import rows_of_codes
+from kernels.quantized_decode_attention.dequantize import dots, weighed
+
+MOST_ROWS = 128  # whose scores exist at one time
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One zone, cut.
+
+    Attributes:
+        bits: of a code; None: keys and values are numbers as they are.
+        key_group, value_group: numbers that share a scale.
+        block: tokens of a grid step.
+        tile: tokens whose scores exist at one time, a divisor of the block.
+        first, count: blocks of all zones before it, and of its own.
+    """
+
+    bits: int | None
+    key_group: int
+    value_group: int
+    block: int
+    tile: int
+    first: int
+    count: int
+
+    @property
+    def num_arrays(self) -> int:
+        """That are fetched for it: positions, keys and values."""
+        return 3 if self.bits is None else 5
+
+
+Part = tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]
+
+
+def numbers(plan: Plan, t: int, dtype: Any, k: Any, v: Any) -> Part:
+    """Of tile t as it is: queries → q·k, weights → p·v, by matmuls of dtype."""
+    at = _range(t, plan.tile)
+    return (
+        lambda q: dot(q, k[at].astype(dtype), NT),
+        lambda p: dot(p.astype(dtype), v[at].astype(dtype), NN),
+    )
+
+
+def codes(plan: Plan, t: int, dtype: Any, *refs: Any) -> Part:
+    """The same of quantized ones."""
+    bits = plan.bits or 8
+    k, k_affine, v, v_affine = refs
+    rows = _range(t, rows_of_codes(plan.tile, bits))
+    groups, tokens = _range(t, plan.tile // plan.key_group), _range(t, plan.tile)
+    return (
+        lambda q: dots(q, k[rows], k_affine[groups], bits, plan.key_group),
+        lambda p: weighed(p, v[rows], v_affine[:, tokens], bits, plan.value_group, dtype),
+    )
+
+
+def _range(t: int, length: int) -> slice:
+    return slice(t * length, (t + 1) * length)
+
+
+def body(
+    scoring: Scoring,
+    plans: Sequence[Plan],
+    blocks_per_split: int,
+    num_scalars: int,
+    *all_refs: Any,
+) -> None:
+    """Body of the grid step (sequence b, split s, block j, head h)."""
+    used, refs = all_refs[:num_scalars], list(all_refs[num_scalars:])
+    rows_ref, q_ref = refs[:2]
+    slopes_ref = refs.pop(2) if scoring.alibi else None
+    cached, (out_ref, lse_ref, top_ref, total_ref, acc_ref) = refs[2:-5], refs[-5:]
+    b, s, j, head = (pl.program_id(axis) for axis in range(4))
+    block = s * blocks_per_split + j
+    top, total, acc = (ref.at[head] for ref in (top_ref, total_ref, acc_ref))
+
+    @pl.when(j == 0)
+    def _() -> None:
+        start(top, total)
+        acc[...] = jnp.zeros_like(acc)
+
+    def attend(plan: Plan, t: int, keys_ref: Any, *arrays: Any) -> None:
+        """Tile t of a block, against all rows."""
+        score, combine = (numbers if plan.bits is None else codes)(plan, t, q_ref.dtype, *arrays)
+        keys = keys_ref[:, _range(t, plan.tile)]
+        for row in range(0, q_ref.shape[1], MOST_ROWS):
+            at = slice(row, min(row + MOST_ROWS, q_ref.shape[1]))
+            slopes = None if slopes_ref is None else slopes_ref[head, at]
+            scores = scoring(score(q_ref[head, at]), rows_ref[at], keys, slopes)
+            p, shrink = weigh(top, total, at, scores)
+            values = combine(p)
+            acc[at] = acc[at] * wide(shrink, values.shape[1]) + values
+
+    for z, plan in enumerate(plans):
+        arrays, cached = cached[: plan.num_arrays], cached[plan.num_arrays :]
+        count = used[0][z, b] if used else plan.count
+
+        @pl.when((plan.first <= block) & (block < plan.first + count))
+        def _(plan: Plan = plan, arrays: Any = arrays) -> None:
+            for t in range(plan.block // plan.tile):
+                attend(plan, t, *arrays)
+
+    @pl.when(j == blocks_per_split - 1)
+    def _() -> None:
+        factor, lse_ref[head] = finish(top[...], total[...])
+        out_ref[head] = (acc[...] * factor).astype(out_ref.dtype)
+
+
+def specs(
+    z: int, plan: Plan, blocks_per_split: int, description: int, H: int
+) -> list[pl.BlockSpec]:
+    """Of the arrays of zone z, whose keys are described by one number or two."""
+
+    def at(b: Any, s: Any, j: Any, scalars: Any) -> Any:
+        last = jnp.maximum(scalars[0][z, b], 1) - 1 if scalars else plan.count - 1
+        return jnp.clip(s * blocks_per_split + j - plan.first, 0, last)
+
+    def down(rows: int) -> pl.BlockSpec:
+        shape = (None, None, rows, H)
+        return pl.BlockSpec(shape, lambda b, s, j, h, *p: (b, h, at(b, s, j, p), 0))
+
+    def across(rows: int) -> pl.BlockSpec:
+        shape = (None, None, rows, plan.block)
+        return pl.BlockSpec(shape, lambda b, s, j, h, *p: (b, h, 0, at(b, s, j, p)))
+
+    shape = (None, description, plan.block)
+    keys = pl.BlockSpec(shape, lambda b, s, j, h, *p: (b, 0, at(b, s, j, p)))
+    if plan.bits is None:
+        return [keys, down(plan.block), down(plan.block)]
+    packed = down(rows_of_codes(plan.block, plan.bits))
+    return [
+        *(keys, packed, down(plan.block // plan.key_group)),
+        *(packed, across(H // plan.value_group)),
+    ]
+
+
+def call(
+    scoring: Scoring,
+    plans: Sequence[Plan],
+    splits: int,
+    used: jax.Array | None,
+    rows: jax.Array,
+    q: jax.Array,
+    slopes: jax.Array | None,
+    zones: Sequence[Sequence[jax.Array]],
+    cost: pl.CostEstimate,
+    interpret: Any,
+) -> tuple[jax.Array, jax.Array]:
+    """Attention within each split.
+
+    Args:
+        used: int32 [zones, B], blocks in use of each; None: all.
+        rows: int32 [B, R, 1 or 2], see `Scoring`.
+        q: [B, K, R, H].
+        slopes: float32 [K, R, 1], or None.
+        zones: of each, int32 [B, 1 or 2, S] that describe its keys; then keys and values
+            [B, K, S, H], or codes and scales of keys and codes and scales of values.
+
+    Returns:
+        out [splits, B, K, R, H] in q's dtype (float32 if there are several splits), and
+        lse float32 [splits, B, K, R].
+    """
+    K, H = q.shape[1], q.shape[3]
+    blocks_per_split = -(-sum(plan.count for plan in plans) // splits)
+
+    scalars = [] if used is None else [used]
+    cached = [
+        (spec, array)
+        for z, (plan, arrays) in enumerate(zip(plans, zones, strict=True))
+        for spec, array in zip(
+            specs(z, plan, blocks_per_split, rows.shape[2], H), arrays, strict=True
+        )
+    ]
+    return call_kernel(
+        functools.partial(body, scoring, plans, blocks_per_split, len(scalars)),
+        "quantized_decode_attention",
+        (splits, blocks_per_split, K),
+        scalars,
+        rows,
+        q,
+        slopes,
+        cached,
+        cost,
+        interpret,
+    )

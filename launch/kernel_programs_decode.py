@@ -1,0 +1,122 @@
+"""Our decode kernels as cases of launch.aot, in the shapes of launch.kernel_peers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from kernels.decode_attention import decode_attention as attend_dense
+from kernels.decode_attention import paged_decode_attention as attend_paged
+from kernels.kv_quantize import Quantized, quantize_keys, quantize_values
+from kernels.kv_quantize.layout import rows_of_codes
+from kernels.quantized_decode_attention import Zone
+from kernels.quantized_decode_attention import quantized_decode_attention as attend_quantized
+from launch.kernel_peers import Program, struct
+
+
+def decode_attention(
+    mesh: Mesh,
+    batch: int,
+    capacity: int,
+    heads: int,
+    head_dim: int,
+    query_heads: int | None = None,
+    queries: int = 1,
+    dtype: str = "bfloat16",
+    ragged: bool = False,
+) -> Program:
+    """kernels.decode_attention against a dense cache of `heads` kv heads: full, or as full as
+    lengths say, which are data.
+    """
+
+    def attend(
+        q: jax.Array, k: jax.Array, v: jax.Array, i: jax.Array, j: jax.Array, *lengths: jax.Array
+    ) -> jax.Array:
+        used = lengths[0] if lengths else None
+        scale = head_dim**-0.5
+        return attend_dense(q, k, v, q_positions=i, k_positions=j, lengths=used, scale=scale)[0]
+
+    q = struct(mesh, batch, query_heads or heads, queries, head_dim)
+    cache = struct(mesh, batch, heads, capacity, head_dim, dtype=jnp.dtype(dtype))
+    lengths = [struct(mesh, batch, dtype=jnp.int32)] if ragged else []
+    return attend, [q, cache, cache, *_positions(mesh, batch, queries, capacity), *lengths]
+
+
+def paged_decode(
+    mesh: Mesh,
+    batch: int,
+    capacity: int,
+    heads: int,
+    head_dim: int,
+    page: int,
+    query_heads: int | None = None,
+) -> Program:
+    """kernels.decode_attention against full pages."""
+
+    def attend(
+        q: jax.Array, k: jax.Array, v: jax.Array, table: jax.Array, i: jax.Array, j: jax.Array
+    ) -> jax.Array:
+        scale = head_dim**-0.5
+        return attend_paged(q, k, v, table, q_positions=i, k_positions=j, scale=scale)[0]
+
+    q = struct(mesh, batch, query_heads or heads, 1, head_dim)
+    pool = struct(mesh, batch * capacity // page, heads, page, head_dim)
+    table = struct(mesh, batch, capacity // page, dtype=jnp.int32)
+    return attend, [q, pool, pool, table, *_positions(mesh, batch, 1, capacity)]
+
+
+def _positions(mesh: Mesh, batch: int, queries: int, capacity: int) -> list[jax.ShapeDtypeStruct]:
+    return [struct(mesh, batch, n, dtype=jnp.int32) for n in (queries, capacity)]
+
+
+def kv_quantize(
+    mesh: Mesh, batch: int, tokens: int, heads: int, head_dim: int, bits: int, group: int = 64
+) -> Program:
+    """kernels.kv_quantize of as many new keys and values."""
+
+    def quantize(k: jax.Array, v: jax.Array) -> tuple[Quantized, Quantized]:
+        return (
+            quantize_keys(k, bits=bits, group=group),
+            quantize_values(v, bits=bits, group=group),
+        )
+
+    return quantize, [struct(mesh, batch, heads, tokens, head_dim)] * 2
+
+
+def quantized_decode_attention(
+    mesh: Mesh,
+    batch: int,
+    capacity: int,
+    heads: int,
+    head_dim: int,
+    bits: int,
+    group: int = 64,
+    query_heads: int | None = None,
+    queries: int = 1,
+    ragged: bool = False,
+) -> Program:
+    """kernels.quantized_decode_attention against a cache of one precision: full, or as full as
+    lengths say, which are data.
+    """
+
+    def attend(q: jax.Array, *cache: jax.Array) -> jax.Array:
+        k, k_scales, v, v_scales, i, j, *lengths = cache
+        keys, values = Quantized(k, k_scales, bits, group), Quantized(v, v_scales, bits, group)
+        zone = Zone(keys, values, j, lengths=lengths[0] if lengths else None)
+        return attend_quantized(q, [zone], q_positions=i, scale=head_dim**-0.5)[0]
+
+    def integers(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        return struct(mesh, batch, *shape, dtype=dtype)
+
+    rows, dtype = rows_of_codes(capacity, bits), jnp.int8 if bits == 8 else jnp.int32
+    codes = integers(heads, rows, head_dim, dtype=dtype)
+    return attend, [
+        struct(mesh, batch, query_heads or heads, queries, head_dim),
+        *(codes, integers(heads, capacity // group, head_dim)),
+        *(codes, integers(heads, head_dim // group, capacity)),
+        *_positions(mesh, batch, queries, capacity),
+        *([integers()] if ragged else []),
+    ]

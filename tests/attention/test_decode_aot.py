@@ -1,0 +1,77 @@
+"""A decode loop for absent TPUs holds the decode kernel, one for each device's rows and heads."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from launch.aot.topology import environment
+from tests.kernels.aot import needs_libtpu
+
+LOOP = """
+import functools
+import re
+import jax
+import jax.numpy as jnp
+import jaxlm
+from jax.sharding import NamedSharding, PartitionSpec
+from launch.aot.topology import pod_mesh
+from jaxlm.caches.dense import DenseCache
+from jaxlm.decoding.engine import DecodeState, decode
+from jaxlm.decoding.sampling import Sampling
+from jaxlm.training.config import TrainConfig
+from jaxlm.training.optimizers import make_optimizer
+from jaxlm.training.state import abstract_state
+
+mesh = pod_mesh("TOPOLOGY", {"data": 2, "fsdp": 1, "tensor": 2})
+config = jaxlm.ModelConfig(
+    vocab_size=512, num_layers=2, d_model=256, context_length=4096, position_encoding="rope",
+    attention=jaxlm.AttentionConfig(num_heads=8, num_kv_heads=4, head_dim=128),
+    numerics=jaxlm.NumericsConfig(dtype="bfloat16"),
+)
+model, train = jaxlm.Transformer(config), TrainConfig(steps=2)
+params = abstract_state(model, make_optimizer(train.optimizer, 2), train, mesh).params
+B, S, M = 4, 4096, 64
+
+
+def placed(shape, dtype):
+    axes = {2: ("data",), 5: (None, "data", "tensor")}.get(len(shape), ())
+    place = NamedSharding(mesh, PartitionSpec(*axes))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+
+state = DecodeState(
+    tokens=jnp.zeros((B, M), jnp.int32),
+    count=jnp.asarray(1),
+    lengths=jnp.ones(B, jnp.int32),
+    done=jnp.zeros(B, bool),
+    cache=DenseCache.init(config, B, S),
+)
+sampling = Sampling.make(B)
+state, sampling = jax.tree.map(lambda a: placed(a.shape, a.dtype), (state, sampling))
+until, stops = placed((), jnp.int32), placed((1,), jnp.int32)
+with jax.set_mesh(mesh):  # nothing may run: there are no such devices
+    text = decode.lower(model, params, state, until, sampling, stops).compile().as_text()
+layer = r"= bf16\\[(1,)?(1,)?2,2,4096,128\\]"
+print("layers cut out", sum(bool(re.search(layer, line)) for line in text.splitlines()))
+for line in text.splitlines():
+    if "tpu_custom_call" in line and "decode_attention" in line:
+        print("out", re.search(r"bf16\\[([\\d,]+)\\]", line)[1])
+        print("cache", *re.findall(r"bf16\\[([\\d,]*4096,128)\\]", line))
+"""
+
+
+@pytest.mark.tpu_aot
+@needs_libtpu
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
+def test_a_decode_loop_holds_the_kernel(topology):
+    command = [sys.executable, "-c", LOOP.replace("TOPOLOGY", topology)]
+    run = subprocess.run(
+        command, env=environment(os.environ), capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    # A device has two rows of the four and two kv heads of the four, each with two query heads in
+    # one sublane tile; it reads layers × rows where they lie.
+    cache = "cache" + 2 * " 4,2,4096,128"
+    assert run.stdout.splitlines() == ["layers cut out 0", "out 1,2,2,8,128", cache]

@@ -1,0 +1,145 @@
+"""Quantization: the packing bit by bit, the kernels against their oracle, and the error's bound."""
+
+import functools
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+
+from kernels import kv_quantize
+from kernels.kv_quantize import reference
+from tests.kernels.aot import TOPOLOGIES, compiles, needs_libtpu
+from tests.kernels.interpret import INTERPRET, RACES, random
+
+BITS = [8, 4, 2]
+KINDS = {
+    "keys": (kv_quantize.quantize_keys, reference.quantize_keys, kv_quantize.dequantize_keys),
+    "values": (
+        kv_quantize.quantize_values,
+        reference.quantize_values,
+        kv_quantize.dequantize_values,
+    ),
+}
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_every_byte_comes_back(bits):
+    """All 256 bytes at each of a word's four places, by unpacking and packing."""
+    byte = np.arange(256, dtype=np.uint32)
+    words = np.concatenate([byte << (8 * place) for place in range(4)]).astype(np.int32)
+    if bits == 8:
+        words = byte.astype(np.int8)
+    words = jnp.asarray(words).reshape(-1, 8, 1).repeat(2, 2)
+    codes = kv_quantize.unpack(words, bits)
+    assert codes.min() >= 0
+    assert codes.max() == 2**bits - 1
+    assert (kv_quantize.pack(codes, bits) == words).all()
+
+
+def test_the_layout_is_the_documented_one():
+    codes = jnp.zeros((64, 1), jnp.int32).at[16 * 2 + 2 * 3 + 1, 0].set(13)
+    words = kv_quantize.pack(codes, 4)
+    assert words.shape == (8, 1)
+    assert words[3, 0] == 13 << (4 * 2 + 16)
+    assert jnp.count_nonzero(words) == 1
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("dtype", "H", "group"),
+    [("bfloat16", 128, 32), pytest.param("float32", 64, 64, marks=pytest.mark.slow)],
+)
+def test_kernel_and_oracle_agree_bit_for_bit(kind, bits, dtype, H, group):
+    kernel, oracle, _ = KINDS[kind]
+    x = random(np.random.default_rng(0), 1, 1, 256, H, dtype=jnp.dtype(dtype))
+    run = jax.jit(functools.partial(kernel, bits=bits, group=group, interpret=INTERPRET))
+    actual, expected = run(x), jax.jit(oracle, static_argnums=(1, 2))(x, bits, group)
+    assert actual.codes.dtype == expected.codes.dtype
+    assert (actual.codes == expected.codes).all()
+    assert (actual.affine == expected.affine).all()
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_error_is_at_most_half_a_step(kind, bits):
+    """scale is at most (max − min)/levels, with bfloat16's 2**-7 for each of two roundings."""
+    _, oracle, back = KINDS[kind]
+    x = random(np.random.default_rng(0), 2, 2, 128, 128) * 3 + 1
+    error = jnp.abs(back(oracle(x, bits, 128)) - x).max(2 if kind == "keys" else 3)
+    axis = 2 if kind == "keys" else 3
+    step = (x.max(axis) - x.min(axis)) / (2**bits - 1) * (1 + 2**-7)
+    # The minimum is rounded down by at most 2**-7 of itself, which widens the range.
+    step += jnp.abs(x.min(axis)) * 2**-7 / (2**bits - 1) * (1 + 2**-7)
+    assert (error <= step / 2 + 1e-5).all()
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_constant_group_is_exact(kind, bits):
+    _, oracle, back = KINDS[kind]
+    numbers = jnp.asarray([0.0, -0.0, 1.5, -1.25, 3e30, -7e-30], jnp.bfloat16)
+    x = jnp.broadcast_to(numbers[:, None, None, None], (6, 1, 128, 64))
+    assert (back(oracle(x, bits, 64), jnp.bfloat16) == x).all()
+
+
+def test_bytes():
+    x = jnp.zeros((1, 1, 128, 128), jnp.bfloat16)
+    for bits in BITS:
+        q = reference.quantize_keys(x, bits, 64)
+        assert q.nbytes == 128 * 128 * bits // 8 + 4 * 128 * 128 // 64
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_races(kind):
+    x = random(np.random.default_rng(0), 1, 2, 128, 128)
+    KINDS[kind][0](x, bits=4, interpret=RACES)
+    assert not interpret_pallas_call.races.races_found
+
+
+def test_errors_name_what_is_allowed():
+    x = jnp.zeros((1, 1, 128, 128), jnp.bfloat16)
+    for wrong, options, message in (
+        (x, {"bits": 3}, "bits=3; allowed: 8, 4, 2"),
+        (x, {"bits": 4, "group": 48}, "group=48; allowed: 16, 32"),
+        (x[:, :, :100], {"bits": 4}, "T a multiple of 128"),
+        (x[..., :80], {"bits": 4}, "H 64, 128 or 256"),
+        (x.astype(jnp.float16), {"bits": 4}, "x.dtype=float16; allowed"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            kv_quantize.quantize_keys(wrong, **options)
+    with pytest.raises(ValueError, match="group=128; allowed: a divisor of x's H=64"):
+        kv_quantize.quantize_values(x[..., :64], bits=4, group=128)
+
+
+@pytest.mark.slow
+@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.given(
+    st.sampled_from(BITS),
+    st.sampled_from([16, 32, 64]),
+    st.sampled_from(sorted(KINDS)),
+    st.integers(0, 99),
+    st.floats(1e-3, 1e3),
+)
+def test_anything(bits, group, kind, seed, size):
+    kernel, oracle, _ = KINDS[kind]
+    x = random(np.random.default_rng(seed), 1, 1, 128, 64) * size
+    actual, expected = (
+        kernel(x, bits=bits, group=group, interpret=INTERPRET),
+        oracle(x, bits, group),
+    )
+    assert (actual.codes == expected.codes).all()
+    assert (actual.affine == expected.affine).all()
+
+
+@pytest.mark.tpu_aot
+@needs_libtpu
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("bits", BITS)
+def test_compiles(topology, bits):
+    sizes = {"batch": 2, "tokens": 128, "heads": 8, "head_dim": 128, "bits": bits}
+    compiles("kernel_programs_decode:kv_quantize", sizes, topology)

@@ -1,0 +1,189 @@
+"""Attention to quantized zones against its oracle, in TPU interpret mode."""
+
+import dataclasses
+import functools
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call
+
+import kernels.quantized_decode_attention
+from kernels import kv_quantize
+from kernels.kv_quantize.reference import quantize_keys, quantize_values
+from kernels.quantized_decode_attention import Zone, quantized_decode_attention, reference
+from tests.kernels.aot import LIKE_8B, LIKE_70B, TOPOLOGIES, compiles, needs_libtpu
+from tests.kernels.interpret import INTERPRET, RACES, assert_close, random
+
+# float32: sums in another order, over codes + offset, up to 8 times as large as the numbers.
+# bfloat16: q·scale and p·scale are rounded to 8 bits before they meet the codes, and so is the
+# result: 2**-8 of numbers of order 1; seldom all errors go one way.
+TOLERANCE = {"float32": 3e-5, "bfloat16": 1.5e-2}
+STAIRCASE = ((None, 128), (8, 128), (4, 128), (2, 128))
+
+
+# Traced: one small operation after the other takes longer than the kernel.
+to_keys = jax.jit(quantize_keys, static_argnums=(1, 2))
+to_values = jax.jit(quantize_values, static_argnums=(1, 2))
+
+
+def make(zones, seed=0, B=2, N=4, K=2, T=1, H=128, dtype="float32", group=(32, 64), segments=False):
+    rng = np.random.default_rng(seed)
+    dtype = jnp.dtype(dtype)
+    q = random(rng, B, N, T, H, dtype=dtype)
+    found, start = [], 0
+    for bits, S in zones:
+        k, v = (random(rng, B, K, S, H, dtype=dtype) for _ in range(2))
+        if bits:
+            k, v = to_keys(k, bits, group[0]), to_values(v, bits, group[1])
+        positions = jnp.broadcast_to(start + jnp.arange(S, dtype=jnp.int32), (B, S))
+        found.append(Zone(k, v, positions, 1 + positions // 200 if segments else None))
+        start += S
+    # The first query does not see the last keys.
+    q_positions = start - 20 + 10 * jnp.arange(T, dtype=jnp.int32)
+    return q, found, jnp.broadcast_to(q_positions, (B, T))
+
+
+def agree(q, zones, q_positions, **options):
+    static = {k: v for k, v in options.items() if not isinstance(v, jax.Array)}
+    traced = {k: v for k, v in options.items() if k not in static}
+    run = jax.jit(
+        functools.partial(quantized_decode_attention, **static, scale=0.1, interpret=INTERPRET)
+    )
+    actual = run(q, zones, q_positions=q_positions, **traced)
+    assert actual[0].dtype == q.dtype
+    oracle = jax.jit(functools.partial(reference, **static, scale=0.1))
+    expected = oracle(q, zones, q_positions=q_positions, **traced)
+    assert_close(actual, expected, TOLERANCE[str(q.dtype)])
+
+
+@pytest.mark.parametrize(
+    ("zones", "dtype", "heads"),
+    [
+        (STAIRCASE, "bfloat16", (1, 1)),
+        *(
+            pytest.param(zones, dtype, (4, 2), marks=pytest.mark.slow)
+            for zones in (STAIRCASE, ((8, 128),), ((4, 128),), ((2, 128),))
+            for dtype in ("float32", "bfloat16")
+        ),
+    ],
+    ids=str,
+)
+def test_precisions_have_one_softmax(zones, dtype, heads):
+    agree(*make(zones, dtype=dtype, B=1, N=heads[0], K=heads[1], group=(64, 64)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", [(128, 128), (16, 16)], ids=str)
+def test_groups(group):
+    agree(*make(((4, 256),), group=group))
+
+
+@pytest.mark.slow
+def test_heads_of_64_and_a_tree_of_queries():
+    agree(*make(((4, 256), (None, 128)), H=64, N=6, T=5))
+
+
+@pytest.mark.parametrize(
+    "zones",
+    [
+        ((2, 512),),
+        pytest.param(((4, 512), (8, 384), (None, 256)), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_blocks_past_the_lengths_are_not_read(zones, monkeypatch):
+    """Several blocks of several tiles; what is not in use is no number, were it looked at."""
+    monkeypatch.setattr(kernels.quantized_decode_attention, "BLOCK_TOKENS", 256)
+    monkeypatch.setattr(kernels.quantized_decode_attention, "MOST_SCORES", 1024)
+    q, zones, at = make(zones, N=2, K=1, H=64, group=(64, 64))
+    used = jnp.array([200, 0])
+    first = dataclasses.replace(zones[0], lengths=used)
+    oracle = jax.jit(functools.partial(reference, scale=0.1))
+    expected = oracle(q, [first, *zones[1:]], q_positions=at)
+    nan = kv_quantize.layout.affine_from(jnp.asarray(jnp.nan), jnp.asarray(jnp.nan), 2)
+    keys = first.keys.affine.at[:, :, 256 // first.keys.group :].set(nan)
+    values = first.values.affine.at[..., 256:].set(nan)
+    first = dataclasses.replace(
+        first,
+        keys=dataclasses.replace(first.keys, affine=keys),
+        values=dataclasses.replace(first.values, affine=values),
+    )
+    run = functools.partial(quantized_decode_attention, scale=0.1, interpret=INTERPRET)
+    actual = jax.jit(run)(q, [first, *zones[1:]], q_positions=at)
+    assert_close(actual, expected, TOLERANCE["float32"])
+
+
+def test_window_sinks_softcap_alibi_segments_and_empty_slots():
+    q, zones, at = make(((4, 256),), segments=True, B=1, N=2, K=1, T=2, H=64)
+    empty = zones[0].positions.at[:, 50:70].set(-1)
+    zones = [dataclasses.replace(zones[0], positions=empty)]
+    slopes = jnp.array([0.5, 0.01])
+    options = {"window": 100, "num_sinks": 4, "softcap": 3.0, "slopes": slopes}
+    agree(q, zones, at, **options, q_segment_ids=jnp.array([[1, 2]]))
+
+
+def test_no_races(monkeypatch):
+    monkeypatch.setattr(kernels.quantized_decode_attention, "BLOCK_TOKENS", 128)
+    q, zones, at = make(((4, 256),), B=1, N=1, K=1, H=64)
+    zones = [dataclasses.replace(zones[0], lengths=jnp.array([100]))]
+    run = functools.partial(quantized_decode_attention, scale=0.1, interpret=RACES)
+    jax.jit(run)(q, zones, q_positions=at)
+    assert not interpret_pallas_call.races.races_found
+
+
+def test_errors_name_what_is_allowed():
+    q, zones, at = make(((4, 128), (8, 128)))
+    attend = functools.partial(quantized_decode_attention, q_positions=at, scale=0.1)
+    with pytest.raises(ValueError, match="at least one Zone"):
+        attend(q, [])
+    with pytest.raises(ValueError, match="keys of 4, values of 8; allowed: equal precision"):
+        attend(q, [Zone(zones[0].keys, zones[1].values, zones[0].positions)])
+    with pytest.raises(ValueError, match="allowed: N a multiple of k's K=2"):
+        attend(q[:, :3], zones)
+    with pytest.raises(ValueError, match=r"lengths of shape \(3,\); allowed: \(2,\)"):
+        attend(q, [dataclasses.replace(z, lengths=jnp.zeros(3)) for z in zones])
+    with pytest.raises(ValueError, match="S a multiple of 128"):
+        k = jnp.zeros((2, 2, 100, 128))
+        attend(q, [Zone(k, k, zones[0].positions[:, :100])])
+
+
+@pytest.mark.slow
+@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.given(st.data())
+def test_anything(data):
+    zone = st.tuples(st.sampled_from([None, 8, 4, 2]), st.sampled_from([128, 256, 384]))
+    zones = data.draw(st.lists(zone, min_size=1, max_size=4))
+    K, G = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 4))
+    group = data.draw(st.sampled_from([16, 32, 64, 128])), data.draw(st.sampled_from([16, 32, 64]))
+    q, zones, at = make(
+        *(zones, data.draw(st.integers(0, 99)), data.draw(st.integers(1, 2)), K * G, K),
+        T=data.draw(st.integers(1, 5)),
+        H=data.draw(st.sampled_from([64, 128])),
+        dtype=data.draw(st.sampled_from(["float32", "bfloat16"])),
+        group=group,
+    )
+    if data.draw(st.booleans()):
+        lengths = st.lists(st.integers(0, 400), min_size=len(q), max_size=len(q))
+        zones = [dataclasses.replace(z, lengths=jnp.array(data.draw(lengths))) for z in zones]
+    agree(q, zones, at, window=data.draw(st.none() | st.integers(1, 500)))
+
+
+@pytest.mark.tpu_aot
+@needs_libtpu
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {**LIKE_8B, "batch": 8, "capacity": 32768, "ragged": True},
+        {**LIKE_70B, "batch": 1, "capacity": 1 << 20},
+        {**LIKE_70B, "batch": 8, "capacity": 2048, "queries": 16},
+    ],
+    ids=["8B_32k_ragged", "70B_1M", "70B_2k_tree"],
+)
+def test_compiles(topology, bits, sizes):
+    compiles("kernel_programs_decode:quantized_decode_attention", {**sizes, "bits": bits}, topology)
