@@ -212,6 +212,8 @@ def _run(
     num_blocks = None
     if lengths is not None:
         num_blocks = (lengths.astype(jnp.int32) + layout.block - 1) // layout.block
+        # A length past the cache must not be read.
+        num_blocks = jnp.minimum(num_blocks, layout.num_blocks)
     out, lse = call(
         scoring,
         layout,

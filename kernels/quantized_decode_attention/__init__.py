@@ -168,7 +168,8 @@ def _blocks_in_use(zones: Sequence[Zone], plans: Sequence[Plan], batch: int) -> 
     found = []
     for zone, plan in zip(zones, plans, strict=True):
         lengths = jnp.full(batch, zone.num_slots) if zone.lengths is None else zone.lengths
-        found.append((lengths.astype(jnp.int32) + plan.block - 1) // plan.block)
+        used = (lengths.astype(jnp.int32) + plan.block - 1) // plan.block
+        found.append(jnp.minimum(used, plan.count))  # a length past the zone must not be read
     return jnp.stack(found)
 
 
