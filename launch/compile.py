@@ -1,4 +1,5 @@
-"""What our kernels cost on TPUs, by the compiler's own figures: no TPU is needed.
+"""What our kernels cost on TPUs, by the compiler's own figures, and that they agree with plain jnp
+in TPU interpret mode: no TPU is needed.
 
 python -m launch.compile kernels --topology=v5e:2x2
 python -m launch.compile kernels --topology=v5p:2x2x1 --only=forward --output=kernels.json
@@ -13,6 +14,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from jaxlm.data.optional import MissingPackageError
 from launch import console
 from launch.aot.chips import chip_of
 from launch.aot.static_cost import describe
+from launch.aot.topology import environment
 from launch.kernel_cases import select
 from launch.kernel_table import compile_case, print_notes, table_of
 
@@ -40,11 +43,13 @@ WIDTH = 150  # where output is no terminal
 
 
 def compile_kernels() -> bool:
-    """Prints the table and writes JSON; whether all cases compile."""
+    """Prints the tables and writes JSON; whether all kernels agree and all cases compile."""
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
         raise MissingPackageError("compiling for TPUs needs libtpu: pip install -e '.[tpu]'")
     topology = TOPOLOGY.value
     chip, cases = chip_of(topology), select(ONLY.value, QUICK.value)
+    agreement = [sys.executable, "-m", "launch.kernel_agreement"]
+    agree = subprocess.run(agreement, env=environment(os.environ), check=False).returncode == 0
     about = describe(topology)
     rows = []
     for number, case in enumerate(cases, 1):
@@ -65,11 +70,11 @@ def compile_kernels() -> bool:
             "cases": [row.to_json() for row in rows],
         }
         Path(OUTPUT.value).write_text(json.dumps(results, indent=1) + "\n")
-    return not any(row.failed for row in rows)
+    return agree and not any(row.failed for row in rows)
 
 
 def main(argv: list[str]) -> None:
-    """Exit status 1 if a case does not compile."""
+    """Exit status 1 if a kernel does not agree or a case does not compile."""
     if argv[1:] != ["kernels"]:
         raise app.UsageError("say what to compile: kernels")
     with console.clear_errors():

@@ -86,6 +86,46 @@ def _attention(
     return cases
 
 
+def _lambda_attention() -> Case:
+    """Against our own causal attention: one head, a long row is much to schedule."""
+    length, window, num_sinks = 32768, 4096, 16
+    pairs = window * (length - window) + window * (window + 1) / 2 + num_sinks * (length - window)
+    sizes = {"length": length, "heads": 1, "head_dim": HEAD_DIM}
+    return Case(
+        name=f"lambda_attention forward {length}",
+        group="lambda_attention forward",
+        shape=f"bf16 [1, 1, {length}, {HEAD_DIM}], window {window}, {num_sinks} sinks",
+        useful_flops=4.0 * pairs * HEAD_DIM,
+        function="launch.kernel_programs_attention:lambda_attention",
+        kwargs={**sizes, "window": window, "num_sinks": num_sinks},
+        peer=FLASH,
+        peer_kwargs=(sizes,),
+        target=1 / 3,
+    )
+
+
+def _biased_attention() -> list[Case]:
+    """Against our own attention without a bias: what it costs."""
+    cases = []
+    for backward in (False, True):
+        sizes = {"length": 4096, "heads": HEADS, "head_dim": HEAD_DIM, "backward": backward}
+        group = f"biased_attention {'forward + backward' if backward else 'forward'}"
+        cases.append(
+            Case(
+                name=f"{group} 4096",
+                group=group,
+                shape=f"bf16 [1, {HEADS}, 4096, {HEAD_DIM}] causal, trained bias",
+                useful_flops=causal_flops(4096, HEADS, HEAD_DIM, backward),
+                function="launch.kernel_programs_attention:biased_attention",
+                kwargs=sizes,
+                peer=FLASH,
+                peer_kwargs=(sizes,),
+                scale="heads",
+            )
+        )
+    return cases
+
+
 def _sampled() -> list[Case]:
     """Which blocks are fetched is data, so there are bytes and bundles, and no cycles."""
     length, blocks = 32768, 64
@@ -168,6 +208,8 @@ def _cross_entropy() -> list[Case]:
 
 CASES = (
     *_attention("flash_attention", (512, 1024), lower_bound=False, function=FLASH),
+    _lambda_attention(),
+    *_biased_attention(),
     *_sampled(),
     *_cross_entropy(),
     *_attention("splash_attention", (512, 1024), lower_bound=True),

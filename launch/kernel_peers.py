@@ -26,12 +26,12 @@ def struct(mesh: Mesh, *shape: int, dtype: Any = jnp.bfloat16) -> jax.ShapeDtype
 
 
 def with_gradients(function: Callable[..., jax.Array]) -> Callable[..., Any]:
-    """Forward and backward with respect to q, k and v."""
+    """Forward, and backward with respect to all arguments."""
 
-    def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return function(q, k, v).astype(jnp.float32).sum()
+    def gradients(*x: jax.Array) -> Any:
+        return jax.grad(lambda x: function(*x).astype(jnp.float32).sum())(x)
 
-    return jax.grad(loss, (0, 1, 2))
+    return gradients
 
 
 def flash_attention(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 from jax.sharding import Mesh
 
@@ -19,16 +21,55 @@ def flash_attention(
     kv_heads: int | None = None,
     dtype: str = "bfloat16",
     backward: bool = False,
+    window: int | None = None,
+    softcap: float | None = None,
 ) -> Program:
     """kernels.flash_attention: causal, one row, the chip's own block sizes."""
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         chip, scale = target_chip() or "v5e", head_dim**-0.5
-        return ours.flash_attention(q, k, v, scale=scale, chip=chip)[0]
+        out, _ = ours.flash_attention(
+            q, k, v, scale=scale, window=window, softcap=softcap, chip=chip
+        )
+        return out
 
     q = struct(mesh, 1, heads, length, head_dim, dtype=dtype)
     k = struct(mesh, 1, kv_heads or heads, length, head_dim, dtype=dtype)
     return with_gradients(attend) if backward else attend, [q, k, k]
+
+
+def lambda_attention(
+    mesh: Mesh,
+    length: int,
+    heads: int,
+    head_dim: int,
+    window: int,
+    num_sinks: int,
+    backward: bool = False,
+) -> Program:
+    """Λ-attention of one document: bfloat16, with queries and keys of their own for the sinks."""
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, q_far: Any, k_far: Any) -> jax.Array:
+        chip, scale = target_chip() or "v5e", head_dim**-0.5
+        sinks = ours.Sinks(num_sinks, q_far, k_far)
+        return ours.flash_attention(q, k, v, scale=scale, window=window, sinks=sinks, chip=chip)[0]
+
+    x = struct(mesh, 1, heads, length, head_dim)
+    return with_gradients(attend) if backward else attend, [x] * 5
+
+
+def biased_attention(
+    mesh: Mesh, length: int, heads: int, head_dim: int, backward: bool = False
+) -> Program:
+    """Causal, bfloat16, with a trained bias of the distance."""
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array) -> jax.Array:
+        chip, scale = target_chip() or "v5e", head_dim**-0.5
+        return ours.flash_attention(q, k, v, scale=scale, bias=bias, chip=chip)[0]
+
+    x = struct(mesh, 1, heads, length, head_dim)
+    bias = struct(mesh, heads, 2 * length - 1, dtype="float32")
+    return with_gradients(attend) if backward else attend, [x, x, x, bias]
 
 
 def block_sampled_attention(

@@ -127,7 +127,7 @@ def _ratio(row: Row) -> str:
     text = f"{'≤ ' if row.ratio_is_upper_bound else ''}{ratio:.2f}"
     if target is None:
         return text
-    return f"{text} (target {target:g}{'' if ratio <= target else ', missed'})"
+    return f"{text} (target {target:.2g}{'' if ratio <= target else ', missed'})"
 
 
 def print_notes(rows: list[Row], out: Console) -> None:

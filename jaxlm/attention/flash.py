@@ -2,36 +2,84 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from jaxlm.attention.blockwise_tiles import FARTHEST
 from jaxlm.attention.inputs import AttentionInputs, AttentionSpec
+from jaxlm.attention.mask import AttentionMask, Interval
 from jaxlm.sharding.mesh import dividing_axes
 from kernels.chip import target_chip
-from kernels.flash_attention import DTYPES, HEAD_DIMS, flash_attention
+from kernels.flash_attention import DTYPES, HEAD_DIMS, SHORTEST_WINDOW, Sinks, flash_attention
+
+
+class Pattern(NamedTuple):
+    """A mask as the kernels take it: a band, and keys that are seen from out of it.
+
+    Attributes:
+        ahead, window: see `Interval`.
+        num_sinks: positions below it are seen from any distance.
+        prefix: positions below it are seen by all.
+    """
+
+    ahead: int | None
+    window: int | None
+    num_sinks: int = 0
+    prefix: int | None = None
+
+
+def pattern_of(mask: AttentionMask, length: int) -> Pattern | None:
+    """The mask of `length` tokens that attend to one another; None: the kernels have none such."""
+    band, *others = mask.intervals
+    if band.below is not None or band.chunk is not None or len(others) > 1:
+        return None
+    if not others:
+        return Pattern(band.ahead, band.window)
+    (other,) = others
+    if band == Interval() and other == Interval(ahead=None, below=other.below):
+        return Pattern(0, None, prefix=other.below)
+    if band.ahead != 0 or other.ahead != 0 or other.chunk is not None or other.below is None:
+        return None
+    if band.window is None or min(other.window or length, length) <= band.window:
+        return Pattern(0, band.window)  # no sink is out of the window
+    return Pattern(0, band.window, num_sinks=other.below) if other.window is None else None
 
 
 def unsupported(spec: AttentionSpec, x: AttentionInputs) -> str | None:
-    """What of a call the kernels do not do yet; None: they do it all."""
+    """What of a call the kernels do not do; None: they do it all."""
     if target_chip() is None:
         return "a device that is no TPU"
-    bounds = spec.mask.intervals[0]
     if not spec.aligned:
         return "queries and keys that are not the same tokens"
-    if len(spec.mask.intervals) > 1 or bounds.below is not None or bounds.chunk is not None:
-        return f"mask={spec.mask}"
-    if spec.score is not None or spec.ceiling is not None:
-        return "a position encoding that changes scores or has a ceiling"
     if x.q.shape[-1] not in HEAD_DIMS:
         return f"head_dim={x.q.shape[-1]}"
     if x.q.dtype not in DTYPES:
         return f"dtype={x.q.dtype}"
-    return None
+    if spec.score is not None and not spec.score_by_distance:
+        return "a position encoding whose change to a score is no bias of the distance"
+    pattern = pattern_of(spec.mask, x.q.shape[1])
+    if pattern is None:
+        return f"mask={spec.mask}"
+    if pattern.num_sinks and (pattern.window or 0) < max(SHORTEST_WINDOW, pattern.num_sinks):
+        return f"{pattern.num_sinks} sinks and a window of {pattern.window}"
+    return _unmet_ceiling(spec, x, pattern)
+
+
+def _unmet_ceiling(spec: AttentionSpec, x: AttentionInputs, pattern: Pattern) -> str | None:
+    """The kernels know two distances of a key: its own within the window, and that of all sinks
+    beyond. None: that is enough.
+    """
+    if spec.score is None and x.q_far is None:
+        return None  # near or far, keys are met alike
+    window = pattern.window or FARTHEST
+    beyond = FARTHEST if spec.ceiling is None else spec.ceiling
+    if beyond == window if pattern.num_sinks else beyond >= window:
+        return None
+    return f"ceiling={spec.ceiling} with window={pattern.window}"
 
 
 def attend_flash(
@@ -51,20 +99,36 @@ def attend_flash(
     if reason is not None or chip is None:
         raise ValueError(
             f"implementation='flash' for {reason}; allowed: tokens attending to one another on a "
-            "TPU, causal, full or sliding window, no bias, bfloat16 or float32, head_dim "
+            "TPU; causal, full, sliding window, prefix, or sinks beside a window of at least "
+            f"{SHORTEST_WINDOW}; a bias of the distance; bfloat16 or float32; head_dim "
             f"{', '.join(map(str, HEAD_DIMS))}"
         )
-    bounds = spec.mask.intervals[0]
-    kernel = functools.partial(
-        flash_attention,
-        scale=spec.scale,
-        ahead=bounds.ahead,
-        window=bounds.window,
-        softcap=spec.softcap,
-        chip=chip,
-    )
-    q, k, v = (a.swapaxes(1, 2) for a in (x.q, x.k, x.v))
-    out, lse = _on_mesh(kernel, *k.shape[:2])(q, k, v, x.q_segment_ids)
+    pattern = pattern_of(spec.mask, x.q.shape[1])
+    assert pattern is not None
+    arrays = _arrays(spec, x, pattern)
+
+    def kernel(a: dict[str, Any]) -> tuple[Array, Array]:
+        sinks = None
+        if pattern.num_sinks:
+            sinks = Sinks(pattern.num_sinks, a["q_far"], a["k_far"], a.get("far_bias"))
+        return flash_attention(
+            a["q"],
+            a["k"],
+            a["v"],
+            a["segment_ids"],
+            scale=spec.scale,
+            ahead=pattern.ahead,
+            window=pattern.window,
+            softcap=spec.softcap,
+            bias=a.get("bias"),
+            learned_bias=spec.score_is_learned,
+            prefix=pattern.prefix,
+            positions=a.get("positions"),
+            sinks=sinks,
+            chip=chip,
+        )
+
+    out, lse = _on_mesh(kernel, arrays)(arrays)
     if x.sink_logits is not None:
         sink = x.sink_logits.astype(jnp.float32)[None, :, None]
         whole = jnp.logaddexp(lse, sink)
@@ -73,19 +137,45 @@ def attend_flash(
     return out.swapaxes(1, 2), lse.swapaxes(1, 2)
 
 
-def _on_mesh(kernel: Any, rows: int, kv_heads: int) -> Any:
+def _arrays(spec: AttentionSpec, x: AttentionInputs, pattern: Pattern) -> dict[str, Any]:
+    """What the kernels are given, heads before length."""
+    T = x.q.shape[1]
+    arrays: dict[str, Any] = {"q": x.q, "k": x.k, "v": x.v}
+    if pattern.num_sinks:
+        arrays |= {"q_far": x.q_far, "k_far": x.k_far}
+    arrays = {name: None if a is None else a.swapaxes(1, 2) for name, a in arrays.items()}
+    arrays["segment_ids"] = x.q_segment_ids
+    if pattern.num_sinks or pattern.prefix is not None:
+        arrays["positions"] = x.q_positions
+    if spec.score is not None:
+        arrays["bias"] = _bias(spec, x, jnp.arange(1 - T, T, dtype=jnp.int32))
+        if pattern.num_sinks:
+            arrays["far_bias"] = _bias(spec, x, jnp.array([spec.ceiling], jnp.int32))[:, 0]
+    return arrays
+
+
+def _bias(spec: AttentionSpec, x: AttentionInputs, distance: Array) -> Float[Array, "N D"]:
+    """What the position encoding adds to each head's scores at these distances."""
+    assert spec.score is not None
+    score = jax.vmap(spec.score, in_axes=(0, None, None, None))
+    zeros = jnp.zeros((1, distance.size), jnp.float32)
+    return score(x.head_parameters, zeros, distance[None], jnp.zeros((1, 1), jnp.int32))[:, 0]
+
+
+def _on_mesh(kernel: Any, arrays: dict[str, Any]) -> Any:
     """The kernel for each device's rows and heads: XLA can't cut a kernel by itself."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return kernel
 
-    batch, heads = (
-        dividing_axes(mesh, name, size) for name, size in (("batch", rows), ("kv_heads", kv_heads))
-    )
-    arrays = PartitionSpec(batch, heads)
+    batch = dividing_axes(mesh, "batch", arrays["k"].shape[0])
+    heads = dividing_axes(mesh, "kv_heads", arrays["k"].shape[1])
+    whole, rows = PartitionSpec(batch, heads), PartitionSpec(batch)
+    specs = dict.fromkeys(arrays, whole) | dict.fromkeys(("segment_ids", "positions"), rows)
+    specs |= dict.fromkeys(("bias", "far_bias"), PartitionSpec(heads))
     return jax.shard_map(
         kernel,
-        in_specs=(arrays, arrays, arrays, PartitionSpec(batch)),
-        out_specs=(arrays, arrays),
+        in_specs=({name: specs[name] for name in arrays},),
+        out_specs=(whole, whole),
         check_vma=False,  # pallas_call does not say along which axes its results vary
     )

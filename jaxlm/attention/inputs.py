@@ -26,6 +26,10 @@ class AttentionSpec:
         softcap: scores become softcap·tanh(scores / softcap), before any position bias.
         score: the position encoding's change to the scores of one head, evaluated tile by tile:
             `score(head_parameters, scores, distance, q_positions)`. None: unchanged.
+        score_by_distance: `score` adds a number that depends on the head and the distance alone: a
+            kernel may read it from a vector.
+        score_is_learned: whether the gradient of `head_parameters` is wanted; False: a kernel may
+            leave it zero.
         ceiling: distances at or above it count as the ceiling: `score` sees the clamped distance,
             and the dot product is that of `q_far`, `k_far` where those are given.
         aligned: q and k are the same tokens in the same order, and within a segment the position
@@ -36,6 +40,8 @@ class AttentionSpec:
     scale: float
     softcap: float | None = None
     score: ScoreFunction | None = None
+    score_by_distance: bool = False
+    score_is_learned: bool = True
     ceiling: int | None = None
     aligned: bool = False
 

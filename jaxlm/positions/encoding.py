@@ -86,6 +86,11 @@ class PositionEncoding:
         """Whether `score` does anything: a kernel leaves it out otherwise."""
         return False
 
+    @property
+    def scores_by_distance(self) -> bool:
+        """Whether `score` adds what depends on the head and the distance alone."""
+        return self.changes_scores and self.relative
+
     def bind(self, dims: Dimensions) -> PositionEncoding:
         """Fills defaults that depend on the model and checks the rest.
 

@@ -82,6 +82,11 @@ class LMInfinite(PositionEncoding):
         """As the inner encoding does."""
         return self.wrapped.changes_scores
 
+    @property
+    def scores_by_distance(self):
+        """As the inner encoding does."""
+        return self.wrapped.scores_by_distance
+
     def bind(self, dims: Dimensions) -> LMInfinite:
         """Fills window and ceiling, and refuses encodings that are not relative."""
         inner = self.wrapped

@@ -60,6 +60,11 @@ class RopeAlibi(RoPE):
         """Not where the strength is 0: then it is RoPE, bit for bit."""
         return self.strength != 0
 
+    @property
+    def scores_by_distance(self):
+        """Not where a score is multiplied."""
+        return self.changes_scores and self.kind != "multiplicative"
+
     def bind(self, dims: Dimensions) -> RopeAlibi:
         """Checks the names."""
         kinds = ("additive", "multiplicative", "linear")

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 
 from kernels.flash_attention.blocks import Blocks, choose_blocks
-from kernels.flash_attention.kernel import Settings, attend
+from kernels.flash_attention.check import (
+    DTYPES,
+    HEAD_DIMS,
+    SHORTEST_WINDOW,
+    Sinks,
+    check,
+    check_options,
+)
+from kernels.flash_attention.kernel import Settings, Trained, attend
+from kernels.flash_attention.padding import whole_blocks
 
-HEAD_DIMS = (64, 80, 96, 128, 192, 256)
-DTYPES = (jnp.bfloat16, jnp.float32)
+__all__ = ["DTYPES", "HEAD_DIMS", "SHORTEST_WINDOW", "Sinks", "flash_attention"]
 
 
 def flash_attention(
@@ -24,6 +30,11 @@ def flash_attention(
     ahead: int | None = 0,
     window: int | None = None,
     softcap: float | None = None,
+    bias: jax.Array | None = None,
+    learned_bias: bool = True,
+    prefix: int | None = None,
+    positions: jax.Array | None = None,
+    sinks: Sinks | None = None,
     chip: str = "v5e",
     blocks: tuple[Blocks, Blocks] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -39,6 +50,13 @@ def flash_attention(
         ahead: 0 is causal; None: all later tokens are seen.
         window: tokens that are seen, the query's own included; None: all earlier ones.
         softcap: scores become softcap·tanh(scores / softcap).
+        bias: [heads, 2·length - 1]: entry length - 1 + d is added to the capped scores at distance
+            d = i - j. ALiBi, T5's buckets, KERPLE and their like are such vectors.
+        learned_bias: False: the gradient of `bias` is 0, and costs nothing.
+        prefix: with a causal mask, tokens at positions below it are seen by all (prefix LM).
+        positions: int32 [batch, length], in the document, for `prefix` and `sinks`; a segment's
+            tokens then stand one after the other. None: counted from its first token in the row.
+        sinks: first tokens that are seen from any distance, with a window only.
         chip: TPU generation, for the sizes of blocks.
         blocks: of forward and backward; None: the generation's.
 
@@ -49,40 +67,26 @@ def flash_attention(
     Raises:
         ValueError: shapes or dtypes that the kernels do not take, or an unknown chip.
     """
-    _check(q, k, v, segment_ids)
+    check(q, k, v, segment_ids, positions)
+    check_options(q, k, ahead, window, bias, prefix, sinks)
     T = q.shape[2]
-    row_bytes = q.shape[3] * q.dtype.itemsize
-    chosen = choose_blocks(T, chip, row_bytes) if blocks is None else blocks
-    settings = Settings(ahead, window, scale, softcap, chosen)
-    whole = math.lcm(*(b.block_q for b in chosen))
-    padded = -(-T // whole) * whole
-    # Padding is later than all tokens: a causal mask hides it from them without segment ids.
-    if segment_ids is None and padded != T and ahead != 0:
-        segment_ids = jnp.ones((q.shape[0], T), jnp.int32)
-
-    def pad(x: jax.Array, axis: int, length: int) -> jax.Array:
-        widths = [(0, length - T if a == axis else 0) for a in range(x.ndim)]
-        return jnp.pad(x, widths) if length != T else x
-
-    stretch = math.lcm(*(b.stretch for b in chosen))
-    keys = -(-padded // stretch) * stretch
-    ids = None if segment_ids is None else pad(segment_ids, 1, keys)
-    out, lse = attend(settings, pad(q, 2, padded), pad(k, 2, keys), pad(v, 2, keys), ids)
+    # Sinks out of the window of a block's queries are then those of one document.
+    longest = None if sinks is None else window
+    if blocks is None:
+        blocks = choose_blocks(T, chip, q.shape[3] * q.dtype.itemsize, longest)
+    num_sinks = 0 if sinks is None else sinks.num
+    settings = Settings(ahead, window, scale, softcap, prefix, num_sinks, learned_bias, blocks)
+    trained = _trained(q, k, v, bias, sinks)
+    out, lse = attend(settings, *whole_blocks(settings, trained, segment_ids, positions))
     return out[:, :, :T], lse[:, :, :T]
 
 
-def _check(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array | None) -> None:
-    B, N, T, H = q.shape
-    if k.shape != v.shape or k.shape[::2] != (B, T) or k.shape[3] != H or N % k.shape[1]:
-        raise ValueError(
-            f"q, k, v of shapes {q.shape}, {k.shape}, {v.shape}; allowed: [batch, heads, length, "
-            "head_dim] and twice [batch, kv_heads, length, head_dim], heads a multiple of kv_heads"
-        )
-    if H not in HEAD_DIMS:
-        raise ValueError(f"head_dim={H}; allowed: {', '.join(map(str, HEAD_DIMS))}")
-    if not (q.dtype == k.dtype == v.dtype and q.dtype in DTYPES):
-        raise ValueError(
-            f"dtypes {q.dtype}, {k.dtype}, {v.dtype}; allowed: all bfloat16 or all float32"
-        )
-    if segment_ids is not None and segment_ids.shape != (B, T):
-        raise ValueError(f"segment_ids of shape {segment_ids.shape}; allowed: {(B, T)}")
+def _trained(
+    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, sinks: Sinks | None
+) -> Trained:
+    """What has a gradient; sinks are met as ever where nothing else is said."""
+    if sinks is None:
+        return Trained(q, k, v, bias=bias)
+    q_far, k_far = (q if sinks.q is None else sinks.q), (k if sinks.k is None else sinks.k)
+    far_bias = jnp.zeros(q.shape[1]) if sinks.bias is None else sinks.bias
+    return Trained(q, k, v, q_far, k_far, bias, far_bias)

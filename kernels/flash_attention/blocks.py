@@ -45,9 +45,12 @@ TABLE = {
 }
 
 
-def choose_blocks(length: int, chip: str, row_bytes: int) -> tuple[Blocks, Blocks]:
+def choose_blocks(
+    length: int, chip: str, row_bytes: int, longest_block: int | None = None
+) -> tuple[Blocks, Blocks]:
     """The generation's blocks of forward and backward, smaller where the arrays are, and shorter
     stretches where a key has more bytes than the table's 128 bfloat16 numbers: they fill VMEM.
+    No block has more than `longest_block` tokens, which is at least 128.
 
     Raises:
         ValueError: no such generation.
@@ -55,12 +58,13 @@ def choose_blocks(length: int, chip: str, row_bytes: int) -> tuple[Blocks, Block
     if chip not in TABLE:
         raise ValueError(f"chip={chip!r}; allowed: {', '.join(TABLE)}")
     forward, backward = TABLE[chip]
-    return _fit(forward, length, row_bytes), _fit(backward, length, row_bytes)
+    most = max(forward.block_q, backward.block_q) if longest_block is None else longest_block
+    return _fit(forward, length, row_bytes, most), _fit(backward, length, row_bytes, most)
 
 
-def _fit(b: Blocks, length: int, row_bytes: int) -> Blocks:
+def _fit(b: Blocks, length: int, row_bytes: int, most: int) -> Blocks:
     longest = b.stretch * 256 // max(row_bytes, 256)
-    block = min(b.block_q, longest // 128 * 128, -(-length // 128) * 128)
+    block = min(b.block_q, longest // 128 * 128, most // 128 * 128, -(-length // 128) * 128)
     num_blocks = -(-length // block)
     num_stretches = -(-num_blocks * block // longest)
     stretch = -(-num_blocks // num_stretches) * block

@@ -18,8 +18,8 @@ LOG2_E = 1.4426950408889634  # exp(x) = exp2(x·LOG2_E), and TPUs have an exp2
 HIDDEN = -0.7 * float(jnp.finfo(jnp.float32).max)
 
 # (first query row within the block, first key within the stretch,
-#  first key minus first query in positions, or None where the band hides nothing of the tile)
-Tile = Callable[[int, Any, "int | None"], None]
+#  first key minus first query in slots, or None where the pattern hides nothing of the tile)
+Tile = Callable[[int, Any, Any], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,9 @@ class Call:
         scale: multiplies q·k.
         softcap: scores become softcap·tanh(scores / softcap); None: they don't.
         segments: whether there are segment ids.
+        prefix: positions below it are seen by earlier tokens too; None: by none.
+        num_sinks: first tokens of a segment that are seen from any distance.
+        reach: half the length of a bias in memory, see bias.py; it is that of the padded keys.
     """
 
     band: Band
@@ -41,30 +44,38 @@ class Call:
     scale: float
     softcap: float | None
     segments: bool
+    prefix: int | None
+    num_sinks: int
+    reach: int
 
     @property
     def num_stretches(self) -> int:
         """Stretches of keys that are in VMEM one after the other."""
         return -(-self.band.num_blocks_k // self.blocks.blocks_per_stretch)
 
-    def visit(self, i: Any, j: Any, bounds: tuple[Any, Any] | None, tile: Tile) -> None:
-        """Calls `tile` for every tile of query block i and stretch j in which a pair is visible.
-
-        `bounds` are the first and one past the last key block that the segments leave.
+    def bounds(self, refs: dict[str, Any], b: Any, i: Any) -> tuple[Any, Any, Any]:
+        """First and one past the last key block that the segments leave query block i of row b, and
+        one past the last that holds tokens of their prefixes.
         """
+        if "bounds" not in refs:
+            return 0, self.band.num_blocks_k, -(-(self.prefix or 0) // self.blocks.block_k)
+        found = refs["bounds"]
+        return found[b, i, 0], found[b, i, 1], found[b, i, 2]
+
+    def visit(self, i: Any, j: Any, bounds: tuple[Any, Any, Any], tile: Tile) -> None:
+        """Calls `tile` for every tile of query block i and stretch j in which a pair is visible."""
         n, band = self.blocks, self.band
         low = j * n.blocks_per_stretch
-        high = low + n.blocks_per_stretch
         first, end = band.whole(i)
-        start, stop = (low, high) if bounds is None else bounds
-        if bounds is not None:
-            start, stop = jnp.maximum(start, low), jnp.minimum(stop, high)
+        start, stop, open_end = bounds
+        start = jnp.maximum(start, low)
+        stop = jnp.minimum(stop, low + n.blocks_per_stretch)
 
-        def block(kb: Any, offset: int | None) -> None:
+        def block(kb: Any, offset: Any) -> None:
             for rows in range(0, n.block_q, n.tile_q):
                 for keys in range(0, n.block_k, n.tile_k):
                     at = None if offset is None else offset + keys - rows
-                    if at is not None:
+                    if isinstance(at, int):
                         if not band.touches(at, n.tile_q, n.tile_k):
                             continue
                         if band.covers(at, n.tile_q, n.tile_k):
@@ -74,12 +85,46 @@ class Call:
         jax.lax.fori_loop(
             jnp.maximum(first, start), jnp.minimum(end, stop), lambda kb, _: block(kb, None), None
         )
+        if self.prefix is not None:
+            # The whole blocks of a causal mask end where its edges begin.
+            last = jnp.maximum((i + 1) * band.ratio, open_end)
+            jax.lax.fori_loop(
+                jnp.maximum(end, start),
+                jnp.minimum(last, stop),
+                lambda kb, _: block(kb, kb * n.block_k - i * n.block_q),
+                None,
+            )
+            return
         for edge in band.edges():
             kb = i * band.ratio + edge
 
             @pl.when(band.exists(kb) & (start <= kb) & (kb < stop))
             def _(kb: Any = kb, edge: int = edge) -> None:
                 block(kb, edge * n.block_k)
+
+    def stretches(self, i: Any) -> tuple[Any, Any]:
+        """First and last stretch of which query block i may see something."""
+        first, last = self.band.visible_blocks(i)
+        if self.prefix is not None:
+            _, stop, open_end = self.bounds({}, 0, i)
+            last = jnp.maximum(last, (stop if self.segments else open_end) - 1)
+        per = self.blocks.blocks_per_stretch
+        return first // per, last // per
+
+    def offset(self, i: Any, j: Any, rows: int, base: Any) -> Any:
+        """First key minus first query of a tile, in slots; i and j are query block and stretch."""
+        return j * self.blocks.stretch + base - i * self.blocks.block_q - rows
+
+    def cost(self, q: jax.Array, k: jax.Array, products: int, share: float = 1) -> pl.CostEstimate:
+        """Of the visible pairs: products, exponentials, and every array once."""
+        B, N, T, H = q.shape
+        pairs = B * N * (self.band.num_pairs(T) + T * self.num_sinks) * share
+        arrays = 2 * (q.nbytes + k.nbytes) * (1 if products == 2 else 2) * share
+        return pl.CostEstimate(
+            flops=int(2 * products * pairs * H),
+            transcendentals=int(pairs),
+            bytes_accessed=int(arrays),
+        )
 
     def scores(self, dots: jax.Array) -> jax.Array:
         """q·k → scores in base 2, capped."""
@@ -89,14 +134,43 @@ class Call:
         cap = self.softcap * LOG2_E
         return cap * jnp.tanh(s / cap)
 
-    def seen(self, offset: int | None, same: Any, shape: tuple[int, int], axis: int) -> Any:
-        """Which pairs of a tile are visible, or None for all. `axis` is that of the queries."""
+    def before_cap(self, ds: jax.Array, capped: jax.Array) -> jax.Array:
+        """The gradient of capped scores (in base 2) → that of the scores before the cap."""
+        if self.softcap is None:
+            return ds
+        return ds * (1 - (capped / (self.softcap * LOG2_E)) ** 2)
+
+    def seen(self, offset: Any, same: Any, is_open: Any, shape: tuple[int, ...], axis: int) -> Any:
+        """Which pairs of a tile are visible, or None for all.
+
+        Args:
+            offset: first key minus first query; None: the band hides nothing.
+            same: pairs of one segment; None: all.
+            is_open: keys that are seen by earlier queries too; None: no key.
+            shape: of the tile.
+            axis: that of the queries.
+        """
         if offset is None:
             return same
         ahead = jax.lax.broadcasted_iota(jnp.int32, shape, 1 - axis)
         ahead = ahead - jax.lax.broadcasted_iota(jnp.int32, shape, axis)
         seen = self.band.visible(ahead + offset)
+        if is_open is not None:
+            seen = seen | is_open
         return seen if same is None else seen & same
+
+    def seen_sinks(self, first_query: Any, slots: jax.Array, axis: int) -> jax.Array:
+        """Which pairs of a tile of sinks are visible, segments apart; `slots` has the tile's shape,
+        `axis` is that of the queries.
+        """
+        assert self.band.window is not None
+        query = first_query + jax.lax.broadcasted_iota(jnp.int32, slots.shape, axis)
+        return query - slots >= self.band.window
+
+    def has_sinks(self, i: Any) -> Any:
+        """Whether a query of block i may see a sink that is out of its window."""
+        assert self.band.window is not None
+        return (i + 1) * self.blocks.block_q > self.band.window
 
 
 def wide(x: jax.Array, width: int) -> jax.Array:

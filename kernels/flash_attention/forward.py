@@ -15,37 +15,108 @@ comes from. The running maximum and sum are kept 128 lanes wide, which spares a 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
-from kernels.flash_attention.call import HIDDEN, LOG2_E, Call, wide
+from kernels.flash_attention import bias
+from kernels.flash_attention.call import HIDDEN, LANES, LOG2_E, SUBLANES, Call, wide
+from kernels.flash_attention.operands import Arrays, Operands, columns, query_ids, rows_of
+from kernels.flash_attention.segments import block_bounds
+from kernels.flash_attention.sinks import as_rows, block_number
 
 NN = (((1,), (0,)), ((), ()))
 NT = (((1,), (1,)), ((), ()))
 
 
-class Segments(NamedTuple):
-    """References: bounds [B, query blocks, 2] in scalar memory, ids of a query block as columns
-    [block_q, LANES], of a stretch of keys as rows [SUBLANES, stretch].
-    """
+def run(call: Call, x: Arrays) -> tuple[jax.Array, jax.Array]:
+    """Output [B, N, T, H] and log-sum-exp [B, N, T]."""
+    B, N, T, H = x.q.shape
+    n, operands = call.blocks, _operands(call, x)
+    out, lse = pl.pallas_call(
+        functools.partial(kernel, call, (*operands.names, "out", "lse", "top", "total", "acc")),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=operands.num_prefetched,
+            grid=(B, N, call.band.num_blocks_q, call.num_stretches),
+            in_specs=operands.specs,
+            out_specs=[
+                _spec((None, None, n.block_q, H), lambda b, h, i, j: (b, h, i, 0)),
+                _spec((None, None, 1, n.block_q), lambda b, h, i, j: (b, h, 0, i)),
+            ],
+            scratch_shapes=[
+                pltpu.VMEM((n.block_q, LANES), jnp.float32),
+                pltpu.VMEM((n.block_q, LANES), jnp.float32),
+                pltpu.VMEM((n.block_q, H), jnp.float32),
+            ],
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct(x.q.shape, x.q.dtype),
+            jax.ShapeDtypeStruct((B, N, 1, T), jnp.float32),
+        ],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
+            vmem_limit_bytes=n.vmem_bytes,
+        ),
+        cost_estimate=call.cost(x.q, x.k, products=2),
+        name="flash_attention_forward",
+    )(*operands.arrays)
+    return out, lse[:, :, 0]
 
-    bounds: Any
-    q: Any
-    k: Any
+
+def _spec(block: tuple[Any, ...], index: Any) -> pl.BlockSpec:
+    """Scalars that are prefetched come after the program ids."""
+    return pl.BlockSpec(block, lambda b, h, i, j, *_: index(b, h, i, j))
 
 
-def kernel(call: Call, *refs: Any) -> None:
+def _operands(call: Call, x: Arrays) -> Operands:
+    _, N, T, H = x.q.shape
+    n, group = call.blocks, N // x.k.shape[1]
+
+    def stretch_of(i: Any, j: Any) -> Any:
+        """The stretch to fetch: a hidden one is never fetched, the nearest visible stays."""
+        return jnp.clip(j, *call.stretches(i))
+
+    queries = _spec((None, None, n.block_q, H), lambda b, h, i, j: (b, h, i, 0))
+    keys = _spec(
+        (None, None, n.stretch, H), lambda b, h, i, j: (b, h // group, stretch_of(i, j), 0)
+    )
+    row = _spec((None, SUBLANES, n.stretch), lambda b, h, i, j: (b, 0, stretch_of(i, j)))
+    operands = Operands()
+    operands.add("q", x.q, queries)
+    operands.add("k", x.k, keys)
+    operands.add("v", x.v, keys)
+    if x.segment_ids is not None:
+        own = x.segment_ids[:, :T]  # what is after it is padding
+        operands.prefetch("bounds", block_bounds(own, x.open_ends, n.block_q, n.block_k))
+        column = _spec((None, n.block_q, LANES), lambda b, h, i, j: (b, i, 0))
+        operands.add("q_ids", columns(query_ids(own)), column)
+        operands.add("k_ids", rows_of(x.segment_ids), row)
+    if x.is_open is not None:
+        operands.add("open", rows_of(x.is_open), row)
+    if x.bias is not None:
+        along = bias.along_lanes(x.bias, call.reach, keys=True)
+        operands.add("bias", along, _spec((None, *along.shape[1:]), lambda b, h, i, j: (h, 0, 0)))
+    if x.far is not None:
+        S = x.far.k.shape[3]
+        at = functools.partial(block_number, x.far.sinks)
+        block = _spec((None, None, None, S, H), lambda b, h, i, j: (b, h // group, at(i), 0, 0))
+        row = _spec((None, None, SUBLANES, S), lambda b, h, i, j: (b, at(i), 0, 0))
+        operands.add("q_far", x.far.q, queries)
+        operands.add("k_sinks", x.far.k, block)
+        operands.add("v_sinks", x.far.v, block)
+        operands.add("sinks", as_rows(x.far.sinks), row)
+        operands.add("far_bias", x.far.bias, _spec((None, 1, S), lambda b, h, i, j: (h, 0, 0)))
+    return operands
+
+
+def kernel(call: Call, names: tuple[str, ...], *refs: Any) -> None:
     """Body of the grid step (batch b, head n, query block i, stretch of keys j)."""
-    segments = None
-    if call.segments:
-        bounds, q, k, v, q_ids, k_ids, *rest = refs
-        segments = Segments(bounds, q_ids, k_ids)
-    else:
-        q, k, v, *rest = refs
-    out, lse, top, total, acc = rest
+    x = dict(zip(names, refs, strict=True))
+    v, top, total, acc = (x[name] for name in ("v", "top", "total", "acc"))
     b, i, j = pl.program_id(0), pl.program_id(2), pl.program_id(3)
     n = call.blocks
 
@@ -55,35 +126,71 @@ def kernel(call: Call, *refs: Any) -> None:
         total[...] = jnp.zeros_like(total)
         acc[...] = jnp.zeros_like(acc)
 
-    def tile(rows: int, base: Any, offset: int | None) -> None:
-        """Adds `tile_k` keys from slot `base` to query rows [rows, rows + tile_q)."""
-        at, keys = pl.ds(rows, n.tile_q), pl.ds(base, n.tile_k)
-        dots = jax.lax.dot_general(q[at], k[keys], NT, preferred_element_type=jnp.float32)
-        s = call.scores(dots)
-        same = None
-        if segments is not None:
-            same = wide(segments.q[at], n.tile_k) == segments.k[:1, keys]
-        seen = call.seen(offset, same, (n.tile_q, n.tile_k), axis=0)
-        if seen is not None:
-            s = jnp.where(seen, s, -jnp.inf)
+    def add(at: Any, s: jax.Array, values: jax.Array) -> None:
+        """Adds keys of scores s, in base 2, to query rows `at`."""
         old = top[at]
         new = jnp.maximum(old, s.max(1, keepdims=True))
-        p, shrink = jnp.exp2(s - wide(new, n.tile_k)), jnp.exp2(old - new)
+        p, shrink = jnp.exp2(s - wide(new, s.shape[1])), jnp.exp2(old - new)
         value = jax.lax.dot_general(
-            p.astype(v.dtype), v[keys], NN, preferred_element_type=jnp.float32
+            p.astype(v.dtype), values, NN, preferred_element_type=jnp.float32
         )
         top[at] = new
         total[at] = total[at] * shrink + p.sum(1, keepdims=True)
         acc[at] = acc[at] * wide(shrink, call.head_dim) + value
 
-    bounds = None if segments is None else (segments.bounds[b, i, 0], segments.bounds[b, i, 1])
-    call.visit(i, j, bounds, tile)
+    def tile(rows: int, base: Any, offset: Any) -> None:
+        """Adds `tile_k` keys from slot `base` to query rows [rows, rows + tile_q)."""
+        s = _scores(call, x, i, j, rows, base, offset)
+        add(pl.ds(rows, n.tile_q), s, v[pl.ds(base, n.tile_k)])
+
+    if "q_far" in x:
+
+        @pl.when((j == 0) & call.has_sinks(i))
+        def far() -> None:
+            for rows in range(0, n.block_q, n.tile_q):
+                add(pl.ds(rows, n.tile_q), _far_scores(call, x, i, rows), x["v_sinks"][...])
+
+    call.visit(i, j, call.bounds(x, b, i), tile)
 
     @pl.when(j == call.num_stretches - 1)
     def finish() -> None:
         sums = total[...]
         empty = sums == 0
         sums = jnp.where(empty, 1.0, sums)
-        out[...] = (acc[...] / wide(sums, call.head_dim)).astype(out.dtype)
+        x["out"][...] = (acc[...] / wide(sums, call.head_dim)).astype(x["out"].dtype)
         # exp2 throughout; the log-sum-exp is handed out in base e.
-        lse[...] = jnp.where(empty, HIDDEN, (top[...] + jnp.log2(sums)) / LOG2_E).T[:1]
+        x["lse"][...] = jnp.where(empty, HIDDEN, (top[...] + jnp.log2(sums)) / LOG2_E).T[:1]
+
+
+def _scores(
+    call: Call, x: dict[str, Any], i: Any, j: Any, rows: int, base: Any, offset: Any
+) -> jax.Array:
+    """Of one tile: float32 [tile_q, tile_k] in base 2, -inf where hidden."""
+    n = call.blocks
+    at, keys = pl.ds(rows, n.tile_q), pl.ds(base, n.tile_k)
+    dots = jax.lax.dot_general(x["q"][at], x["k"][keys], NT, preferred_element_type=jnp.float32)
+    s = call.scores(dots)
+    if "bias" in x:
+        first = call.reach + call.offset(i, j, rows, base)
+        s += bias.tile(x["bias"], first, n.tile_q, n.tile_k)
+    same = is_open = None
+    if "q_ids" in x:
+        same = wide(x["q_ids"][at], n.tile_k) == x["k_ids"][:1, keys]
+    if "open" in x:
+        is_open = x["open"][:1, keys] != 0
+    seen = call.seen(offset, same, is_open, s.shape, axis=0)
+    return s if seen is None else jnp.where(seen, s, -jnp.inf)
+
+
+def _far_scores(call: Call, x: dict[str, Any], i: Any, rows: int) -> jax.Array:
+    """Of the sinks out of the window: float32 [tile_q, sinks] in base 2, -inf where hidden."""
+    n = call.blocks
+    at = pl.ds(rows, n.tile_q)
+    dots = jax.lax.dot_general(
+        x["q_far"][at], x["k_sinks"][...], NT, preferred_element_type=jnp.float32
+    )
+    slots = jnp.broadcast_to(x["sinks"][:1], dots.shape)
+    seen = call.seen_sinks(i * n.block_q + rows, slots, axis=0)
+    if "q_ids" in x:
+        seen &= wide(x["q_ids"][at], dots.shape[1]) == x["sinks"][1:2]
+    return jnp.where(seen, call.scores(dots) + x["far_bias"][...], -jnp.inf)

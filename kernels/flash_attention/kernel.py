@@ -1,21 +1,23 @@
-"""The calls of the two kernels: what lies in VMEM at which grid step, and the gradient rule."""
+"""One differentiable call: the forward kernel, and the backward kernels as its gradient rule."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
-from kernels.flash_attention import backward, forward
+from kernels.flash_attention import backward, forward, sinks_backward
+from kernels.flash_attention.backward import Cotangents
+from kernels.flash_attention.bias import of_distance
 from kernels.flash_attention.blocks import Blocks
-from kernels.flash_attention.call import HIDDEN, LANES, LOG2_E, SUBLANES, Call
+from kernels.flash_attention.call import HIDDEN, LOG2_E, Call
+from kernels.flash_attention.operands import Arrays, Far
 from kernels.flash_attention.pattern import Band
-from kernels.flash_attention.segments import block_bounds
+from kernels.flash_attention.segments import slots_of
+from kernels.flash_attention.sinks import find_sinks, first_tokens, gather, scatter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +29,9 @@ class Settings:
         window: keys up to the query that it sees, its own included; None: all.
         scale: multiplies q·k.
         softcap: scores become softcap·tanh(scores / softcap); None: they don't.
+        prefix: positions below it are seen by all; None: none are.
+        num_sinks: positions below it are seen from any distance.
+        learned_bias: whether the bias' gradient is worked out: it costs as much as a product.
         blocks: sizes of the forward and of the backward kernel.
     """
 
@@ -34,202 +39,98 @@ class Settings:
     window: int | None
     scale: float
     softcap: float | None
+    prefix: int | None
+    num_sinks: int
+    learned_bias: bool
     blocks: tuple[Blocks, Blocks]
 
 
+class Trained(NamedTuple):
+    """What has a gradient; see `flash_attention`, lengths are whole blocks and stretches here."""
+
+    q: Any
+    k: Any
+    v: Any
+    q_far: Any = None
+    k_far: Any = None
+    bias: Any = None
+    far_bias: Any = None
+
+
+class Tokens(NamedTuple):
+    """What has none: int32 [batch, length of the keys], or None."""
+
+    segment_ids: Any
+    positions: Any
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def attend(settings: Settings, q: Any, k: Any, v: Any, segment_ids: Any) -> Any:
-    """See `flash_attention`; lengths are whole blocks and stretches here."""
-    return _forward(settings, q, k, v, segment_ids)[0]
+def attend(settings: Settings, x: Trained, tokens: Tokens) -> tuple[jax.Array, jax.Array]:
+    """See `flash_attention`."""
+    return forward.run(_call(settings, 0, x, tokens), _arrays(settings, x, tokens))
 
 
-def _call(settings: Settings, blocks: Blocks, q: jax.Array, segment_ids: Any) -> Call:
-    T, H = q.shape[2:]
-    s = settings
-    band = Band(
-        s.ahead, s.window, blocks.block_q, blocks.block_k, T // blocks.block_q, T // blocks.block_k
-    )
-    return Call(band, blocks, H, s.scale, s.softcap, segment_ids is not None)
+def _call(settings: Settings, side: int, x: Trained, tokens: Tokens) -> Call:
+    """Of the forward kernel (side 0), or of the backward kernels (1)."""
+    T, H = x.q.shape[2:]
+    s, n = settings, settings.blocks[side]
+    band = Band(s.ahead, s.window, n.block_q, n.block_k, T // n.block_q, T // n.block_k)
+    segments = tokens.segment_ids is not None
+    return Call(band, n, H, s.scale, s.softcap, segments, s.prefix, s.num_sinks, x.k.shape[2])
 
 
-def _columns(ids: jax.Array) -> jax.Array:
-    """[B, T] → [B, T, LANES], equal lanes."""
-    return jnp.broadcast_to(ids[:, :, None], (*ids.shape, LANES))
+def _arrays(settings: Settings, x: Trained, tokens: Tokens, side: int = 0) -> Arrays:
+    T, ids, positions = x.q.shape[2], *tokens
+    is_open = open_ends = far = None
+    if settings.prefix is not None:
+        is_open = (positions < settings.prefix).astype(jnp.int32)
+        if ids is not None:
+            open_ends = (slots_of(ids) - positions + settings.prefix)[:, :T]
+    if settings.num_sinks:
+        if ids is None:
+            sinks = first_tokens(x.q.shape[0], settings.num_sinks)
+        else:
+            block_q = settings.blocks[side].block_q
+            sinks = find_sinks(ids[:, :T], positions[:, :T], settings.num_sinks, block_q)
+        S = sinks.slots.shape[2]
+        bias = (x.far_bias.astype(jnp.float32) * LOG2_E)[:, None, None]
+        bias = jnp.broadcast_to(bias, (bias.shape[0], 1, S))
+        far = Far(x.q_far, gather(x.k_far, sinks), gather(x.v, sinks), sinks, bias)
+    return Arrays(x.q, x.k, x.v, ids, is_open, open_ends, x.bias, far)
 
 
-def _rows(ids: jax.Array) -> jax.Array:
-    """[B, T] → [B, SUBLANES, T], equal rows."""
-    return jnp.broadcast_to(ids[:, None], (ids.shape[0], SUBLANES, ids.shape[1]))
-
-
-def _query_ids(ids: jax.Array) -> jax.Array:
-    """Padding as a query is of no key's segment, not of that of padding keys either."""
-    return jnp.where(ids == 0, -1, ids)
-
-
-def _forward(settings: Settings, q: Any, k: Any, v: Any, segment_ids: Any) -> Any:
-    B, N, T, H = q.shape
-    n = settings.blocks[0]
-    call = _call(settings, n, q, segment_ids)
-    group = N // k.shape[1]
-
-    def stretch_of(i: Any, j: Any) -> Any:
-        """The stretch to fetch: a hidden one is never fetched, the nearest visible stays."""
-        first, last = call.band.visible_blocks(i)
-        return jnp.clip(j, first // n.blocks_per_stretch, last // n.blocks_per_stretch)
-
-    def spec(block: tuple[Any, ...], index: Any) -> pl.BlockSpec:
-        # Scalars that are prefetched come after the program ids.
-        return pl.BlockSpec(block, lambda b, h, i, j, *_: index(b, h, i, j))
-
-    q_spec = spec((None, None, n.block_q, H), lambda b, h, i, j: (b, h, i, 0))
-    kv_spec = spec(
-        (None, None, n.stretch, H), lambda b, h, i, j: (b, h // group, stretch_of(i, j), 0)
-    )
-    lse_spec = spec((None, None, 1, n.block_q), lambda b, h, i, j: (b, h, 0, i))
-    in_specs, arguments, prefetched = [q_spec, kv_spec, kv_spec], [q, k, v], []
-    if segment_ids is not None:
-        own = segment_ids[:, :T]  # what is after it is padding
-        prefetched = [block_bounds(own, n.block_q, n.block_k)]
-        arguments += [_columns(_query_ids(own)), _rows(segment_ids)]
-        in_specs += [
-            spec((None, n.block_q, LANES), lambda b, h, i, j: (b, i, 0)),
-            spec((None, SUBLANES, n.stretch), lambda b, h, i, j: (b, 0, stretch_of(i, j))),
-        ]
-    out, lse = pl.pallas_call(
-        functools.partial(forward.kernel, call),
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=len(prefetched),
-            grid=(B, N, call.band.num_blocks_q, call.num_stretches),
-            in_specs=in_specs,
-            out_specs=[q_spec, lse_spec],
-            scratch_shapes=[
-                pltpu.VMEM((n.block_q, LANES), jnp.float32),
-                pltpu.VMEM((n.block_q, LANES), jnp.float32),
-                pltpu.VMEM((n.block_q, H), jnp.float32),
-            ],
-        ),
-        out_shape=[
-            jax.ShapeDtypeStruct(q.shape, q.dtype),
-            jax.ShapeDtypeStruct((B, N, 1, T), jnp.float32),
-        ],
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
-            vmem_limit_bytes=n.vmem_bytes,
-        ),
-        cost_estimate=_cost(call, q, k, products=2),
-        name="flash_attention_forward",
-    )(*prefetched, *arguments)
-    out = (out, lse[:, :, 0])
-    return out, (q, k, v, segment_ids, *out)
+def _forward(settings: Settings, x: Trained, tokens: Tokens) -> Any:
+    out = attend(settings, x, tokens)
+    return out, (x, tokens, *out)
 
 
 def _backward(settings: Settings, saved: Any, cotangents: Any) -> Any:
-    q, k, v, segment_ids, out, lse = saved
+    x, tokens, out, lse = saved
     d_out, d_lse = cotangents
-    n = settings.blocks[1]
-    call = _call(settings, n, q, segment_ids)
+    call, arrays = _call(settings, 1, x, tokens), _arrays(settings, x, tokens, 1)
     rest = d_lse - (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
     # A query that sees nothing has the log-sum-exp HIDDEN, which base 2 would make infinite.
-    rows = jnp.where(lse == HIDDEN, 0.0, lse * LOG2_E)[:, :, None], rest[:, :, None]
-    d_out = d_out.astype(q.dtype)
-    arrays = q, k, v, d_out, *rows
-    grads = [
-        _backward_stretch(call, stretch, arrays, segment_ids)
-        for stretch in range(call.num_stretches)
-    ]
-    dq = grads[0][0]
-    if len(grads) > 1:
-        dq = jnp.zeros(q.shape, jnp.float32)
-        for stretch, (part, _, _) in enumerate(grads):
-            first, end = _queries(call, stretch)
-            dq = dq.at[:, :, first * n.block_q : end * n.block_q].add(part)
-        dq = dq.astype(q.dtype)
-    dk, dv = (_joined([part[side] for part in grads], k.shape[2]) for side in (1, 2))
-    return dq, dk, dv, None
-
-
-def _joined(parts: list[jax.Array], length: int) -> jax.Array:
-    """The stretches' gradients one after the other; what is left of the keys is padding."""
-    whole = jnp.concatenate(parts, 2)
-    return jnp.pad(whole, ((0, 0), (0, 0), (0, length - whole.shape[2]), (0, 0)))
-
-
-def _queries(call: Call, stretch: int) -> tuple[int, int]:
-    """First and one past the last query block that sees keys of a stretch."""
-    per = call.blocks.blocks_per_stretch
-    return call.band.queries_of(stretch * per, (stretch + 1) * per)
-
-
-def _backward_stretch(
-    call: Call, stretch: int, arrays: Any, segment_ids: Any
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """dq of the queries that see one stretch of keys, and that stretch's dk and dv."""
-    q, k = arrays[:2]
-    B, N, _, H = q.shape
-    K, n = k.shape[1], call.blocks
-    group = N // K
-    first, end = _queries(call, stretch)
-
-    def spec(block: tuple[Any, ...], index: Any) -> pl.BlockSpec:
-        return pl.BlockSpec(block, lambda b, h, g, i, *_: index(b, h, h * group + g, i))
-
-    def queries(offset: int) -> pl.BlockSpec:
-        return spec((None, None, n.block_q, H), lambda b, h, head, i: (b, head, i + offset, 0))
-
-    keys = spec((None, None, n.stretch, H), lambda b, h, head, i: (b, h, stretch, 0))
-    own = spec((None, None, n.stretch, H), lambda b, h, head, i: (b, h, 0, 0))
-    row = spec((None, None, 1, n.block_q), lambda b, h, head, i: (b, head, 0, i + first))
-    in_specs, arguments = [queries(first), keys, keys, queries(first), row, row], list(arrays)
-    prefetched = []
-    if segment_ids is not None:
-        own_ids = segment_ids[:, : q.shape[2]]
-        bounds = block_bounds(own_ids, n.block_q, n.block_k)
-        prefetched = [bounds[:, first:end]]
-        arguments += [_rows(_query_ids(own_ids)), _columns(segment_ids)]
-        in_specs += [
-            spec((None, SUBLANES, n.block_q), lambda b, h, head, i: (b, 0, i + first)),
-            spec((None, n.stretch, LANES), lambda b, h, head, i: (b, stretch, 0)),
-        ]
-    whole = call.num_stretches == 1
-    dq_shape = (B, N, (end - first) * n.block_q, H)
-    return pl.pallas_call(
-        functools.partial(backward.kernel, call, stretch, first),
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=len(prefetched),
-            grid=(B, K, group, end - first),
-            in_specs=in_specs,
-            out_specs=[queries(0), own, own],
-            scratch_shapes=[
-                pltpu.VMEM((n.block_q, H), jnp.float32),
-                pltpu.VMEM((n.stretch, H), jnp.float32),
-                pltpu.VMEM((n.stretch, H), jnp.float32),
-            ],
-        ),
-        out_shape=[
-            jax.ShapeDtypeStruct(dq_shape, q.dtype if whole else jnp.float32),
-            jax.ShapeDtypeStruct((B, K, n.stretch, H), k.dtype),
-            jax.ShapeDtypeStruct((B, K, n.stretch, H), k.dtype),
-        ],
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
-            vmem_limit_bytes=n.vmem_bytes,
-        ),
-        cost_estimate=_cost(call, q, k, products=5, share=1 / call.num_stretches),
-        name="flash_attention_backward",
-    )(*prefetched, *arguments)
-
-
-def _cost(
-    call: Call, q: jax.Array, k: jax.Array, products: int, share: float = 1
-) -> pl.CostEstimate:
-    """Of the visible pairs: products, exponentials, and every array once."""
-    B, N, T, H = q.shape
-    pairs = B * N * call.band.num_pairs(T) * share
-    arrays = 2 * (q.nbytes + k.nbytes) * (1 if products == 2 else 2) * share
-    return pl.CostEstimate(
-        flops=int(2 * products * pairs * H), transcendentals=int(pairs), bytes_accessed=int(arrays)
-    )
+    rows = jnp.where(lse == HIDDEN, 0.0, lse * LOG2_E)
+    d = Cotangents(d_out.astype(x.q.dtype), rows[:, :, None], rest[:, :, None])
+    learned = x.bias is not None and settings.learned_bias
+    dq, dk, dv, d_bias = backward.run(call, arrays, d, learned)
+    grads = Trained(dq, dk, dv)
+    if learned:
+        d_bias = of_distance(d_bias, call.reach, (x.bias.shape[1] + 1) // 2)
+        grads = grads._replace(bias=d_bias.astype(x.bias.dtype))
+    elif x.bias is not None:
+        grads = grads._replace(bias=jnp.zeros_like(x.bias))
+    if arrays.far is not None:
+        dq_far, dk_far, dv_far, d_far_bias = sinks_backward.run(call, arrays, arrays.far, d)
+        S = x.k.shape[2]
+        dk_far, dv_far = (scatter(part, arrays.far.sinks, S) for part in (dk_far, dv_far))
+        grads = grads._replace(
+            v=(dv.astype(jnp.float32) + dv_far).astype(dv.dtype),
+            q_far=dq_far,
+            k_far=dk_far.astype(x.k.dtype),
+            far_bias=d_far_bias.astype(x.far_bias.dtype),
+        )
+    return grads, jax.tree.map(lambda a: None, tokens)
 
 
 attend.defvjp(_forward, _backward)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -18,20 +20,45 @@ def flash_attention(
     ahead: int | None = 0,
     window: int | None = None,
     softcap: float | None = None,
+    bias: jax.Array | None = None,
+    prefix: int | None = None,
+    positions: jax.Array | None = None,
+    sinks: Any = None,
 ) -> tuple[jax.Array, jax.Array]:
     """As `kernels.flash_attention.flash_attention`, in O(T²) memory and float32."""
     B, N, T, _ = q.shape
     q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
     k, v = (jnp.repeat(x, N // k.shape[1], axis=1) for x in (k, v))
-    s = scale * jnp.einsum("bnth,bnsh->bnts", q, k, precision="highest")
-    if softcap is not None:
-        s = softcap * jnp.tanh(s / softcap)
     i, j = jnp.arange(T)[:, None], jnp.arange(T)[None, :]
+
+    def scores(q: jax.Array, k: jax.Array) -> jax.Array:
+        s = scale * jnp.einsum("bnth,bnsh->bnts", q, k, precision="highest")
+        return s if softcap is None else softcap * jnp.tanh(s / softcap)
+
+    s = scores(q, k)
+    if bias is not None:
+        s += bias.astype(jnp.float32)[None, :, T - 1 + i - j]
     seen = jnp.ones((B, 1, T, T), bool)
+    if positions is None:
+        ids = jnp.ones((B, T), jnp.int32) if segment_ids is None else segment_ids
+        positions = j - (ids[:, :, None] == ids[:, None, :]).argmax(-1)
     if ahead is not None:
         seen &= (j - i <= ahead)[None, None]
+    if prefix is not None:
+        seen |= (positions < prefix)[:, None, None, :]
     if window is not None:
         seen &= (i - j < window)[None, None]
+    if sinks is not None:
+        assert window is not None
+        is_far = (i - j >= window)[None, None]
+        seen |= is_far & (positions < sinks.num)[:, None, None, :]
+        q_far, k_far = (q if sinks.q is None else sinks.q), (k if sinks.k is None else sinks.k)
+        far = scores(
+            q_far.astype(jnp.float32), jnp.repeat(k_far.astype(jnp.float32), N // k_far.shape[1], 1)
+        )
+        s = jnp.where(
+            is_far, far + (0.0 if sinks.bias is None else sinks.bias[None, :, None, None]), s
+        )
     if segment_ids is not None:
         same = segment_ids[:, :, None] == segment_ids[:, None, :]
         seen &= (same & (segment_ids != 0)[:, :, None])[:, None]

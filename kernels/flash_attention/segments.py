@@ -6,16 +6,38 @@ import jax
 import jax.numpy as jnp
 
 
-def block_bounds(segment_ids: jax.Array, block_q: int, block_k: int) -> jax.Array:
-    """First and one past the last key block that a query block's segments leave it.
+def slots_of(segment_ids: jax.Array) -> jax.Array:
+    """int32 [batch, length]: 0, 1, 2, … in each row."""
+    return jnp.broadcast_to(jnp.arange(segment_ids.shape[1], dtype=jnp.int32), segment_ids.shape)
+
+
+def starts(segment_ids: jax.Array) -> jax.Array:
+    """int32 [batch, length]: the slot of the first token of each token's segment, in rows in which
+    a segment's tokens stand one after the other.
+    """
+    changes = jnp.diff(segment_ids, axis=1, prepend=-1) != 0
+    return jax.lax.cummax(jnp.where(changes, slots_of(segment_ids), 0), axis=1)
+
+
+def count_up(segment_ids: jax.Array) -> jax.Array:
+    """int32 [batch, length]: positions from 0 in each such segment."""
+    return slots_of(segment_ids) - starts(segment_ids)
+
+
+def block_bounds(
+    segment_ids: jax.Array, open_ends: jax.Array | None, block_q: int, block_k: int
+) -> jax.Array:
+    """First and one past the last key block that a query block's segments leave it, and one past
+    the last block before their largest `open_ends`.
 
     A segment is all tokens of a row with one id, wherever they stand; 0 is padding. O(T·log T).
 
     Args:
         segment_ids: int32 [batch, length], length a multiple of both blocks.
+        open_ends: int32 [batch, length], slots; None: 0.
 
     Returns:
-        int32 [batch, length / block_q, 2]; (0, 0) for a block of padding.
+        int32 [batch, length / block_q, 3]; (0, 0, ·) for a block of padding.
     """
     T = segment_ids.shape[1]
 
@@ -29,5 +51,10 @@ def block_bounds(segment_ids: jax.Array, block_q: int, block_k: int) -> jax.Arra
 
     first, end = jax.vmap(row)(segment_ids)
     first = first.reshape(first.shape[0], -1, block_q).min(-1) // block_k
-    end = -(-end.reshape(end.shape[0], -1, block_q).max(-1) // block_k)
-    return jnp.stack([jnp.minimum(first, end), end], -1).astype(jnp.int32)
+
+    def last(x: jax.Array) -> jax.Array:
+        return -(-x.reshape(x.shape[0], -1, block_q).max(-1) // block_k)
+
+    end = last(end)
+    opened = jnp.zeros_like(end) if open_ends is None else last(open_ends)
+    return jnp.stack([jnp.minimum(first, end), end, opened], -1).astype(jnp.int32)

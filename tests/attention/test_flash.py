@@ -8,26 +8,29 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
+from jaxlm import positions
 from jaxlm.attention import flash
 from jaxlm.attention import mask as masks
 from jaxlm.attention.attend import attend
 from jaxlm.attention.inputs import AttentionInputs, AttentionSpec
 from jaxlm.attention.reference import attend_reference
+from jaxlm.positions.encoding import Dimensions
 from jaxlm.sharding.mesh import MeshConfig, make_mesh
 
 SPEC = AttentionSpec(masks.causal(), scale=0.125, aligned=True)
 
 
-def inputs(T=130, N=4, K=2, H=64, sinks=True):
+def inputs(T=130, N=4, K=2, H=64, sinks=True, first=50):
+    """Two rows: one of two documents, one with padding."""
     keys = jax.random.split(jax.random.key(0), 4)
     q, k, v = (
         jax.random.normal(key, (2, T, heads, H))
         for key, heads in zip(keys[:3], (N, K, K), strict=True)
     )
     ids = np.ones((2, T), np.int32)
-    ids[0, 50:], ids[1, 120:] = 2, 0
+    ids[0, first:], ids[1, T - 10 :] = 2, 0
     at = np.tile(np.arange(T, dtype=np.int32), (2, 1))
-    at[0, 50:] -= 50
+    at[0, first:] -= first
     at, ids = jnp.asarray(at), jnp.asarray(ids)
     sink_logits = jax.random.normal(keys[3], (N,)) if sinks else None
     return AttentionInputs(q, k, v, at, at, ids, ids, sink_logits=sink_logits)
@@ -74,10 +77,122 @@ def test_on_a_mesh_each_device_has_its_rows_and_heads(on_tpu):
         check(dataclasses.replace(SPEC, mask=masks.sliding_window(40)), inputs())
 
 
+ENCODINGS = {
+    "alibi": "alibi",
+    "t5": "t5(num_buckets=8, max_distance=100)",
+    "kerple": "kerple",
+    "sandwich": "sandwich(width=16)",
+    "rope_alibi": "rope_alibi",
+    "lm_infinite": "lm_infinite(window=128, num_sinks=3)",
+    "lm_infinite_alibi": "lm_infinite(inner=alibi, window=130, num_sinks=3)",
+}
+IN_EVERY_RUN = ("t5", "lm_infinite")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in IN_EVERY_RUN else pytest.mark.slow) for n in ENCODINGS],
+)
+def test_position_encodings(on_tpu, name):
+    """Two documents, one longer than the window; the gradient of what the encoding has learned."""
+    encoding = positions.parse(ENCODINGS[name]).bind(Dimensions(2, 64, 128, 128))
+    x = inputs(T=200, N=2, K=1, first=40, sinks=False)
+    lengths = jnp.full((2, 200), 160, jnp.int32)
+    rotation = encoding.rotation(x.q_positions, lengths, 64)
+    params = {
+        name: 0.3 + jax.random.normal(jax.random.key(7), p.shape)
+        for name, p in encoding.parameters(Dimensions(2, 64, 128, 128)).items()
+    }
+    spec = dataclasses.replace(
+        SPEC,
+        mask=encoding.restrict(masks.causal()),
+        score=encoding.score if encoding.changes_scores else None,
+        score_by_distance=encoding.scores_by_distance,
+        score_is_learned=bool(params),
+        ceiling=encoding.ceiling,
+    )
+
+    def loss(attend, q, k, v, params):
+        given = dataclasses.replace(
+            x,
+            q=encoding.rotate_queries(q, rotation),
+            k=encoding.rotate_keys(k, rotation),
+            v=v,
+            head_parameters=encoding.head_parameters(params, 2),
+            q_far=encoding.far_queries(q),
+            k_far=encoding.far_keys(k),
+        )
+        if attend is not attend_reference:
+            assert flash.unsupported(spec, given) is None
+        out, lse = attend(spec, given)
+        seen = (x.q_segment_ids != 0)[..., None]
+        return (out * jnp.cos(out)).sum() + jnp.where(seen, lse, 0.0).sum(), out
+
+    def both(attend):
+        grad = jax.value_and_grad(loss, (1, 2, 3, 4), has_aux=True)
+        return jax.tree.leaves(grad(attend, x.q, x.k, x.v, params))
+
+    for a, b in zip(both(attend), both(attend_reference), strict=True):
+        # float32 sums of 200 terms, of a bias' gradient of 200² terms, in another order.
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, np.abs(b).max()), rtol=2e-5)
+
+
+def test_prefix(on_tpu):
+    spec = dataclasses.replace(SPEC, mask=masks.prefix(20))
+    x = inputs(N=2, K=1)
+    assert flash.unsupported(spec, x) is None
+    check(spec, x)
+
+
+PATTERNS = {
+    "causal": (masks.causal(), (0, None, 0, None)),
+    "full": (masks.full(), (None, None, 0, None)),
+    "window": (masks.sliding_window(7), (0, 7, 0, None)),
+    "prefix": (masks.prefix(3), (0, None, 0, 3)),
+    "lambda": (masks.lambda_shaped(7, 2), (0, 7, 2, None)),
+    "lambda longer than the row": (masks.lambda_shaped(70, 2), (0, 70, 0, None)),
+    "lambda in a layer's window": (
+        masks.lambda_shaped(7, 2) & masks.sliding_window(5),
+        (0, 5, 0, None),
+    ),
+    "sinks that the layer's window hides": (
+        masks.lambda_shaped(7, 2) & masks.sliding_window(9),
+        None,
+    ),
+    "chunked": (masks.chunked(4), None),
+    "sinks alone": (masks.kept_sinks(4), None),
+}
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_masks_as_the_kernels_take_them(name):
+    mask, wanted = PATTERNS[name]
+    found = flash.pattern_of(mask, 20)
+    assert found == wanted
+    if found is None:
+        return
+    i, j = np.arange(20)[:, None], np.arange(20)[None]
+    seen = mask.to_dense(jnp.arange(20), jnp.arange(20))
+    near = np.ones((20, 20), bool) if found.ahead is None else j - i <= found.ahead
+    near = near if found.window is None else near & (i - j < found.window)
+    near |= (j < found.num_sinks) & (j <= i)
+    near |= (
+        np.zeros_like(near)
+        if found.prefix is None
+        else np.broadcast_to(j < found.prefix, near.shape)
+    )
+    assert (seen == near).all()
+
+
+def score_by_row(head, scores, distance, q_positions):
+    return scores + q_positions.astype(jnp.float32)
+
+
 REASONS = {
-    "mask=AttentionMask": {"mask": masks.lambda_shaped(8, 2)},
+    "mask=AttentionMask": {"mask": masks.chunked(4)},
     "not the same tokens": {"aligned": False},
-    "changes scores or has a ceiling": {"ceiling": 8},
+    "is no bias of the distance": {"score": score_by_row},
+    "2 sinks and a window of 6": {"mask": masks.lambda_shaped(6, 2)},
 }
 
 
@@ -88,6 +203,14 @@ def test_what_the_kernels_do_not_do(on_tpu, reason):
         attend(spec, x, "flash")
     out, _ = attend(spec, x)  # auto: another implementation
     np.testing.assert_allclose(out, attend_reference(spec, x)[0], atol=1e-5)
+
+
+def test_a_ceiling_within_the_window(on_tpu):
+    spec = dataclasses.replace(SPEC, mask=masks.sliding_window(8), ceiling=5)
+    x = inputs(T=8)
+    assert flash.unsupported(spec, x) is None  # near and far are one
+    x = dataclasses.replace(x, q_far=x.q, k_far=x.k)
+    assert flash.unsupported(spec, x) == "ceiling=5 with window=8"
 
 
 def test_a_head_dim_that_the_kernels_do_not_take(on_tpu):

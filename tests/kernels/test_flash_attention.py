@@ -1,7 +1,7 @@
 """The flash attention kernels in TPU interpret mode against attention as it is written on paper."""
 
-import functools
 import importlib.util
+import re
 import tempfile
 from pathlib import Path
 
@@ -13,24 +13,62 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.flash_attention import flash_attention, reference
+from kernels.flash_attention import Sinks, flash_attention, reference
 from kernels.flash_attention.blocks import TABLE, Blocks, choose_blocks
 from kernels.flash_attention.pattern import Band
-from kernels.flash_attention.segments import block_bounds
+from kernels.flash_attention.segments import block_bounds, count_up
+from kernels.flash_attention.sinks import NOWHERE, find_sinks
 from launch.aot.process import run_child
 
 # float32 sums of up to 768 terms in another order; bfloat16 has 8 bits, and p is rounded to it.
 TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 2e-2}
 SMALL = Blocks(128, 128, 128, 128, 256)
 PACKED = np.repeat([1, 2, 3, 0], [130, 100, 200, 70]).astype(np.int32)
+TWO = np.repeat([1, 2, 0], [40, 420, 40]).astype(np.int32)
 SCATTERED = np.array([0, 5, 2, 5])[np.arange(384) // 96].astype(np.int32)
 
 # The first in every run, the others with -m slow: five seconds each.
 CASES = {
+    "lambda_packed": {"sinks": "far", "window": 140, "segment_ids": TWO, "length": 500},
+    "packed_prefix_bias": {"prefix": 50, "bias": True, "segment_ids": PACKED, "length": 500},
     "causal_ragged": {"length": 300, "blocks": (Blocks(256, 128, 128, 128, 384), SMALL)},
     "lookahead_softcap": {"ahead": 40, "window": 70, "softcap": 2.0},
     "packed_window": {"segment_ids": PACKED, "length": 500, "window": 90},
     "grouped_bfloat16": {"heads": (4, 2), "dtype": jnp.bfloat16, "length": 256},
+    "bias": {"bias": True, "softcap": 3.0, "length": 300},
+    "bias_full": {"bias": True, "ahead": None, "length": 300},
+    "bias_in_three_slabs": {
+        "bias": True,
+        "length": 300,
+        "blocks": (Blocks(384, 384, 128, 384, 384),) * 2,
+    },
+    "bias_bfloat16": {"bias": True, "dtype": jnp.bfloat16},
+    "bias_of_alibi": {"bias": True, "learned_bias": False},
+    "prefix": {"prefix": 200, "length": 500},
+    "prefix_of_all": {"prefix": 900, "length": 300},
+    "sinks": {"sinks": "near", "window": 128, "length": 500},
+    "many_sinks": {
+        "sinks": "near",
+        "num_sinks": 130,
+        "window": 256,
+        "length": 500,
+        "heads": (1, 1),
+    },
+    "lambda": {"sinks": "far", "window": 140, "length": 500, "bias": True},
+    "lambda_bfloat16": {
+        "sinks": "far",
+        "window": 140,
+        "segment_ids": TWO,
+        "length": 500,
+        "dtype": jnp.bfloat16,
+    },
+    "lambda_from_the_middle": {
+        "sinks": "far",
+        "window": 140,
+        "segment_ids": TWO,
+        "length": 500,
+        "start": 2,
+    },
     "full_dim_80": {"ahead": None, "length": 200, "head_dim": 80},
     "window": {"window": 200, "length": 512},
     "window_of_one_block": {"window": 128, "length": 512},
@@ -46,7 +84,7 @@ CASES = {
     "own_blocks": {"length": 700, "blocks": None},
     "longer_blocks_backward": {"blocks": (SMALL, Blocks(256, 128, 128, 128, 256))},
 }
-IN_EVERY_RUN = 5
+IN_EVERY_RUN = 6
 
 
 def arrays(length, heads, head_dim, dtype, batch=1):
@@ -56,24 +94,66 @@ def arrays(length, heads, head_dim, dtype, batch=1):
     return [jax.random.normal(k, (batch, *s), dtype) for k, s in zip(keys, shapes, strict=True)]
 
 
+def of_arrays(function, num_sinks, **options):
+    """A function of what has a gradient."""
+
+    def attend(x):
+        far = Sinks(num_sinks, x.get("q_far"), x.get("k_far"), x.get("far_bias"))
+        sinks = far if num_sinks else None
+        return function(x["q"], x["k"], x["v"], bias=x.get("bias"), sinks=sinks, **options)
+
+    return attend
+
+
 def compare(
-    *, length=384, heads=(2, 1), head_dim=64, dtype=jnp.float32, blocks=(SMALL, SMALL), **options
+    *,
+    length=384,
+    heads=(2, 1),
+    head_dim=64,
+    dtype=jnp.float32,
+    blocks=(SMALL, SMALL),
+    segment_ids=None,
+    bias=False,
+    learned_bias=True,
+    sinks=None,
+    num_sinks=4,
+    start=None,
+    **options,
 ):
-    """Output, log-sum-exp and all gradients, the log-sum-exp's cotangent too."""
+    """Output, log-sum-exp and all gradients, the log-sum-exp's cotangent too.
+
+    `sinks`: "near" as ever, or "far" with queries, keys and a bias of their own. `start`: position
+    of each document's first token; None: unsaid.
+    """
     q, k, v, d_out = arrays(length, heads, head_dim, dtype)
-    d_lse = jax.random.normal(jax.random.key(9), q.shape[:3])
-    ids = options.pop("segment_ids", None)
-    ids = None if ids is None else jnp.asarray(ids)[None]
+    keys = jax.random.split(jax.random.key(9), 6)
+    d_lse = jax.random.normal(keys[0], q.shape[:3])
+    ids = None if segment_ids is None else jnp.asarray(segment_ids)[None]
     if ids is not None:
         d_lse = jnp.where(ids[:, None] == 0, 0.0, d_lse)  # such a query's is a constant
-    options["scale"] = head_dim**-0.5
-    kernel = functools.partial(flash_attention, segment_ids=ids, blocks=blocks, **options)
-    oracle = functools.partial(reference.flash_attention, segment_ids=ids, **options)
-    found, back = jax.vjp(kernel, q, k, v)
-    wanted, wanted_back = jax.vjp(oracle, q, k, v)
+    positions = None if start is None else count_up(ids) + start
+    x = {"q": q, "k": k, "v": v}
+    if bias:
+        x["bias"] = jax.random.normal(keys[1], (heads[0], 2 * length - 1))
+    if sinks == "far":
+        x["q_far"] = jax.random.normal(keys[2], q.shape, dtype)
+        x["k_far"] = jax.random.normal(keys[3], k.shape, dtype)
+        x["far_bias"] = jax.random.normal(keys[4], (heads[0],))
+
+    options |= {"scale": head_dim**-0.5, "segment_ids": ids, "positions": positions}
+    num_sinks = 0 if sinks is None else num_sinks
+    more = {"blocks": blocks, "learned_bias": learned_bias}
+    found, back = jax.vjp(of_arrays(flash_attention, num_sinks, **options, **more), x)
+    wanted, wanted_back = jax.vjp(of_arrays(reference.flash_attention, num_sinks, **options), x)
+    (grads,), (wanted_grads,) = (
+        back((d_out, d_lse)),
+        wanted_back((d_out.astype(jnp.float32), d_lse)),
+    )
+    if not learned_bias:
+        assert (grads.pop("bias") == 0).all()
+        del wanted_grads["bias"]
     pairs = list(zip(found, wanted, strict=True))
-    grads = back((d_out, d_lse)), wanted_back((d_out.astype(jnp.float32), d_lse))
-    for pair in [*pairs, *zip(*grads, strict=True)]:
+    for pair in [*pairs, *((grads[name], wanted_grads[name]) for name in grads)]:
         a, b = (np.asarray(x, np.float32) for x in pair)
         some = np.abs(b) < 1e30  # the log-sum-exp of nothing
         assert (a[~some] == b[~some]).all()
@@ -113,8 +193,18 @@ def test_no_races(capfd):
     cuts=st.lists(st.integers(0, 3), min_size=1, max_size=5),
     packed=st.booleans(),
     sizes=st.sampled_from([(128, 128), (256, 128), (256, 256)]),
+    extras=st.sampled_from(["", "bias", "prefix", "sinks", "far", "bias far", "bias prefix"]),
+    number=st.integers(1, 200),
 )
-def test_many_drawn_cases(length, heads, ahead, window, softcap, cuts, packed, sizes):
+def test_many_drawn_cases(
+    length, heads, ahead, window, softcap, cuts, packed, sizes, extras, number
+):
+    options = {"bias": "bias" in extras}
+    if "prefix" in extras:
+        ahead, window, options["prefix"] = 0, None, number
+    if "sinks" in extras or "far" in extras:
+        ahead, window = ahead or 0, max(window or 0, number, sizes[0])
+        options |= {"sinks": "far" if "far" in extras else "near", "num_sinks": number}
     ids = np.array(cuts)[np.arange(length) * len(cuts) // length].astype(np.int32)
     with pltpu.force_tpu_interpret_mode(pltpu.InterpretParams(uninitialized_memory="nan")):
         compare(
@@ -123,8 +213,9 @@ def test_many_drawn_cases(length, heads, ahead, window, softcap, cuts, packed, s
             ahead=ahead,
             window=window,
             softcap=softcap,
-            segment_ids=ids if packed else None,
+            segment_ids=np.sort(ids) if packed and options else ids if packed else None,
             blocks=(Blocks(*sizes, 128, 128, 256), Blocks(*sizes, 128, 128, 512)),
+            **options,
         )
 
 
@@ -161,11 +252,25 @@ def test_every_visible_pair_is_visited_once(ahead, window, block_k, ratio, num_b
 
 def test_bounds_of_packed_rows():
     ids = jnp.asarray([[1, 1, 1, 2, 2, 3, 3, 3, 0, 0, 0, 0], [7, 0, 7, 0, 0, 0, 4, 4, 4, 4, 4, 7]])
-    bounds = block_bounds(ids.astype(jnp.int32), block_q=3, block_k=2)
-    assert bounds.tolist() == [
+    bounds = block_bounds(ids.astype(jnp.int32), None, block_q=3, block_k=2)
+    assert bounds[..., :2].tolist() == [
         [[0, 2], [1, 4], [2, 4], [0, 0]],
         [[0, 6], [0, 0], [3, 6], [0, 6]],
     ]
+    open_ends = jnp.asarray([[1, 0, 3, 0, 0, 0, 12, 0, 0, 0, 0, 0], [0] * 12], jnp.int32)
+    bounds = block_bounds(ids.astype(jnp.int32), open_ends, block_q=3, block_k=2)
+    assert bounds[..., 2].tolist() == [[2, 0, 6, 0], [0, 0, 0, 0]]
+
+
+def test_which_tokens_are_sinks():
+    """Of documents that begin in the row, and of one that began before it."""
+    ids = jnp.asarray([[1] * 5 + [2] * 8 + [0] * 3], jnp.int32)
+    positions = jnp.asarray([[*range(2, 7), *range(8), 0, 0, 0]], jnp.int32)
+    found = find_sinks(ids, positions, num_sinks=3, block_q=4)
+    real = [[slot for slot in row if slot != NOWHERE] for row in found.slots[0].tolist()]
+    # The first token of the row is at position 2, the only sink of its document.
+    assert real == [[0], [0], [5, 6, 7], [5, 6, 7]]
+    assert found.segments.tolist() == [[1, 1, 2, 2]]
 
 
 @pytest.mark.parametrize("chip", TABLE)
@@ -189,6 +294,29 @@ def test_sizes_of_blocks(chip, length):
 def test_unsupported(changes, message):
     with pytest.raises(ValueError, match=message):
         compare(**changes)
+
+
+BAD_OPTIONS = {
+    "bias of shape (2, 5); allowed: (2, 255)": {"bias": jnp.zeros((2, 5))},
+    "prefix=3 with ahead=0, window=200": {"prefix": 3, "window": 200},
+    "positions of shape (5,); allowed: (1, 128)": {"positions": jnp.zeros(5, jnp.int32)},
+    "sinks with window=100, ahead=0; allowed: a window of at least 128": {
+        "sinks": Sinks(4),
+        "window": 100,
+    },
+    "sinks.num=0; allowed: from 1 to the window's 128": {"sinks": Sinks(0), "window": 128},
+    "sinks.bias of shape (3,); allowed: (2,)": {
+        "sinks": Sinks(4, bias=jnp.zeros(3)),
+        "window": 128,
+    },
+}
+
+
+@pytest.mark.parametrize("message", BAD_OPTIONS)
+def test_options_that_are_wrong(message):
+    q, k, v, _ = arrays(128, (2, 1), 64, jnp.float32)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        flash_attention(q, k, v, scale=1.0, **BAD_OPTIONS[message])
 
 
 def test_an_unknown_chip():

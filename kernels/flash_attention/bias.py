@@ -1,0 +1,76 @@
+"""A bias of the distance alone: a vector in memory, a tile of equal diagonals in registers.
+
+The vector of a head, [1, 2·reach], holds the bias of distance d = query - key at `reach + d`, or at
+`reach - d` where keys run along the lanes: then both kinds of tile read it from left to right.
+
+    lanes    … b₃ b₂ b₁ b₀ b₋₁ …         tile   b₀ b₋₁ b₋₂      every row is the one above,
+             └── a window of it ──┘              b₁ b₀  b₋₁      turned by one lane
+                                                 b₂ b₁  b₀
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from kernels.flash_attention.call import LANES, LOG2_E, SUBLANES
+
+
+def along_lanes(bias: jax.Array, reach: int, keys: bool) -> jax.Array:
+    """[heads, 2·length - 1] → float32 [heads, 1, 2·reach] in base 2; zeros past `length`.
+
+    `keys`: whether keys run along the lanes of a tile, or queries.
+    """
+    length = (bias.shape[1] + 1) // 2
+    bias = bias[:, ::-1] if keys else bias
+    before = reach - length + 1
+    whole = jnp.pad(bias, ((0, 0), (before, 2 * reach - before - bias.shape[1])))
+    return (whole.astype(jnp.float32) * LOG2_E)[:, None]
+
+
+def of_distance(along: jax.Array, reach: int, length: int) -> jax.Array:
+    """The inverse of `along_lanes` where queries run along the lanes, of a gradient: float32
+    [heads, 1, 2·reach] → [heads, 2·length - 1].
+    """
+    before = reach - length + 1
+    return along[:, 0, before : before + 2 * length - 1]
+
+
+def _window(first: Any, rows: int, columns: int) -> Any:
+    """The lanes that a tile reads; `first` is that of its entry (0, 0), a multiple of 128."""
+    start = first - rows
+    return pl.ds(start if isinstance(start, int) else pl.multiple_of(start, LANES), rows + columns)
+
+
+def tile(along: Any, first: Any, rows: int, columns: int) -> jax.Array:
+    """float32 [rows, columns]: entry (r, c) is what lies at lane first + c - r."""
+    window = along[:, _window(first, rows, columns)]
+    window = jnp.broadcast_to(window, (rows, rows + columns))
+    return pltpu.roll(window, columns, 1, stride=1, stride_axis=0)[:, :columns]
+
+
+def add_diagonals(along: Any, first: Any, x: jax.Array) -> None:
+    """Adds every diagonal's sum of a tile x [rows, columns] to its lane: the transpose of `tile`.
+
+    Rows are laid onto one another, turned by what is between them: 128 at a time, which costs
+    nothing, then the lower half onto the upper, again and again.
+    """
+    rows, columns = x.shape
+    x = jnp.concatenate([jnp.zeros((rows, rows), x.dtype), x], axis=1)
+    slabs = [_turn_left(x[r : r + LANES], r) for r in range(0, rows, LANES)]
+    x = functools.reduce(jnp.add, slabs)
+    height = LANES
+    while height > SUBLANES:
+        height //= 2
+        x = x[:height] + _turn_left(x[height:], height)
+    last = [_turn_left(x[r : r + 1], r) for r in range(SUBLANES)]
+    along[:, _window(first, rows, columns)] += functools.reduce(jnp.add, last)
+
+
+def _turn_left(x: jax.Array, by: int) -> jax.Array:
+    return pltpu.roll(x, x.shape[1] - by, 1) if by else x

@@ -1,0 +1,98 @@
+"""What the kernels take, and errors that say so."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+HEAD_DIMS = (64, 80, 96, 128, 192, 256)
+DTYPES = (jnp.bfloat16, jnp.float32)
+SHORTEST_WINDOW = 128  # beside sinks: no block is shorter
+
+
+class Sinks(NamedTuple):
+    """The first tokens of each segment, seen from any distance: Λ-attention (LM-Infinite, arXiv
+    2308.16137, section 4) and streaming with attention sinks.
+
+    Attributes:
+        num: positions below it are sinks.
+        q: [batch, heads, length, head_dim], queries as they meet a sink out of the window, that is
+            at a distance of `window` or more; None: as ever.
+        k: [batch, kv_heads, length, head_dim], keys as they are met there; None: as ever.
+        bias: [heads], added to capped scores there; None: 0.
+    """
+
+    num: int
+    q: jax.Array | None = None
+    k: jax.Array | None = None
+    bias: jax.Array | None = None
+
+
+def check(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array | None,
+    positions: jax.Array | None,
+) -> None:
+    """Of the arrays that every call has.
+
+    Raises:
+        ValueError: a shape or dtype that the kernels do not take.
+    """
+    B, N, T, H = q.shape
+    if k.shape != v.shape or k.shape[::2] != (B, T) or k.shape[3] != H or N % k.shape[1]:
+        raise ValueError(
+            f"q, k, v of shapes {q.shape}, {k.shape}, {v.shape}; allowed: [batch, heads, length, "
+            "head_dim] and twice [batch, kv_heads, length, head_dim], heads a multiple of kv_heads"
+        )
+    if H not in HEAD_DIMS:
+        raise ValueError(f"head_dim={H}; allowed: {', '.join(map(str, HEAD_DIMS))}")
+    if not (q.dtype == k.dtype == v.dtype and q.dtype in DTYPES):
+        raise ValueError(
+            f"dtypes {q.dtype}, {k.dtype}, {v.dtype}; allowed: all bfloat16 or all float32"
+        )
+    for name, array in (("segment_ids", segment_ids), ("positions", positions)):
+        if array is not None and array.shape != (B, T):
+            raise ValueError(f"{name} of shape {array.shape}; allowed: {(B, T)}")
+
+
+def check_options(
+    q: jax.Array,
+    k: jax.Array,
+    ahead: int | None,
+    window: int | None,
+    bias: jax.Array | None,
+    prefix: int | None,
+    sinks: Sinks | None,
+) -> None:
+    """Of a pattern and a bias.
+
+    Raises:
+        ValueError: patterns that do not go together, or a shape that is not theirs.
+    """
+    _, N, T, _ = q.shape
+    if bias is not None and bias.shape != (N, 2 * T - 1):
+        raise ValueError(f"bias of shape {bias.shape}; allowed: {(N, 2 * T - 1)}")
+    if prefix is not None and (ahead != 0 or window is not None or prefix < 0):
+        raise ValueError(
+            f"prefix={prefix} with ahead={ahead}, window={window}; allowed: an integer >= 0 with "
+            "ahead=0 and no window"
+        )
+    if sinks is None:
+        return
+    if window is None or window < SHORTEST_WINDOW or ahead is None:
+        raise ValueError(
+            f"sinks with window={window}, ahead={ahead}; allowed: a window of at least "
+            f"{SHORTEST_WINDOW} and an integer"
+        )
+    if not 1 <= sinks.num <= window:
+        raise ValueError(f"sinks.num={sinks.num}; allowed: from 1 to the window's {window}")
+    for name, shape in {"q": q.shape, "k": k.shape, "bias": (N,)}.items():
+        array = getattr(sinks, name)
+        if array is not None and array.shape != shape:
+            raise ValueError(f"sinks.{name} of shape {array.shape}; allowed: {shape}")
+        if name in ("q", "k") and array is not None and array.dtype != q.dtype:
+            raise ValueError(f"sinks.{name} of {array.dtype}; allowed: {q.dtype}, as q")

@@ -1,0 +1,103 @@
+"""What the kernels are given: arrays by name, and ids as the vector unit compares them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from kernels.flash_attention.call import LANES, SUBLANES
+from kernels.flash_attention.sinks import SinkRows
+
+
+class Far(NamedTuple):
+    """Sinks, as they are met out of the window.
+
+    Attributes:
+        q: [B, N, T, H].
+        k, v: [B, K, query blocks, sinks, H].
+        sinks: who they are.
+        bias: float32 [N, 1, sinks] in base 2, equal along the last axis.
+    """
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    sinks: SinkRows
+    bias: jax.Array
+
+
+class Arrays(NamedTuple):
+    """Of one call, padded to whole blocks.
+
+    Attributes:
+        q: [B, N, T, H].
+        k, v: [B, K, S, H], S >= T.
+        segment_ids: int32 [B, S], or None.
+        is_open: int32 [B, S], not 0 for keys that earlier queries see too, or None.
+        open_ends: int32 [B, T], one past the last such slot of each token's segment, or None.
+        bias: float32 [N, 2·length - 1], see `flash_attention`, or None.
+        far: or None.
+    """
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    segment_ids: jax.Array | None
+    is_open: jax.Array | None
+    open_ends: jax.Array | None
+    bias: jax.Array | None
+    far: Far | None
+
+
+class Operands:
+    """The arguments of a kernel in order, those in scalar memory first, with their names."""
+
+    def __init__(self) -> None:
+        self.scalars: list[tuple[str, jax.Array]] = []
+        self.blocks: list[tuple[str, jax.Array, pl.BlockSpec]] = []
+
+    def prefetch(self, name: str, array: jax.Array) -> None:
+        """Into scalar memory, before the first grid step."""
+        self.scalars.append((name, array))
+
+    def add(self, name: str, array: jax.Array, spec: pl.BlockSpec) -> None:
+        """Into VMEM, block by block."""
+        self.blocks.append((name, array, spec))
+
+    @property
+    def num_prefetched(self) -> int:
+        """In scalar memory."""
+        return len(self.scalars)
+
+    @property
+    def names(self) -> list[str]:
+        """In the order of a kernel's references."""
+        return [name for name, _ in self.scalars] + [name for name, _, _ in self.blocks]
+
+    @property
+    def arrays(self) -> list[jax.Array]:
+        """In that order."""
+        return [array for _, array in self.scalars] + [array for _, array, _ in self.blocks]
+
+    @property
+    def specs(self) -> list[pl.BlockSpec]:
+        """Of what is in VMEM."""
+        return [spec for _, _, spec in self.blocks]
+
+
+def columns(ids: jax.Array) -> jax.Array:
+    """[B, T] → [B, T, LANES], equal lanes."""
+    return jnp.broadcast_to(ids[:, :, None], (*ids.shape, LANES))
+
+
+def rows_of(ids: jax.Array) -> jax.Array:
+    """[B, T] → [B, SUBLANES, T], equal rows."""
+    return jnp.broadcast_to(ids[:, None], (ids.shape[0], SUBLANES, ids.shape[1]))
+
+
+def query_ids(ids: jax.Array) -> jax.Array:
+    """Padding as a query is of no key's segment, not of that of padding keys either."""
+    return jnp.where(ids == 0, -1, ids)

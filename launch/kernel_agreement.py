@@ -1,0 +1,136 @@
+"""Whether our kernels agree with plain jnp: small calls in TPU interpret mode, on a CPU.
+
+python -m launch.kernel_agreement
+
+One call of each kernel and dtype; tests/kernels has many more. Memory that nothing was written to
+is NaN, so what is read before it is written shows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.pallas import tpu as pltpu
+from rich.console import Console
+from rich.table import Table
+
+from kernels import flash_attention as flash
+from kernels.flash_attention import reference as flash_reference
+
+# (kernel's results, the oracle's): pytrees of equal structure.
+Results = tuple[Any, Any]
+# Of the largest number: float32 sums in another order; bfloat16 has 8 bits and is rounded twice.
+LIMITS = {"float32": 1e-5, "bfloat16": 2e-2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """One kernel against its oracle.
+
+    Attributes:
+        kernel: its name.
+        about: what of it is called.
+        run: a dtype's name → results.
+    """
+
+    kernel: str
+    about: str
+    run: Callable[[str], Results]
+
+
+def normal(*shape: int, dtype: str = "float32") -> jax.Array:
+    """The same numbers for the same shape."""
+    return jax.random.normal(jax.random.key(sum(shape)), shape, dtype)
+
+
+def with_gradients(
+    kernel: Callable[..., Any], oracle: Callable[..., Any], *x: jax.Array
+) -> Results:
+    """Outputs of both and the gradients of all arguments under the same cotangents."""
+    found, back = jax.vjp(kernel, *x)
+    wanted, back_wanted = jax.vjp(oracle, *x)
+    given = jax.tree.map(lambda a: normal(*a.shape, dtype=a.dtype.name), found)
+    cotangents = jax.tree.map(lambda a, b: a.astype(b.dtype), given, wanted)
+    return (found, back(given)), (wanted, back_wanted(cotangents))
+
+
+def _causal(dtype: str) -> Results:
+    q, k = normal(1, 2, 200, 64, dtype=dtype), normal(1, 1, 200, 64, dtype=dtype)
+
+    def of(function: Any) -> Any:
+        return lambda q, k, v: function(q, k, v, scale=0.125, softcap=4.0)
+
+    return with_gradients(of(flash.flash_attention), of(flash_reference.flash_attention), q, k, -k)
+
+
+def _packed_bias(dtype: str) -> Results:
+    q, k = normal(1, 2, 200, 64, dtype=dtype), normal(1, 1, 200, 64, dtype=dtype)
+    ids = jnp.asarray(np.repeat([1, 2], [70, 130])[None], jnp.int32)
+
+    def of(function: Any) -> Any:
+        return lambda q, k, v, bias: function(q, k, v, ids, scale=0.125, window=90, bias=bias)
+
+    kernel, oracle = of(flash.flash_attention), of(flash_reference.flash_attention)
+    return with_gradients(kernel, oracle, q, k, -k, normal(2, 399))
+
+
+def _lambda(dtype: str) -> Results:
+    q, k = normal(1, 1, 300, 64, dtype=dtype), normal(1, 1, 300, 64, dtype=dtype)
+
+    def of(function: Any) -> Any:
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array, q_far: jax.Array) -> Any:
+            sinks = flash.Sinks(4, q_far, -k)
+            return function(q, k, v, scale=0.125, window=128, sinks=sinks)
+
+        return attend
+
+    kernel, oracle = of(flash.flash_attention), of(flash_reference.flash_attention)
+    return with_gradients(kernel, oracle, q, k, -k, -q)
+
+
+AGREEMENTS = (
+    Agreement("flash_attention", "causal, soft cap, gradients", _causal),
+    Agreement("flash_attention", "packed, window, trained bias, gradients", _packed_bias),
+    Agreement("flash_attention", "Λ: window, sinks, gradients", _lambda),
+)
+
+
+def largest_error(results: Results) -> float:
+    """Over all arrays, relative to the largest number of each."""
+    worst = 0.0
+    for found, wanted in zip(*map(jax.tree.leaves, results), strict=True):
+        a, b = (np.asarray(x, np.float64) for x in (found, wanted))
+        error = np.abs(a - b).max() / max(np.abs(b).max(), 1e-30)
+        worst = max(worst, error if np.isfinite(error) else np.inf)
+    return float(worst)
+
+
+def main() -> None:
+    """Prints a table; exit status 1 if an error is above its limit."""
+    table = Table(title="Agreement with plain jnp, TPU interpret mode: largest relative error")
+    for column in (
+        "kernel",
+        "call",
+        *(f"{dtype} (≤ {limit:g})" for dtype, limit in LIMITS.items()),
+    ):
+        table.add_column(column)
+    good = True
+    parameters = pltpu.InterpretParams(uninitialized_memory="nan", dma_execution_mode="on_wait")
+    with pltpu.force_tpu_interpret_mode(parameters):
+        for agreement in AGREEMENTS:
+            errors = {dtype: largest_error(agreement.run(dtype)) for dtype in LIMITS}
+            good &= all(errors[dtype] <= limit for dtype, limit in LIMITS.items())
+            figures = [f"{error:.1e}" for error in errors.values()]
+            table.add_row(agreement.kernel, agreement.about, *figures)
+    Console(width=120).print(table)
+    if not good:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
