@@ -19,7 +19,11 @@ from jax.experimental.pallas import tpu as pltpu
 from rich.console import Console
 from rich.table import Table
 
+from kernels import block_sampled_attention as sampled
+from kernels import cross_entropy as entropy
 from kernels import flash_attention as flash
+from kernels.block_sampled_attention import reference as sampled_reference
+from kernels.cross_entropy import reference as entropy_reference
 from kernels.flash_attention import reference as flash_reference
 
 # (kernel's results, the oracle's): pytrees of equal structure.
@@ -93,10 +97,38 @@ def _lambda(dtype: str) -> Results:
     return with_gradients(kernel, oracle, q, k, -k, -q)
 
 
+def _sampled(dtype: str) -> Results:
+    q, k = normal(1, 2, 500, 64, dtype=dtype), normal(1, 1, 500, 64, dtype=dtype)
+    drawn = jnp.asarray([0, 2], jnp.int32), jnp.asarray([0.0, 0.7], jnp.float32)
+    options = {"sample": sampled.Sample(*drawn), "scale": 0.125, "block": 128, "sink_blocks": 1}
+
+    def of(function: Any) -> Any:
+        return lambda q, k, v: function(q, k, v, **options)
+
+    kernel = of(sampled.block_sampled_attention)
+    return with_gradients(kernel, of(sampled_reference.block_sampled_attention), q, k, -k)
+
+
+def _cross_entropy(dtype: str) -> Results:
+    hidden, matrix = normal(130, 64, dtype=dtype), normal(64, 200, dtype=dtype)
+    targets = jnp.arange(130, dtype=jnp.int32)
+
+    def of(function: Any) -> Any:
+        def losses(hidden: jax.Array, matrix: jax.Array, bias: jax.Array) -> Any:
+            return function(hidden, matrix, bias, targets, vocab_axis=1, softcap=3.0)[:2]
+
+        return losses
+
+    kernel, oracle = of(entropy.cross_entropy), of(entropy_reference.cross_entropy)
+    return with_gradients(kernel, oracle, hidden, matrix, normal(200))
+
+
 AGREEMENTS = (
     Agreement("flash_attention", "causal, soft cap, gradients", _causal),
     Agreement("flash_attention", "packed, window, trained bias, gradients", _packed_bias),
     Agreement("flash_attention", "Λ: window, sinks, gradients", _lambda),
+    Agreement("block_sampled_attention", "a draw, sinks, gradients", _sampled),
+    Agreement("cross_entropy", "bias, soft cap, gradients", _cross_entropy),
 )
 
 
