@@ -47,9 +47,10 @@ def test_it_agrees_with_the_form_of_xla(on_tpu):
 def test_what_the_kernels_do_not_take(on_tpu):
     assert not fits(jnp.zeros((1, 2, 64), jnp.float16))
     assert not fits(jnp.zeros((1, 2, 65536)))
-    cut = jax.sharding.AbstractMesh((1, 2), ("data", "tensor"))
+    hidden, cut = jnp.zeros((1, 2, 64)), jax.sharding.AbstractMesh((1, 2), ("data", "tensor"))
+    assert fits(hidden)
     with jax.sharding.use_abstract_mesh(cut):
-        assert not fits(jnp.zeros((1, 2, 64)))
+        assert not fits(hidden)
 
 
 def test_without_a_tpu():
