@@ -337,3 +337,19 @@ def test_it_compiles_for_every_generation(topology, head_dim, dtype):
     sizes = {"length": 12288, "heads": 2, "kv_heads": 1, "head_dim": head_dim, "dtype": dtype}
     sizes["backward"] = True
     compiles("kernel_programs_attention:flash_attention", sizes, topology)
+
+
+MORE = {
+    "lambda_attention": {"length": 32768, "window": 4096, "num_sinks": 16},
+    "biased_attention": {"length": 12288},
+}
+
+
+@pytest.mark.tpu_aot
+@needs_libtpu
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("function", MORE)
+def test_patterns_and_biases_compile_for_every_generation(topology, function):
+    """With their gradients: several stretches of keys."""
+    sizes = {**MORE[function], "heads": 2, "head_dim": 128, "backward": True}
+    compiles(f"kernel_programs_attention:{function}", sizes, topology)
