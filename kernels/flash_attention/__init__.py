@@ -70,12 +70,13 @@ def flash_attention(
     check(q, k, v, segment_ids, positions)
     check_options(q, k, ahead, window, bias, prefix, sinks)
     T = q.shape[2]
-    # Sinks out of the window of a block's queries are then those of one document.
-    longest = None if sinks is None else window
     if blocks is None:
+        # Sinks out of the window of a block's queries are then those of one document.
+        longest = None if sinks is None else window
         blocks = choose_blocks(T, chip, q.shape[3] * q.dtype.itemsize, longest)
     num_sinks = 0 if sinks is None else sinks.num
-    settings = Settings(ahead, window, scale, softcap, prefix, num_sinks, learned_bias, blocks)
+    options = (softcap, prefix, num_sinks, learned_bias, chip != "v4")
+    settings = Settings(ahead, window, scale, *options, blocks)
     trained = _trained(q, k, v, bias, sinks)
     out, lse = attend(settings, *whole_blocks(settings, trained, segment_ids, positions))
     return out[:, :, :T], lse[:, :, :T]

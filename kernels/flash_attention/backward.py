@@ -189,7 +189,7 @@ def kernel(
         s = capped = call.scores(jax.lax.dot_general(k_tile, q_tile, NT, **f32))
         first = call.reach - call.offset(i + first_query_block, stretch, rows, base)
         if "bias" in x:
-            s = capped + bias.tile(x["bias"], first, n.tile_k, n.tile_q)
+            s = capped + bias.tile(x["bias"], first, n.tile_k, n.tile_q, call.strides)
         same = None
         if "q_ids" in x:
             same = wide(x["k_ids"][keys], n.tile_q) == x["q_ids"][:1, at]

@@ -47,11 +47,21 @@ def _window(first: Any, rows: int, columns: int) -> Any:
     return pl.ds(start if isinstance(start, int) else pl.multiple_of(start, LANES), rows + columns)
 
 
-def tile(along: Any, first: Any, rows: int, columns: int) -> jax.Array:
-    """float32 [rows, columns]: entry (r, c) is what lies at lane first + c - r."""
+def tile(along: Any, first: Any, rows: int, columns: int, strides: bool) -> jax.Array:
+    """float32 [rows, columns]: entry (r, c) is what lies at lane first + c - r.
+
+    `strides`: whether the chip turns each row by its number at once. Else rows double again and
+    again: below those that are there, the same turned by how many they are.
+    """
     window = along[:, _window(first, rows, columns)]
-    window = jnp.broadcast_to(window, (rows, rows + columns))
-    return pltpu.roll(window, columns, 1, stride=1, stride_axis=0)[:, :columns]
+    if strides:
+        x = jnp.broadcast_to(window, (LANES, rows + columns))
+        x = pltpu.roll(x, columns, 1, stride=1, stride_axis=0)
+    else:
+        x = _turn_right(window, columns)
+        while x.shape[0] < LANES:
+            x = jnp.concatenate([x, _turn_right(x, x.shape[0])])
+    return jnp.concatenate([_turn_right(x, r)[:, :columns] for r in range(0, rows, LANES)])
 
 
 def add_diagonals(along: Any, first: Any, x: jax.Array) -> None:
@@ -70,6 +80,10 @@ def add_diagonals(along: Any, first: Any, x: jax.Array) -> None:
         x = x[:height] + _turn_left(x[height:], height)
     last = [_turn_left(x[r : r + 1], r) for r in range(SUBLANES)]
     along[:, _window(first, rows, columns)] += functools.reduce(jnp.add, last)
+
+
+def _turn_right(x: jax.Array, by: int) -> jax.Array:
+    return pltpu.roll(x, by, 1) if by else x
 
 
 def _turn_left(x: jax.Array, by: int) -> jax.Array:

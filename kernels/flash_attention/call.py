@@ -35,6 +35,7 @@ class Call:
         segments: whether there are segment ids.
         prefix: positions below it are seen by earlier tokens too; None: by none.
         num_sinks: first tokens of a segment that are seen from any distance.
+        strides: whether the chip turns the rows of a tile by a stride.
         reach: half the length of a bias in memory, see bias.py; it is that of the padded keys.
     """
 
@@ -46,6 +47,7 @@ class Call:
     segments: bool
     prefix: int | None
     num_sinks: int
+    strides: bool
     reach: int
 
     @property

@@ -172,7 +172,7 @@ def _scores(
     s = call.scores(dots)
     if "bias" in x:
         first = call.reach + call.offset(i, j, rows, base)
-        s += bias.tile(x["bias"], first, n.tile_q, n.tile_k)
+        s += bias.tile(x["bias"], first, n.tile_q, n.tile_k, call.strides)
     same = is_open = None
     if "q_ids" in x:
         same = wide(x["q_ids"][at], n.tile_k) == x["k_ids"][:1, keys]

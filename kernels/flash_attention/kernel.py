@@ -32,6 +32,7 @@ class Settings:
         prefix: positions below it are seen by all; None: none are.
         num_sinks: positions below it are seen from any distance.
         learned_bias: whether the bias' gradient is worked out: it costs as much as a product.
+        strides: whether the chip turns the rows of a tile by a stride; v4 does not.
         blocks: sizes of the forward and of the backward kernel.
     """
 
@@ -42,6 +43,7 @@ class Settings:
     prefix: int | None
     num_sinks: int
     learned_bias: bool
+    strides: bool
     blocks: tuple[Blocks, Blocks]
 
 
@@ -76,7 +78,9 @@ def _call(settings: Settings, side: int, x: Trained, tokens: Tokens) -> Call:
     s, n = settings, settings.blocks[side]
     band = Band(s.ahead, s.window, n.block_q, n.block_k, T // n.block_q, T // n.block_k)
     segments = tokens.segment_ids is not None
-    return Call(band, n, H, s.scale, s.softcap, segments, s.prefix, s.num_sinks, x.k.shape[2])
+    return Call(
+        band, n, H, s.scale, s.softcap, segments, s.prefix, s.num_sinks, s.strides, x.k.shape[2]
+    )
 
 
 def _arrays(settings: Settings, x: Trained, tokens: Tokens, side: int = 0) -> Arrays:

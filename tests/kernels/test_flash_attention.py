@@ -40,6 +40,7 @@ CASES = {
         "blocks": (Blocks(384, 384, 128, 384, 384),) * 2,
     },
     "bias_bfloat16": {"bias": True, "dtype": jnp.bfloat16},
+    "bias_on_v4": {"bias": True, "chip": "v4", "length": 300},
     "bias_of_alibi": {"bias": True, "learned_bias": False},
     "prefix": {"prefix": 200, "length": 500},
     "prefix_of_all": {"prefix": 900, "length": 300},
@@ -115,6 +116,7 @@ def compare(
     sinks=None,
     num_sinks=4,
     start=None,
+    chip="v5e",
     **options,
 ):
     """Output, log-sum-exp and all gradients, the log-sum-exp's cotangent too.
@@ -139,7 +141,7 @@ def compare(
 
     options |= {"scale": head_dim**-0.5, "segment_ids": ids, "positions": positions}
     num_sinks = 0 if sinks is None else num_sinks
-    more = {"blocks": blocks, "learned_bias": learned_bias}
+    more = {"blocks": blocks, "learned_bias": learned_bias, "chip": chip}
     found, back = jax.vjp(of_arrays(flash_attention, num_sinks, **options, **more), x)
     wanted, wanted_back = jax.vjp(of_arrays(reference.flash_attention, num_sinks, **options), x)
     (grads,), (wanted_grads,) = (
