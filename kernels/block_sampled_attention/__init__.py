@@ -21,7 +21,7 @@ from kernels.block_sampled_attention.sampling import (
     decaying_probabilities,
     sample_distances,
 )
-from kernels.flash_attention import DTYPES, HEAD_DIMS
+from kernels.flash_attention.check import check
 
 __all__ = ["Sample", "block_sampled_attention", "decaying_probabilities", "sample_distances"]
 
@@ -55,7 +55,8 @@ def block_sampled_attention(
     Raises:
         ValueError: shapes, dtypes or sizes that the kernels do not take.
     """
-    _check(q, k, v, sample, block, sink_blocks)
+    check(q, k, v)
+    _check(sample, block, sink_blocks)
     T = q.shape[2]
     num_blocks = -(-T // block)
     call = Call(block, num_blocks, sample.distances.shape[0], min(sink_blocks, num_blocks), scale)
@@ -65,21 +66,7 @@ def block_sampled_attention(
     return out[:, :, :T], lse[:, :, :T]
 
 
-def _check(
-    q: jax.Array, k: jax.Array, v: jax.Array, sample: Sample, block: int, sink_blocks: int
-) -> None:
-    B, N, T, H = q.shape
-    if k.shape != v.shape or k.shape[::2] != (B, T) or k.shape[3] != H or N % k.shape[1]:
-        raise ValueError(
-            f"q, k, v of shapes {q.shape}, {k.shape}, {v.shape}; allowed: [batch, heads, length, "
-            "head_dim] and twice [batch, kv_heads, length, head_dim], heads a multiple of kv_heads"
-        )
-    if H not in HEAD_DIMS:
-        raise ValueError(f"head_dim={H}; allowed: {', '.join(map(str, HEAD_DIMS))}")
-    if not (q.dtype == k.dtype == v.dtype and q.dtype in DTYPES):
-        raise ValueError(
-            f"dtypes {q.dtype}, {k.dtype}, {v.dtype}; allowed: all bfloat16 or all float32"
-        )
+def _check(sample: Sample, block: int, sink_blocks: int) -> None:
     if block not in BLOCKS:
         raise ValueError(f"block={block}; allowed: {', '.join(map(str, BLOCKS))}")
     if sink_blocks < 0:

@@ -34,8 +34,8 @@ def check(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    segment_ids: jax.Array | None,
-    positions: jax.Array | None,
+    segment_ids: jax.Array | None = None,
+    positions: jax.Array | None = None,
 ) -> None:
     """Of the arrays that every call has.
 
