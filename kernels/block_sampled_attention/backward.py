@@ -21,7 +21,7 @@ from kernels.block_sampled_attention.call import Call, causal
 from kernels.flash_attention.backward import TN
 from kernels.flash_attention.forward import NN, NT
 
-F32 = {"preferred_element_type": jnp.float32}
+F32: dict[str, Any] = {"preferred_element_type": jnp.float32}
 
 
 def _tile(call: Call, arrays: Any, log_weight: Any, ahead: int | None) -> tuple[Any, Any]:

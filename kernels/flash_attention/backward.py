@@ -184,7 +184,7 @@ def kernel(
     def tile(rows: int, base: Any, offset: Any) -> None:
         """Gradients from query rows [rows, rows + tile_q) and `tile_k` keys from slot `base`."""
         at, keys = pl.ds(rows, n.tile_q), pl.ds(base, n.tile_k)
-        f32 = {"preferred_element_type": jnp.float32}
+        f32: dict[str, Any] = {"preferred_element_type": jnp.float32}
         q_tile, k_tile, d_out_tile = q[at], k[keys], d_out[at]
         s = capped = call.scores(jax.lax.dot_general(k_tile, q_tile, NT, **f32))
         first = call.reach - call.offset(i + first_query_block, stretch, rows, base)

@@ -92,7 +92,7 @@ def kernel(call: Call, names: tuple[str, ...], *refs: Any) -> None:
     x = dict(zip(names, refs, strict=True))
     i, g = pl.program_id(2), pl.program_id(3)
     n = call.blocks
-    f32 = {"preferred_element_type": jnp.float32}
+    f32: dict[str, Any] = {"preferred_element_type": jnp.float32}
 
     @pl.when(g == 0)
     def start() -> None:

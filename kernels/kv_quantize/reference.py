@@ -35,14 +35,14 @@ def quantize_values(x: jax.Array, bits: int, group: int) -> Quantized:
     return Quantized(pack(codes, bits), affine.swapaxes(-1, -2), bits, group)
 
 
-def dequantize_keys(x: Quantized, dtype: jnp.dtype | type = jnp.float32) -> jax.Array:
+def dequantize_keys(x: Quantized, dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Array:
     """[..., T, H]."""
     codes = unpack(x.codes, x.bits).astype(jnp.float32)
     scale, minimum = (jnp.repeat(a, x.group, -2) for a in scale_and_minimum(x.affine))
     return (codes * scale + minimum).astype(dtype)
 
 
-def dequantize_values(x: Quantized, dtype: jnp.dtype | type = jnp.float32) -> jax.Array:
+def dequantize_values(x: Quantized, dtype: jax.typing.DTypeLike = jnp.float32) -> jax.Array:
     """[..., T, H]."""
     codes = unpack(x.codes, x.bits).astype(jnp.float32)
     affine = x.affine.swapaxes(-1, -2)
