@@ -28,7 +28,7 @@ from launch.aot.chips import chip_of
 from launch.aot.static_cost import describe
 from launch.aot.topology import environment
 from launch.kernel_cases import select
-from launch.kernel_table import compile_case, print_notes, table_of
+from launch.kernel_table import compile_case, in_short, print_notes, table_of
 
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x2", "Generation and grid of chips.")
 ONLY = flags.DEFINE_string("only", None, "Cases whose name contains this.")
@@ -53,8 +53,8 @@ def compile_kernels() -> bool:
     about = describe(topology)
     rows = []
     for number, case in enumerate(cases, 1):
-        print(f"{number}/{len(cases)} {case.name}", file=sys.stderr)
         rows.append(compile_case(case, topology))
+        print(f"{number}/{len(cases)} {in_short(rows[-1])}", file=sys.stderr)
     terminal = Console()
     out = terminal if terminal.is_terminal else Console(width=WIDTH)
     out.print(table_of(rows, chip, f"{topology}, libtpu: {about['compiler']}"))

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from kernels import block_sampled_attention as sampled
 from kernels import flash_attention as ours
 from kernels.chip import target_chip
+from kernels.flash_attention.blocks import Blocks
 from launch.kernel_peers import Program, struct, with_gradients
 
 
@@ -23,15 +24,17 @@ def flash_attention(
     backward: bool = False,
     window: int | None = None,
     softcap: float | None = None,
+    sizes: dict[str, int] | None = None,
 ) -> Program:
-    """kernels.flash_attention: causal, one row, the chip's own block sizes."""
+    """kernels.flash_attention: causal, one row; `sizes` are fields of Blocks, those of the chip's
+    table where there are none.
+    """
+    blocks = None if sizes is None else (Blocks(**sizes),) * 2
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         chip, scale = target_chip() or "v5e", head_dim**-0.5
-        out, _ = ours.flash_attention(
-            q, k, v, scale=scale, window=window, softcap=softcap, chip=chip
-        )
-        return out
+        options: dict[str, Any] = {"window": window, "softcap": softcap, "blocks": blocks}
+        return ours.flash_attention(q, k, v, scale=scale, chip=chip, **options)[0]
 
     q = struct(mesh, 1, heads, length, head_dim, dtype=dtype)
     k = struct(mesh, 1, kv_heads or heads, length, head_dim, dtype=dtype)

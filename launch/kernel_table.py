@@ -81,7 +81,7 @@ def table_of(rows: list[Row], chip: Chip, title: str) -> Table:
     table = Table(title=title)
     for name in ("kernel", "shape"):
         table.add_column(name)
-    for name in ("HBM MiB", "static µs", "of peak", "bundles", "spills", "busiest unit"):
+    for name in ("HBM MiB", "static µs", "of peak", "bundles", "spills (inner)", "busiest unit"):
         table.add_column(name, justify="right")
     for name in ("peer µs", "ratio"):
         table.add_column(name, justify="right")
@@ -110,9 +110,10 @@ def _figures(cost: StaticCost, case: Case, chip: Chip, lower_bound: bool) -> lis
         share = f"{case.useful_flops / (time * 1e-6 * chip.device_bf16_flops):.0%}"
     largest = cost.largest
     unit = f"{largest.busiest} {largest.use[largest.busiest]:.0%}" if largest else "–"
-    counts = [f"{n:,}" if cost.kernels else "–" for n in (cost.bundles, cost.spill_stores)]
+    bundles = f"{cost.bundles:,}" if cost.kernels else "–"
+    spills = f"{cost.spill_stores:,} ({cost.inner_spill_stores:,})" if cost.kernels else "–"
     memory = f"{cost.memory.total / 2**20:,.0f}"
-    return [memory, _time(cost, lower_bound), share, *counts, unit]
+    return [memory, _time(cost, lower_bound), share, bundles, spills, unit]
 
 
 def _time(cost: StaticCost, lower_bound: bool) -> str:
@@ -128,6 +129,15 @@ def _ratio(row: Row) -> str:
     if target is None:
         return text
     return f"{text} (target {target:.2g}{'' if ratio <= target else ', missed'})"
+
+
+def in_short(row: Row) -> str:
+    """A line, for whoever waits for the table."""
+    subject = row.ours or (row.peer and row.peer[1])
+    if subject is None or not subject.compiles:
+        return f"{row.case.name}: does not compile"
+    lower_bound = row.ours is None and row.case.peer_is_lower_bound
+    return f"{row.case.name}: {_time(subject, lower_bound)} µs, ratio {_ratio(row)}"
 
 
 def print_notes(rows: list[Row], out: Console) -> None:

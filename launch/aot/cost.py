@@ -104,6 +104,11 @@ class StaticCost:
         """Of all kernels."""
         return sum(k.bundles.spill_stores for k in self.kernels if k.bundles)
 
+    @property
+    def inner_spill_stores(self) -> int:
+        """Of all kernels' innermost loops."""
+        return sum(k.bundles.inner_spill_stores for k in self.kernels if k.bundles)
+
     def to_json(self) -> dict[str, Any]:
         """All figures, the derived ones too."""
         largest = self.largest
@@ -115,6 +120,7 @@ class StaticCost:
             "hbm_total": self.memory.total if self.memory else None,
             "bundles": self.bundles,
             "spill_stores": self.spill_stores,
+            "inner_spill_stores": self.inner_spill_stores,
             "busiest_unit": largest.busiest if largest else None,
             "busiest_share": largest.use[largest.busiest] if largest else None,
         }

@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 _ESTIMATE = re.compile(r'hlo_op_name: "([^"]+)"\s+estimated_cycles: (\d+)')
-_UTILIZATION_FILE = re.compile(r"\d+-(.+)-\d+-.*static-per-bundle-utilization\.txt")
+_UTILIZATION_FILE = re.compile(r"(\d+-(.+)-)\d+-.*static-per-bundle-utilization\.txt")
+_BUNDLE = re.compile(r" *(?:0x[0-9a-f]+|0) +(?:[A-Z]{2})? *: *(>*) *\{", re.MULTILINE)
 # Parts of VLOAD and VSTORE: registers that did not suffice.
 FILL, SPILL = "VLOAD:FILL", "VSTORE:SPILL"
 
@@ -37,12 +38,14 @@ class Bundles:
         count: how many.
         spill_stores: vector registers stored because there are too few.
         spill_fills: the same, loaded back.
+        inner_spill_stores: those of the innermost loops.
         use: share of a unit's slots that are filled, by unit.
     """
 
     count: int
     spill_stores: int
     spill_fills: int
+    inner_spill_stores: int
     use: dict[str, float]
 
     @property
@@ -70,11 +73,21 @@ def read_bundles(folder: Path) -> dict[str, Bundles]:
     for path in sorted(folder.iterdir()):
         name = _UTILIZATION_FILE.fullmatch(path.name)
         if name:
-            bundles[name[1]] = parse_utilization(path.read_text())
+            (text,) = (p for p in folder.glob(f"{name[1]}*_bundles.txt") if _is_schedule(p))
+            bundles[name[2]] = parse_utilization(path.read_text(), parse_depths(text.read_text()))
     return bundles
 
 
-def parse_utilization(text: str) -> Bundles:
+def _is_schedule(path: Path) -> bool:
+    return re.fullmatch(r".*-\d+-final_bundles\.txt", path.name) is not None
+
+
+def parse_depths(text: str) -> list[int]:
+    """How many loops are around each bundle of a schedule; the grid of a kernel is one."""
+    return [len(marks) for marks in _BUNDLE.findall(text)]
+
+
+def parse_utilization(text: str, depths: list[int]) -> Bundles:
     """Of a file with one row a bundle: how many slots of each unit it fills."""
     lines = [line.split() for line in text.replace(",", " ").splitlines() if line.strip()]
     units, capacity = lines[1], [int(slots) for slots in lines[2]]
@@ -82,4 +95,6 @@ def parse_utilization(text: str) -> Bundles:
     filled = dict(zip(units, map(sum, zip(*rows, strict=True)), strict=True))
     slots = {unit: n * len(rows) for unit, n in zip(units, capacity, strict=True)}
     use = {u: filled[u] / slots[u] for u in units if u not in (FILL, SPILL)}
-    return Bundles(len(rows), filled[SPILL], filled[FILL], use)
+    spills = [row[units.index(SPILL)] for row in rows]
+    inner = sum(n for n, depth in zip(spills, depths, strict=True) if depth == max(depths))
+    return Bundles(len(rows), filled[SPILL], filled[FILL], inner, use)

@@ -19,7 +19,7 @@ from launch.aot.hlo_text import arrays, parse
 from launch.aot.static_cost import describe, measure
 from launch.aot.topology import environment
 from launch.kernel_cases import CASES, Case, causal_flops, select
-from launch.kernel_table import Row, table_of
+from launch.kernel_table import Row, in_short, table_of
 
 # What compilers and profilers write, cut down to what is read of it.
 # loops.hlo: a scan of 12 steps calls a kernel and slices its weights; inside it a loop of 3, beside
@@ -30,6 +30,7 @@ LOOPS = (TEXTS / "loops.hlo").read_text()
 COLLECTIVES = (TEXTS / "collectives.hlo").read_text()
 PROFILE = (TEXTS / "profile.textproto").read_text()
 UTILIZATION = (TEXTS / "utilization.txt").read_text()
+SCHEDULE = (TEXTS / "schedule.txt").read_text()
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install -e '.[tpu]'"
@@ -144,14 +145,14 @@ def test_profile(tmp_path):
 def test_bundles(tmp_path):
     name = "1795526219251953489-flash_attention.1-01-final_hlo-static-per-bundle-utilization.txt"
     (tmp_path / name).write_text(UTILIZATION)
-    (
-        tmp_path
-        / name.replace("-01-", "-03-").replace("_hlo-static-per-bundle-utilization", "_bundles")
-    ).write_text("")
+    stem = name.partition("-01-")[0]
+    (tmp_path / f"{stem}-02-schedule-analysis_final_bundles.txt").write_text("")
+    (tmp_path / f"{stem}-03-final_bundles.txt").write_text(SCHEDULE)
     (found,) = profile.read_bundles(tmp_path).items()
     assert found[0] == "flash_attention.1"
     bundles = found[1]
-    assert (bundles.count, bundles.spill_stores, bundles.spill_fills) == (4, 1, 3)
+    assert (bundles.count, bundles.spill_stores, bundles.spill_fills) == (4, 2, 3)
+    assert bundles.inner_spill_stores == 1
     assert bundles.use["MXU"] == 8 / 16 and bundles.use["VSTORE"] == 2 / 4
     assert bundles.use["VLOAD"] == 4 / 12 and "VLOAD:FILL" not in bundles.use
     assert bundles.busiest == "MXU"
@@ -178,11 +179,14 @@ def test_the_time_to_quote():
     assert dataclasses.replace(cost(10.0), is_lower_bound=True).microseconds is None
     assert cost(10.0).memory.total == 5 << 20
     figures = json.loads(
-        json.dumps(cost(10.0, 12.0, None, profile.parse_utilization(UTILIZATION)).to_json())
+        json.dumps(
+            cost(10.0, 12.0, None, profile.parse_utilization(UTILIZATION, [0, 1, 2, 1])).to_json()
+        )
     )
     assert figures["microseconds"] == 12.0 and figures["hbm_total"] == 5 << 20
     assert (figures["busiest_unit"], figures["busiest_share"]) == ("MXU", 0.5)
-    assert (figures["bundles"], figures["spill_stores"]) == (4, 1)
+    assert (figures["bundles"], figures["spill_stores"]) == (4, 2)
+    assert figures["inner_spill_stores"] == 1
 
 
 CASE = Case(
@@ -201,6 +205,7 @@ def test_table():
     row = Row(CASE, cost(20.0), (slow,))
     text = shown(row)
     assert row.ratio == 0.5 and not row.failed and not row.ratio_is_upper_bound
+    assert in_short(row) == "ours 1: 20.0 µs, ratio 0.50 (target 0.8)"
     assert "0.50 (target 0.8)" in text and "50%" in text and "peer: p 512" in text
     missed = shown(Row(CASE, cost(27.0), (slow, fast)))
     assert "0.90 (target 0.8, missed)" in missed and "peer: p 1024" in missed
@@ -208,6 +213,7 @@ def test_table():
     assert "≥ 50.0" in shown(bound) and "≤ 0.72 (target" in shown(bound)
     broken = Row(CASE, cost(None, error="VMEM"), (slow,))
     assert broken.failed and broken.ratio is None and "does not compile" in shown(broken)
+    assert in_short(broken) == "ours 1: does not compile"
     assert Row(CASE, cost(20.0), (({}, cost(None, error="VMEM")),)).ratio is None
 
 
