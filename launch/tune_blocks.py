@@ -32,18 +32,25 @@ BACKWARD = flags.DEFINE_bool("backward", False, "With the gradient.")
 BLOCKS = flags.DEFINE_list("blocks", ["512", "1024", "2048"], "Queries, and keys, of a block.")
 TILES_Q = flags.DEFINE_list("tiles_q", ["128", "256", "512"], "Queries of a tile.")
 TILES_K = flags.DEFINE_list("tiles_k", ["256", "512", "1024"], "Keys of a tile.")
+EARLY = flags.DEFINE_list("early", ["0", "1"], "Tiles whose scores are begun early.")
 
 FUNCTION = "launch.kernel_programs_attention:flash_attention"
 
 
 def candidates(
-    length: int, stretch: int, blocks: list[int], tiles_q: list[int], tiles_k: list[int]
+    length: int,
+    stretch: int,
+    blocks: list[int],
+    tiles_q: list[int],
+    tiles_k: list[int],
+    early: list[int],
 ) -> list[Blocks]:
     """All sizes in which tiles divide blocks, blocks the stretch, and none is beyond the length."""
+    stretch = min(stretch, length)
     return [
-        Blocks(block, block, q, k, min(stretch, length))
-        for block, q, k in itertools.product(blocks, tiles_q, tiles_k)
-        if block <= length and not (block % q or block % k or min(stretch, length) % block)
+        Blocks(block, block, q, k, stretch, early=ahead)
+        for block, q, k, ahead in itertools.product(blocks, tiles_q, tiles_k, early)
+        if not (block % q or block % k or stretch % block)
     ]
 
 
@@ -63,7 +70,7 @@ def cost(sizes: Blocks | None) -> StaticCost:
 def table_of(found: list[tuple[str, Blocks, StaticCost]], title: str) -> Table:
     """Fastest first."""
     table = Table(title=title)
-    for name in ("", "block", "tile", "stretch", "static µs", "spills", "in inner loops"):
+    for name in ("", "block", "tile", "early", "stretch", "static µs", "spills", "in inner loops"):
         table.add_column(name, justify="right")
     for name, sizes, price in found:
         time = "≥ " if price.microseconds is None else ""
@@ -71,6 +78,7 @@ def table_of(found: list[tuple[str, Blocks, StaticCost]], title: str) -> Table:
             name,
             f"{sizes.block_q}",
             f"{sizes.tile_q} × {sizes.tile_k}",
+            f"{sizes.early}",
             f"{sizes.stretch}",
             f"{time}{price.at_least_microseconds:,.1f}" if price.compiles else "does not compile",
             f"{price.spill_stores:,}",
@@ -84,7 +92,7 @@ def tune() -> None:
     chip = chip_of(TOPOLOGY.value).name
     row_bytes = HEAD_DIM.value * 2
     own = choose_blocks(LENGTH.value, chip, row_bytes)[int(BACKWARD.value)]
-    lists = ([int(n) for n in flag.value] for flag in (BLOCKS, TILES_Q, TILES_K))
+    lists = ([int(n) for n in flag.value] for flag in (BLOCKS, TILES_Q, TILES_K, EARLY))
     found = [("table", own, cost(None))]
     for sizes in candidates(LENGTH.value, own.stretch, *lists):
         price = cost(sizes)

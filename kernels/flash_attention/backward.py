@@ -23,7 +23,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.flash_attention import bias
-from kernels.flash_attention.call import LANES, SUBLANES, Call, wide
+from kernels.flash_attention.call import LANES, SUBLANES, Call, Tile, wide
 from kernels.flash_attention.forward import NN, NT
 from kernels.flash_attention.operands import Arrays, Operands, columns, query_ids, rows_of
 from kernels.flash_attention.segments import block_bounds
@@ -207,7 +207,11 @@ def kernel(
         dk_sum[keys] += jax.lax.dot_general(ds, q_tile, NN, **f32)
         dq_sum[at] += jax.lax.dot_general(ds, k_tile, TN, **f32)
 
-    call.visit(i + first_query_block, stretch, call.bounds(x, b, i), tile)
+    def work(tiles: list[Tile]) -> None:
+        for at in tiles:
+            tile(*at)
+
+    call.visit(i + first_query_block, stretch, call.bounds(x, b, i), work)
     x["dq"][...] = (dq_sum[...] * call.scale).astype(
         q.dtype if call.num_stretches == 1 else jnp.float32
     )

@@ -19,7 +19,7 @@ HIDDEN = -0.7 * float(jnp.finfo(jnp.float32).max)
 
 # (first query row within the block, first key within the stretch,
 #  first key minus first query in slots, or None where the pattern hides nothing of the tile)
-Tile = Callable[[int, Any, Any], None]
+Tile = tuple[int, Any, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +64,12 @@ class Call:
         found = refs["bounds"]
         return found[b, i, 0], found[b, i, 1], found[b, i, 2]
 
-    def visit(self, i: Any, j: Any, bounds: tuple[Any, Any, Any], tile: Tile) -> None:
-        """Calls `tile` for every tile of query block i and stretch j in which a pair is visible."""
+    def visit(
+        self, i: Any, j: Any, bounds: tuple[Any, Any, Any], work: Callable[[list[Tile]], None]
+    ) -> None:
+        """Calls `work` with the tiles of query block i and stretch j in which a pair is visible,
+        those of one key block at a time.
+        """
         n, band = self.blocks, self.band
         low = j * n.blocks_per_stretch
         first, end = band.whole(i)
@@ -74,6 +78,7 @@ class Call:
         stop = jnp.minimum(stop, low + n.blocks_per_stretch)
 
         def block(kb: Any, offset: Any) -> None:
+            tiles: list[Tile] = []
             for rows in range(0, n.block_q, n.tile_q):
                 for keys in range(0, n.block_k, n.tile_k):
                     at = None if offset is None else offset + keys - rows
@@ -82,7 +87,8 @@ class Call:
                             continue
                         if band.covers(at, n.tile_q, n.tile_k):
                             at = None
-                    tile(rows, (kb - low) * n.block_k + keys, at)
+                    tiles.append((rows, (kb - low) * n.block_k + keys, at))
+            work(tiles)
 
         jax.lax.fori_loop(
             jnp.maximum(first, start), jnp.minimum(end, stop), lambda kb, _: block(kb, None), None

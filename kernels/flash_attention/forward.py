@@ -10,7 +10,8 @@
 
 Within a block, tiles of `tile_q` × `tile_k` scores are unrolled, so that the compiler's scheduler
 has matrix products of one tile to run beside the exponentials of another: that is where the speed
-comes from. The running maximum and sum are kept 128 lanes wide, which spares a relayout per tile.
+comes from. (Where it does not find them by itself, see `Blocks.early`.) The running maximum and sum
+are kept 128 lanes wide, which spares a relayout per tile.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.flash_attention import bias
-from kernels.flash_attention.call import HIDDEN, LANES, LOG2_E, SUBLANES, Call, wide
+from kernels.flash_attention.call import HIDDEN, LANES, LOG2_E, SUBLANES, Call, Tile, wide
 from kernels.flash_attention.operands import Arrays, Operands, columns, query_ids, rows_of
 from kernels.flash_attention.segments import block_bounds
 from kernels.flash_attention.sinks import as_rows, block_number
@@ -138,10 +139,13 @@ def kernel(call: Call, names: tuple[str, ...], *refs: Any) -> None:
         total[at] = total[at] * shrink + p.sum(1, keepdims=True)
         acc[at] = acc[at] * wide(shrink, call.head_dim) + value
 
-    def tile(rows: int, base: Any, offset: Any) -> None:
-        """Adds `tile_k` keys from slot `base` to query rows [rows, rows + tile_q)."""
-        s = _scores(call, x, i, j, rows, base, offset)
-        add(pl.ds(rows, n.tile_q), s, v[pl.ds(base, n.tile_k)])
+    def work(tiles: list[Tile]) -> None:
+        """Adds `tile_k` keys to `tile_q` query rows, tile by tile."""
+        begun: list[jax.Array] = []
+        for number, (rows, base, _) in enumerate(tiles):
+            while len(begun) < min(number + 1 + n.early, len(tiles)):
+                begun.append(_scores(call, x, i, j, *tiles[len(begun)]))
+            add(pl.ds(rows, n.tile_q), begun[number], v[pl.ds(base, n.tile_k)])
 
     if "q_far" in x:
 
@@ -150,7 +154,7 @@ def kernel(call: Call, names: tuple[str, ...], *refs: Any) -> None:
             for rows in range(0, n.block_q, n.tile_q):
                 add(pl.ds(rows, n.tile_q), _far_scores(call, x, i, rows), x["v_sinks"][...])
 
-    call.visit(i, j, call.bounds(x, b, i), tile)
+    call.visit(i, j, call.bounds(x, b, i), work)
 
     @pl.when(j == call.num_stretches - 1)
     def finish() -> None:

@@ -28,7 +28,7 @@ SCATTERED = np.array([0, 5, 2, 5])[np.arange(384) // 96].astype(np.int32)
 CASES = {
     "lambda_packed": {"sinks": "far", "window": 140, "segment_ids": TWO, "length": 500},
     "packed_prefix_bias": {"prefix": 50, "bias": True, "segment_ids": PACKED, "length": 500},
-    "causal_ragged": {"length": 300, "blocks": (Blocks(256, 128, 128, 128, 384), SMALL)},
+    "causal_ragged": {"length": 300, "blocks": (Blocks(256, 128, 128, 128, 384, early=1), SMALL)},
     "lookahead_softcap": {"ahead": 40, "window": 70, "softcap": 2.0},
     "packed_window": {"segment_ids": PACKED, "length": 500, "window": 90},
     "grouped_bfloat16": {"heads": (4, 2), "dtype": jnp.bfloat16, "length": 256},

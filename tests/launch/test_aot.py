@@ -20,6 +20,7 @@ from launch.aot.static_cost import describe, measure
 from launch.aot.topology import environment
 from launch.kernel_cases import CASES, Case, causal_flops, select
 from launch.kernel_table import Row, in_short, table_of
+from launch.tune_blocks import candidates
 
 # What compilers and profilers write, cut down to what is read of it.
 # loops.hlo: a scan of 12 steps calls a kernel and slices its weights; inside it a loop of 3, beside
@@ -228,6 +229,17 @@ def test_cases_are_selected():
         select("tpyo", quick=False)
     assert causal_flops(2, 1, 1, backward=False) == 12
     assert causal_flops(2, 1, 1, backward=True) == 36
+
+
+def test_sizes_to_try_fit_into_one_another():
+    found = candidates(1536, 8192, [256, 512, 1024], [128, 512], [512], [0, 1])
+    assert [(b.block_q, b.tile_q, b.early) for b in found] == [
+        (512, 128, 0),
+        (512, 128, 1),
+        (512, 512, 0),
+        (512, 512, 1),
+    ]
+    assert all(b.stretch == 1536 and b.tile_k == 512 == b.block_k for b in found)
 
 
 HIDDEN = """
