@@ -4,6 +4,7 @@ import dataclasses
 import glob
 import json
 import logging
+import math
 import struct
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from jaxlm.checkpoints import (
     load_numpy,
     workdir_lock,
 )
+from jaxlm.training import progress
 from jaxlm.training.compiles import count_compiles
 from jaxlm.training.divergence import DivergedError
 from jaxlm.training.loop import CHECKPOINTS
@@ -106,6 +108,7 @@ def test_nothing_compiles_after_the_first_step(texts, tmp_path, monkeypatch, cap
         step(self)
 
     monkeypatch.setattr(Stopwatch, "step", counting)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", math.inf)  # however busy the machine is
     run = tiny_run(texts, train__evaluate_every=None, train__steps=12)
     with count_compiles() as compiled:
         train_tiny(run, tmp_path, texts / "cache")
