@@ -33,12 +33,7 @@ def decode_attention(
     """kernels.decode_attention against a dense cache of `heads` kv heads: full, or as full as
     lengths say, which are data; with a bias or without.
     """
-    more = {}
-    if ragged:
-        more["lengths"] = struct(mesh, batch, dtype=jnp.int32)
-    if biased:
-        shape = batch, query_heads or heads, queries, capacity
-        more["bias"] = struct(mesh, *shape, dtype=jnp.float32)
+    more = _more(mesh, (batch, query_heads or heads, queries, capacity), ragged, biased)
 
     def attend(
         q: jax.Array, k: jax.Array, v: jax.Array, i: jax.Array, j: jax.Array, *rest: jax.Array
@@ -77,6 +72,18 @@ def _positions(mesh: Mesh, batch: int, queries: int, capacity: int) -> list[jax.
     return [struct(mesh, batch, n, dtype=jnp.int32) for n in (queries, capacity)]
 
 
+def _more(
+    mesh: Mesh, shape: tuple[int, ...], ragged: bool, biased: bool
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What else is known of slots, for scores of this shape."""
+    more = {}
+    if ragged:
+        more["lengths"] = struct(mesh, shape[0], dtype=jnp.int32)
+    if biased:
+        more["bias"] = struct(mesh, *shape, dtype=jnp.float32)
+    return more
+
+
 def kv_quantize(
     mesh: Mesh, batch: int, tokens: int, heads: int, head_dim: int, bits: int, group: int = 64
 ) -> Program:
@@ -102,15 +109,17 @@ def quantized_decode_attention(
     query_heads: int | None = None,
     queries: int = 1,
     ragged: bool = False,
+    biased: bool = False,
 ) -> Program:
     """kernels.quantized_decode_attention against a cache of one precision: full, or as full as
-    lengths say, which are data.
+    lengths say, which are data; with a bias or without.
     """
+    more = _more(mesh, (batch, query_heads or heads, queries, capacity), ragged, biased)
 
     def attend(q: jax.Array, *cache: jax.Array) -> jax.Array:
-        k, k_scales, v, v_scales, i, j, *lengths = cache
+        k, k_scales, v, v_scales, i, j, *rest = cache
         keys, values = Quantized(k, k_scales, bits, group), Quantized(v, v_scales, bits, group)
-        zone = Zone(keys, values, Slots(j, lengths=lengths[0] if lengths else None))
+        zone = Zone(keys, values, Slots(j, **dict(zip(more, rest, strict=True))))
         return attend_quantized(q, [zone], Scoring(head_dim**-0.5), Queries(i))[0]
 
     def integers(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
@@ -123,5 +132,5 @@ def quantized_decode_attention(
         *(codes, integers(heads, capacity // group, head_dim)),
         *(codes, integers(heads, head_dim // group, capacity)),
         *_positions(mesh, batch, queries, capacity),
-        *([integers()] if ragged else []),
+        *more.values(),
     ]

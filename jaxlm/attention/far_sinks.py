@@ -47,10 +47,11 @@ def attend_far_sinks(
         _gather,
         {"batch": B, "kv_heads": new.k.shape[2]},
         [(None, *heads), (None, *heads), (), row],
-        [("batch", None, "kv_heads")] * 2,
+        [heads] * 2,
     )
     slots, held = _slots(new, cached, num_sinks)
-    k, v = gather(cached.keys, cached.values, cached.layer, slots.reshape(B, -1))
+    gathered = gather(cached.keys, cached.values, cached.layer, slots.reshape(B, -1))
+    k, v = (a.swapaxes(1, 2) for a in gathered)
     positions = jnp.broadcast_to(jnp.arange(num_sinks)[None, None], (B, T, num_sinks))
     far = held & (new.q_positions[..., None] - positions >= window)
     positions = positions.reshape(B, -1)
@@ -96,7 +97,10 @@ def _gather(
     values: Float[Array, "L B K S H"],
     layer: Int[Array, ""],
     slots: Int[Array, "B n"],
-) -> tuple[Float[Array, "B n K H"], Float[Array, "B n K H"]]:
-    """One device's rows and heads."""
-    row = jnp.arange(slots.shape[0])[:, None]
-    return keys[layer, row, :, slots], values[layer, row, :, slots]
+) -> tuple[Float[Array, "B K n H"], Float[Array, "B K n H"]]:
+    """One device's rows and heads. A head's key alone is one stretch of memory: gathered by all
+    heads, the whole cache would be copied into another order first.
+    """
+    row, head = jnp.arange(keys.shape[1]), jnp.arange(keys.shape[2])
+    at = layer, row[:, None, None], head[None, :, None], slots[:, None]
+    return keys[at], values[at]

@@ -206,8 +206,9 @@ def test_anything(data):
         {**LIKE_8B, "batch": 8, "capacity": 32768, "ragged": True},
         {**LIKE_70B, "batch": 1, "capacity": 1 << 20},
         {**LIKE_70B, "batch": 8, "capacity": 2048, "queries": 16},
+        {**LIKE_8B, "batch": 8, "capacity": 32768, "ragged": True, "biased": True},
     ],
-    ids=["8B_32k_ragged", "70B_1M", "70B_2k_tree"],
+    ids=["8B_32k_ragged", "70B_1M", "70B_2k_tree", "bias"],
 )
 def test_compiles(topology, bits, sizes):
     compiles("kernel_programs_decode:quantized_decode_attention", {**sizes, "bits": bits}, topology)
