@@ -129,23 +129,20 @@ def _cross_entropy(dtype: str) -> Results:
     return with_gradients(kernel, oracle, hidden, matrix, normal(200))
 
 
-def _positions(slots: int, queries: int = 2) -> dict[str, jax.Array]:
-    """Of `queries` new tokens after a cache of two rows."""
-    return {
-        "q_positions": jnp.tile(jnp.arange(slots, slots + queries, dtype=jnp.int32), (2, 1)),
-        "k_positions": jnp.tile(jnp.arange(slots, dtype=jnp.int32), (2, 1)),
-    }
+def _positions(first: int, number: int) -> jax.Array:
+    """Of consecutive tokens, in both rows."""
+    return jnp.tile(jnp.arange(first, first + number, dtype=jnp.int32), (2, 1))
 
 
 def _decode(dtype: str) -> Results:
+    """Of two new tokens after a cache of two rows."""
     q, k = normal(2, 4, 2, 128, dtype=dtype), normal(2, 2, 256, 128, dtype=dtype)
-    options: dict[str, Any] = {
-        **_positions(256),
-        "scale": 0.1,
-        "lengths": jnp.array([200, 100], jnp.int32),
-    }
-    found = decode_attention.decode_attention(q, k, -k, **options)
-    return found, decode_attention.reference(q, k, -k, **options)
+    slots = decode_attention.Slots(
+        _positions(0, 256), lengths=jnp.array([200, 100], jnp.int32), bias=normal(2, 4, 2, 256)
+    )
+    queries = decode_attention.Queries(_positions(256, 2))
+    call = q, k, -k, decode_attention.Scoring(0.1), queries, slots
+    return decode_attention.decode_attention(*call), decode_attention.reference(*call)
 
 
 def _quantize(dtype: str) -> Results:
@@ -158,18 +155,20 @@ def _quantize(dtype: str) -> Results:
 
 
 def _quantized_decode(dtype: str) -> Results:
-    q = normal(2, 2, 2, 128, dtype=dtype)
-    where = _positions(128)["k_positions"]
     zones = []
+    x = normal(2, 1, 128, 128, dtype=dtype)
     for number, bits in enumerate((8, 4, 2)):
-        x = normal(2, 1, 128, 128, dtype=dtype)
         k = quantize_reference.quantize_keys(x, bits, 64)
         v = quantize_reference.quantize_values(-x, bits, 64)
-        zones.append(quantized_decode_attention.Zone(k, v, where + 128 * number))
-    zones.append(quantized_decode_attention.Zone(x, -x, where + 384))
-    options: dict[str, Any] = {"q_positions": _positions(512)["q_positions"], "scale": 0.1}
-    found = quantized_decode_attention.quantized_decode_attention(q, zones, **options)
-    return found, quantized_decode_attention.reference(q, zones, **options)
+        slots = decode_attention.Slots(_positions(128 * number, 128))
+        zones.append(quantized_decode_attention.Zone(k, v, slots))
+    slots = decode_attention.Slots(_positions(384, 128), bias=normal(2, 2, 2, 128))
+    zones.append(quantized_decode_attention.Zone(x, -x, slots))
+    queries = decode_attention.Queries(_positions(512, 2))
+    q = normal(2, 2, 2, 128, dtype=dtype)
+    call = q, zones, decode_attention.Scoring(0.1), queries
+    found = quantized_decode_attention.quantized_decode_attention(*call)
+    return found, quantized_decode_attention.reference(*call)
 
 
 AGREEMENTS = (
@@ -178,9 +177,11 @@ AGREEMENTS = (
     Agreement("flash_attention", "Λ: window, sinks, gradients", _lambda),
     Agreement("block_sampled_attention", "drawn blocks, sinks, gradients", _sampled),
     Agreement("cross_entropy", "bias, soft cap, gradients", _cross_entropy),
-    Agreement("decode_attention", "dense, ragged lengths, two new tokens", _decode),
+    Agreement("decode_attention", "dense, ragged lengths, bias, two new tokens", _decode),
     Agreement("kv_quantize", "4 bits, keys and values", _quantize),
-    Agreement("quantized_decode_attention", "8, 4, 2 and 16 bits, one softmax", _quantized_decode),
+    Agreement(
+        "quantized_decode_attention", "8, 4, 2 and 16 bits, bias, one softmax", _quantized_decode
+    ),
 )
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from kernels.decode_attention import Queries, Scoring, Slots
 from kernels.decode_attention import decode_attention as attend_dense
 from kernels.decode_attention import paged_decode_attention as attend_paged
 from kernels.kv_quantize import Quantized, quantize_keys, quantize_values
@@ -27,22 +28,22 @@ def decode_attention(
     queries: int = 1,
     dtype: str = "bfloat16",
     ragged: bool = False,
+    biased: bool = False,
 ) -> Program:
     """kernels.decode_attention against a dense cache of `heads` kv heads: full, or as full as
-    lengths say, which are data.
+    lengths say, which are data; with a bias or without.
     """
+    more = _more(mesh, (batch, query_heads or heads, queries, capacity), ragged, biased)
 
     def attend(
-        q: jax.Array, k: jax.Array, v: jax.Array, i: jax.Array, j: jax.Array, *lengths: jax.Array
+        q: jax.Array, k: jax.Array, v: jax.Array, i: jax.Array, j: jax.Array, *rest: jax.Array
     ) -> jax.Array:
-        used = lengths[0] if lengths else None
-        scale = head_dim**-0.5
-        return attend_dense(q, k, v, q_positions=i, k_positions=j, lengths=used, scale=scale)[0]
+        slots = Slots(j, **dict(zip(more, rest, strict=True)))
+        return attend_dense(q, k, v, Scoring(head_dim**-0.5), Queries(i), slots)[0]
 
     q = struct(mesh, batch, query_heads or heads, queries, head_dim)
     cache = struct(mesh, batch, heads, capacity, head_dim, dtype=jnp.dtype(dtype))
-    lengths = [struct(mesh, batch, dtype=jnp.int32)] if ragged else []
-    return attend, [q, cache, cache, *_positions(mesh, batch, queries, capacity), *lengths]
+    return attend, [q, cache, cache, *_positions(mesh, batch, queries, capacity), *more.values()]
 
 
 def paged_decode(
@@ -59,8 +60,7 @@ def paged_decode(
     def attend(
         q: jax.Array, k: jax.Array, v: jax.Array, table: jax.Array, i: jax.Array, j: jax.Array
     ) -> jax.Array:
-        scale = head_dim**-0.5
-        return attend_paged(q, k, v, table, q_positions=i, k_positions=j, scale=scale)[0]
+        return attend_paged(q, k, v, table, Scoring(head_dim**-0.5), Queries(i), Slots(j))[0]
 
     q = struct(mesh, batch, query_heads or heads, 1, head_dim)
     pool = struct(mesh, batch * capacity // page, heads, page, head_dim)
@@ -70,6 +70,18 @@ def paged_decode(
 
 def _positions(mesh: Mesh, batch: int, queries: int, capacity: int) -> list[jax.ShapeDtypeStruct]:
     return [struct(mesh, batch, n, dtype=jnp.int32) for n in (queries, capacity)]
+
+
+def _more(
+    mesh: Mesh, shape: tuple[int, ...], ragged: bool, biased: bool
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What else is known of slots, for scores of this shape."""
+    more = {}
+    if ragged:
+        more["lengths"] = struct(mesh, shape[0], dtype=jnp.int32)
+    if biased:
+        more["bias"] = struct(mesh, *shape, dtype=jnp.float32)
+    return more
 
 
 def kv_quantize(
@@ -97,16 +109,18 @@ def quantized_decode_attention(
     query_heads: int | None = None,
     queries: int = 1,
     ragged: bool = False,
+    biased: bool = False,
 ) -> Program:
     """kernels.quantized_decode_attention against a cache of one precision: full, or as full as
-    lengths say, which are data.
+    lengths say, which are data; with a bias or without.
     """
+    more = _more(mesh, (batch, query_heads or heads, queries, capacity), ragged, biased)
 
     def attend(q: jax.Array, *cache: jax.Array) -> jax.Array:
-        k, k_scales, v, v_scales, i, j, *lengths = cache
+        k, k_scales, v, v_scales, i, j, *rest = cache
         keys, values = Quantized(k, k_scales, bits, group), Quantized(v, v_scales, bits, group)
-        zone = Zone(keys, values, j, lengths=lengths[0] if lengths else None)
-        return attend_quantized(q, [zone], q_positions=i, scale=head_dim**-0.5)[0]
+        zone = Zone(keys, values, Slots(j, **dict(zip(more, rest, strict=True))))
+        return attend_quantized(q, [zone], Scoring(head_dim**-0.5), Queries(i))[0]
 
     def integers(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
         return struct(mesh, batch, *shape, dtype=dtype)
@@ -118,5 +132,5 @@ def quantized_decode_attention(
         *(codes, integers(heads, capacity // group, head_dim)),
         *(codes, integers(heads, head_dim // group, capacity)),
         *_positions(mesh, batch, queries, capacity),
-        *([integers()] if ragged else []),
+        *more.values(),
     ]

@@ -10,18 +10,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxlm.attention.decode import attend_decode, unsupported
+from jaxlm.attention.far_sinks import FarKeys
 from jaxlm.attention.inputs import AttentionInputs, AttentionSpec, CachedLayer
 from jaxlm.attention.reference import HIDDEN, scores, visible
 
-# Kept keys [B, S, K, H] → as they are met near and at the distance ceiling (or None).
-MeetKeys = Callable[[Array], tuple[Array, Array | None]]
+# Kept keys [B, S, K, H] and their positions [B, S] → as they are met.
+NearKeys = Callable[[Array, Array], Array]
 
 
 def attend_cached(
     spec: AttentionSpec,
     new: AttentionInputs,
     cached: CachedLayer,
-    meet_keys: MeetKeys | None = None,
+    near_keys: NearKeys | None = None,
+    far_keys: FarKeys | None = None,
 ) -> Float[Array, "B T N H"]:
     """Attention of T new queries to [cache ‖ new tokens], in O(T·(S + T)) memory: T is small.
 
@@ -31,19 +33,22 @@ def attend_cached(
         spec: the static description.
         new: the new tokens attending to each other.
         cached: the cache.
-        meet_keys: how the cache's keys are met; None: as they are kept.
+        near_keys: how the cache's keys are met; None: as they are kept.
+        far_keys: how they are met at the distance ceiling, if that is otherwise: needed where
+            `new` has `q_far`.
 
     Returns:
         [batch, length, heads, head_dim] in q's dtype.
     """
-    if meet_keys is None and unsupported(spec, new) is None:
-        return attend_decode(spec, new, cached)
+    if near_keys is None and unsupported(spec, new, cached) is None:
+        return attend_decode(spec, new, cached, far_keys)
     # XLA folds the exchange of axes into the products.
-    k, v = (
+    kept, v = (
         jax.lax.dynamic_index_in_dim(a, cached.layer, keepdims=False).swapaxes(1, 2)
         for a in (cached.keys, cached.values)
     )
-    k, k_far = (k, None) if meet_keys is None else meet_keys(k)
+    k = kept if near_keys is None else near_keys(kept, cached.positions)
+    k_far = None if far_keys is None else far_keys(kept, cached.positions)
     where = {"k_positions": cached.positions, "k_segment_ids": cached.segment_ids}
     return attend_materialized(spec, new, dataclasses.replace(new, k=k, v=v, k_far=k_far, **where))
 

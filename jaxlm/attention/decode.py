@@ -3,39 +3,60 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxlm.attention.far_sinks import FarKeys, attend_far_sinks
 from jaxlm.attention.inputs import AttentionInputs, AttentionSpec, CachedLayer
 from jaxlm.attention.mask import AttentionMask, Interval
 from jaxlm.attention.on_mesh import on_mesh
-from jaxlm.attention.reference import visible
+from jaxlm.attention.reference import attend_reference, with_position
 from kernels.chip import target_chip
 from kernels.decode_attention import (
     MOST_ROWS,
     MOST_TOKENS,
-    attend_new,
+    Queries,
+    Scoring,
+    Slots,
+    bias_fits,
     decode_attention,
     merge,
 )
 
 
-def unsupported(spec: AttentionSpec, new: AttentionInputs) -> str | None:
+def unsupported(spec: AttentionSpec, new: AttentionInputs, cached: CachedLayer) -> str | None:
     """What of a call the kernel does not do; None: it does it all."""
     if target_chip() is None:
         return "a device that is no TPU"
     T, N, H = new.q.shape[1:]
     if T > MOST_TOKENS or N * T > MOST_ROWS:
         return f"{T} tokens of {N} heads at once: that is prefill"
-    if window_and_sinks(spec.mask) is None:
-        return f"mask={spec.mask}"
-    if spec.score is not None or new.q_far is not None:
-        return "a position encoding that changes scores or has a ceiling"
     if H % 8 or H > 256:
         return f"head_dim={H}"
     if new.q.dtype not in (jnp.bfloat16, jnp.float32):
         return f"dtype={new.q.dtype}"
+    pattern = window_and_sinks(spec.mask)
+    if pattern is None:
+        return f"mask={spec.mask}"
+    if spec.score is not None:
+        K = cached.keys.shape[2]
+        if not spec.score_is_added:
+            return "a position encoding whose change to a score is no bias"
+        if not bias_fits(N, T, 2 * K * H * cached.keys.dtype.itemsize):
+            return f"a bias of {T} tokens of {N} heads, which is larger than the cache"
+    return None if new.q_far is None else _unmet_ceiling(spec, T, cached, *pattern)
+
+
+def _unmet_ceiling(
+    spec: AttentionSpec, T: int, cached: CachedLayer, window: int | None, num_sinks: int
+) -> str | None:
+    """The kernel meets all keys alike: at the ceiling may be no more than a few sinks."""
+    if window is None or spec.ceiling is None or spec.ceiling < window:
+        return f"ceiling={spec.ceiling} with window={window}"
+    if T * num_sinks > cached.keys.shape[3]:
+        return f"{num_sinks} sinks of {T} tokens, which are more than the cache"
     return None
 
 
@@ -47,13 +68,18 @@ def window_and_sinks(mask: AttentionMask) -> tuple[int | None, int] | None:
     if not rest:
         return near.window, 0
     num_sinks = rest[0].below
-    if near.window is None or num_sinks is None or rest[0] != Interval(below=num_sinks):
+    if near.window is None or num_sinks is None:
         return None
-    return near.window, num_sinks
+    if rest[0] == Interval(window=near.window, below=num_sinks):
+        return near.window, 0  # no sink is out of the window
+    return (near.window, num_sinks) if rest[0] == Interval(below=num_sinks) else None
 
 
 def attend_decode(
-    spec: AttentionSpec, new: AttentionInputs, cached: CachedLayer
+    spec: AttentionSpec,
+    new: AttentionInputs,
+    cached: CachedLayer,
+    far_keys: FarKeys | None = None,
 ) -> Float[Array, "B T N H"]:
     """`attend_cached` by the kernel of `kernels.decode_attention`, for what it does.
 
@@ -61,33 +87,33 @@ def attend_decode(
     """
     pattern = window_and_sinks(spec.mask)
     assert pattern is not None
-    q, k, v = (a.swapaxes(1, 2) for a in (new.q, new.k, new.v))
-    sizes, array = {"batch": k.shape[0], "kv_heads": k.shape[1]}, ("batch", "kv_heads")
-    cache, row = (None, *array), ("batch",)
+    window, num_sinks = pattern
+    parts = [attend_reference(spec, new)]  # a learned sink logit is in this part
+    if new.q_far is not None and num_sinks:
+        assert window is not None
+        assert far_keys is not None
+        parts.append(attend_far_sinks(spec, new, cached, window, num_sinks, far_keys))
+        num_sinks = 0
+    scoring = Scoring(spec.scale, spec.softcap, window, num_sinks)
+    array, row = ("batch", "kv_heads"), ("batch",)
+    cache = (None, *array)
     run = on_mesh(
-        functools.partial(_attend_layer, spec, *pattern),
-        sizes,
-        [array, cache, cache, (), row, row, row, row],
+        functools.partial(_attend_layer, spec, scoring),
+        {"batch": cached.keys.shape[1], "kv_heads": cached.keys.shape[2]},
+        [array, cache, cache, (), row, row, row, row, ("kv_heads",)],
         [array, array],
     )
-    parts = [
-        run(
-            *(q, cached.keys, cached.values, cached.layer),
-            *(new.q_positions, cached.positions, new.q_segment_ids, cached.segment_ids),
-        ),
-        attend_new(q, k, v, visible(spec, new), scale=spec.scale, softcap=spec.softcap),
-    ]
-    if new.sink_logits is not None:
-        out, lse = parts[0]
-        sinks = new.sink_logits.astype(jnp.float32)[None, :, None]
-        parts.append((jnp.zeros_like(out), jnp.broadcast_to(sinks, lse.shape)))
-    return merge(parts)[0].swapaxes(1, 2)
+    out, lse = run(
+        *(new.q.swapaxes(1, 2), cached.keys, cached.values, cached.layer),
+        *(new.q_positions, cached.positions, new.q_segment_ids, cached.segment_ids),
+        new.head_parameters,
+    )
+    return merge([(out.swapaxes(1, 2), lse.swapaxes(1, 2)), *parts])[0]
 
 
 def _attend_layer(
     spec: AttentionSpec,
-    window: int | None,
-    num_sinks: int,
+    scoring: Scoring,
     q: Float[Array, "B N T H"],
     keys: Float[Array, "L B K S H"],
     values: Float[Array, "L B K S H"],
@@ -96,23 +122,22 @@ def _attend_layer(
     k_positions: Int[Array, "B S"],
     q_segment_ids: Int[Array, "B T"],
     k_segment_ids: Int[Array, "B S"],
+    head_parameters: Any,
 ) -> tuple[Float[Array, "B N T H"], Float[Array, "B N T"]]:
     """One device's rows and heads."""
     L, B, K, S, H = keys.shape
+    bias = None
+    if spec.score is not None:
+        zeros = jnp.zeros((*q.shape[:3], S), jnp.float32)
+        bias = with_position(spec, head_parameters, zeros, q_positions, k_positions)
     # What lies behind the last token is not fetched.
-    slots = jnp.arange(1, S + 1)[None]
+    lengths = jnp.where(k_segment_ids != 0, jnp.arange(1, S + 1)[None], 0).max(1)
     return decode_attention(
         q,
         keys.reshape(L * B, K, S, H),
         values.reshape(L * B, K, S, H),
+        scoring,
+        Queries(q_positions, q_segment_ids),
+        Slots(k_positions, k_segment_ids, lengths, bias),
         k_rows=layer * B + jnp.arange(B),
-        q_positions=q_positions,
-        k_positions=k_positions,
-        lengths=jnp.where(k_segment_ids != 0, slots, 0).max(1),
-        q_segment_ids=q_segment_ids,
-        k_segment_ids=k_segment_ids,
-        scale=spec.scale,
-        softcap=spec.softcap,
-        window=window,
-        num_sinks=num_sinks,
     )

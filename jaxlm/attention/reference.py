@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.attention.inputs import AttentionInputs, AttentionSpec
 
@@ -29,18 +31,30 @@ def scores(spec: AttentionSpec, x: AttentionInputs) -> Float[Array, "B N T S"]:
         return s.reshape(B, N, T, -1) * spec.scale
 
     s = dots(x.q, x.k)
-    distance = x.q_positions[:, :, None] - x.k_positions[:, None, :]
     if spec.ceiling is not None and x.q_far is not None and x.k_far is not None:
+        distance = x.q_positions[:, :, None] - x.k_positions[:, None, :]
         s = jnp.where((distance >= spec.ceiling)[:, None], dots(x.q_far, x.k_far), s)
     if spec.softcap is not None:
         s = spec.softcap * jnp.tanh(s / spec.softcap)
+    return with_position(spec, x.head_parameters, s, x.q_positions, x.k_positions)
+
+
+def with_position(
+    spec: AttentionSpec,
+    head_parameters: Any,
+    s: Float[Array, "B N T S"],
+    q_positions: Int[Array, "B T"],
+    k_positions: Int[Array, "B S"],
+) -> Float[Array, "B N T S"]:
+    """Scores after the position encoding's change, at distances that end at the ceiling."""
     if spec.score is None:
         return s
+    distance = q_positions[:, :, None] - k_positions[:, None, :]
     if spec.ceiling is not None:
         distance = jnp.minimum(distance, spec.ceiling)
     one_row = jax.vmap(spec.score, in_axes=(0, 0, None, None))  # over heads
     return jax.vmap(one_row, in_axes=(None, 0, 0, 0))(  # over the batch
-        x.head_parameters, s, distance, x.q_positions[:, :, None]
+        head_parameters, s, distance, q_positions[:, :, None]
     )
 
 

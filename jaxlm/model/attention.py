@@ -28,12 +28,14 @@ class Tokens:
     Attributes:
         positions: in their document.
         segment_ids: which document; 0 is padding.
+        lengths: tokens of each one's context, as `PositionEncoding.rotation` takes them.
         rotation: the position encoding's angles; None: no rotation.
         contiguous: within a segment the position grows by one a slot. Static.
     """
 
     positions: Int[Array, "B T"]
     segment_ids: Int[Array, "B T"]
+    lengths: Int[Array, "B #T"]
     rotation: Rotation | None
     contiguous: bool = dataclasses.field(metadata={"static": True})
 
@@ -60,6 +62,7 @@ class Attention(nn.Module):
             scale=c.head_dim**-0.5 if a.scale is None else a.scale,
             softcap=a.softcap,
             score=encoding.score if encoding.changes_scores else None,
+            score_is_added=encoding.adds_to_scores,
             score_by_distance=encoding.scores_by_distance,
             score_is_learned=bool(encoding.parameters(c.dimensions)),
             ceiling=encoding.ceiling,
@@ -73,10 +76,8 @@ class Attention(nn.Module):
         tokens: Tokens,
         head_parameters: Any,
         cached: CachedLayer | None,
-        cached_rotation: Rotation | None,
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
-        """Attends to these tokens and, before them, to `cached`, whose keys are turned by
-        `cached_rotation` where the cache keeps them unrotated.
+        """Attends to these tokens and, before them, to `cached`.
 
         Returns:
             The output, and the new tokens' keys and values [batch, length, kv_heads, head_dim] as a
@@ -103,10 +104,19 @@ class Attention(nn.Module):
             y, _ = attend(spec, inputs, a.implementation)
         else:
 
-            def meet(k: Array) -> tuple[Array, Array | None]:
-                return encoding.rotate_keys(k, cached_rotation), encoding.far_keys(k)
+            def rotation(positions: Array) -> Rotation | None:
+                return encoding.rotation(positions, tokens.lengths, c.head_dim)
 
-            y = attend_cached(spec, inputs, cached, meet if encoding.caches_unrotated else None)
+            def near_keys(k: Array, positions: Array) -> Array:
+                return encoding.rotate_keys(k, rotation(positions))
+
+            def far_keys(k: Array, positions: Array) -> Array | None:
+                if not encoding.caches_unrotated:
+                    k = encoding.unrotate_keys(k, rotation(positions))
+                return encoding.far_keys(k)
+
+            near = near_keys if encoding.caches_unrotated else None
+            y = attend_cached(spec, inputs, cached, near, far_keys)
         project = Projection(
             (a.num_heads, c.head_dim),
             (c.d_model,),

@@ -21,7 +21,7 @@ from jaxlm.model.config import ModelConfig
 from jaxlm.model.feed_forward import FeedForward
 from jaxlm.model.moe import MixtureOfExperts
 from jaxlm.model.norms import Norm
-from jaxlm.positions import PositionEncoding, Rotation
+from jaxlm.positions import PositionEncoding
 from jaxlm.positions.document_lengths import document_lengths
 from jaxlm.positions.lm_infinite import LMInfinite
 
@@ -44,7 +44,6 @@ class Block(nn.Module):
         tokens: Tokens,
         head_parameters: Any,
         cached: CachedLayer | None,
-        cached_rotation: Rotation | None,
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
         """The layer's output and its new keys and values."""
         c = self.config
@@ -56,7 +55,7 @@ class Block(nn.Module):
         def attention(y: Array) -> Array:
             nonlocal kv
             layer = Attention(c, self.kind, name="attention")
-            y, kv = layer(y, tokens, head_parameters, cached, cached_rotation)
+            y, kv = layer(y, tokens, head_parameters, cached)
             return y
 
         def feed_forward(y: Array) -> Array:
@@ -95,7 +94,7 @@ class Period(nn.Module):
     scanned: bool
 
     @nn.compact
-    def __call__(self, x, tokens, head_parameters, cache, cached_rotation, layers):
+    def __call__(self, x, tokens, head_parameters, cache, layers):
         """Runs the blocks in turn, which are `layers` of the model; their new keys and values are
         stacked on axis 0.
         """
@@ -111,7 +110,7 @@ class Period(nn.Module):
                 keys, values = cache.view()
                 cached = CachedLayer(keys, values, layers[i], cache.positions, cache.segment_ids)
             layer = block(self.config, kind, name=f"block_{i}")
-            x, kv = layer(x, tokens, head_parameters, cached, cached_rotation)
+            x, kv = layer(x, tokens, head_parameters, cached)
             new.append(kv)
         return x, jax.tree.map(lambda *a: jnp.stack(a), *new)
 
@@ -164,7 +163,7 @@ class Transformer(nn.Module):
                 Period,
                 variable_axes={"params": 0, "losses": 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=(*(nn.broadcast,) * 4, 0),
+                in_axes=(*(nn.broadcast,) * 3, 0),
                 length=self.rounds,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )(c, pattern, True)
@@ -238,17 +237,14 @@ class Transformer(nn.Module):
         position = self.position()
         x = encoding.embed(position, x, positions)
         x = self.dropout(x, deterministic=not self.has_rng("dropout"))
-        cached_rotation = None
         if cache is None:
             lengths = document_lengths(positions, segment_ids)
         else:  # one document a row: the newest tokens tell how long it is by now
             lengths = positions.max(-1, keepdims=True) + 1
-            if encoding.caches_unrotated:
-                cached_rotation = encoding.rotation(cache.positions, lengths, c.head_dim)
         rotation = encoding.rotation(positions, lengths, c.head_dim)
-        now = Tokens(positions, segment_ids, rotation, contiguous)
+        now = Tokens(positions, segment_ids, lengths, rotation, contiguous)
         heads = encoding.head_parameters(position, c.attention.num_heads)
-        x, kv = self._run_layers(x, (now, heads, cache, cached_rotation))
+        x, kv = self._run_layers(x, (now, heads, cache))
         return self.final_norm(x), kv if return_kv else None
 
     def _run_layers(self, x, shared):

@@ -87,9 +87,14 @@ class PositionEncoding:
         return False
 
     @property
+    def adds_to_scores(self) -> bool:
+        """Whether `score` adds what does not depend on the score."""
+        return self.changes_scores
+
+    @property
     def scores_by_distance(self) -> bool:
         """Whether `score` adds what depends on the head and the distance alone."""
-        return self.changes_scores and self.relative
+        return self.adds_to_scores and self.relative
 
     def bind(self, dims: Dimensions) -> PositionEncoding:
         """Fills defaults that depend on the model and checks the rest.
@@ -133,6 +138,13 @@ class PositionEncoding:
         self, k: Float[Array, "B S K H"], rotation: Rotation | None
     ) -> Float[Array, "B S K H"]:
         """Keys by their rotation."""
+        del rotation
+        return k
+
+    def unrotate_keys(
+        self, k: Float[Array, "B S K H"], rotation: Rotation | None
+    ) -> Float[Array, "B S K H"]:
+        """What `rotate_keys` was given, up to rounding, from what it gave."""
         del rotation
         return k
 

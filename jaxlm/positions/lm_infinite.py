@@ -64,8 +64,8 @@ class LMInfinite(PositionEncoding):
 
     @property
     def caches_unrotated(self):
-        """Keys of a rotating encoding are needed unrotated at the ceiling."""
-        return self.wrapped.caches_unrotated or isinstance(self.wrapped, RoPE)
+        """As the inner encoding does: what few keys are met at the ceiling are turned back."""
+        return self.wrapped.caches_unrotated
 
     @property
     def max_length(self):
@@ -83,9 +83,9 @@ class LMInfinite(PositionEncoding):
         return self.wrapped.changes_scores
 
     @property
-    def scores_by_distance(self):
+    def adds_to_scores(self):
         """As the inner encoding does."""
-        return self.wrapped.scores_by_distance
+        return self.wrapped.adds_to_scores
 
     def bind(self, dims: Dimensions) -> LMInfinite:
         """Fills window and ceiling, and refuses encodings that are not relative."""
@@ -130,6 +130,10 @@ class LMInfinite(PositionEncoding):
     def rotate_keys(self, k, rotation):
         """The inner encoding's."""
         return self.wrapped.rotate_keys(k, rotation)
+
+    def unrotate_keys(self, k, rotation):
+        """The inner encoding's."""
+        return self.wrapped.unrotate_keys(k, rotation)
 
     def head_parameters(self, params, num_heads):
         """The inner encoding's."""

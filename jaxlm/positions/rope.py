@@ -99,3 +99,8 @@ class RoPE(PositionEncoding):
     def rotate_keys(self, k, rotation):
         """R_j k."""
         return rotate_pairs(k, rotation.cos, rotation.sin, self.interleaved)
+
+    def unrotate_keys(self, k, rotation):
+        """R_j⁻¹ k; a scaling may have lengthened R_j k."""
+        square = rotation.cos**2 + rotation.sin**2
+        return rotate_pairs(k, rotation.cos / square, -rotation.sin / square, self.interleaved)

@@ -61,7 +61,7 @@ class RopeAlibi(RoPE):
         return self.strength != 0
 
     @property
-    def scores_by_distance(self):
+    def adds_to_scores(self):
         """Not where a score is multiplied."""
         return self.changes_scores and self.kind != "multiplicative"
 

@@ -71,3 +71,8 @@ class XPos(RoPE):
         """R_j k · ζ^((r-j)/s)."""
         scale = held(rotation.scale, k.dtype)
         return rotate_pairs(k, rotation.cos / scale, rotation.sin / scale, self.interleaved)
+
+    def unrotate_keys(self, k, rotation):
+        """R_j⁻¹ k · ζ^((j-r)/s)."""
+        scale = held(rotation.scale, k.dtype)
+        return rotate_pairs(k, rotation.cos * scale, -rotation.sin * scale, self.interleaved)

@@ -25,7 +25,6 @@ def call_kernel(
     scalars: Sequence[jax.Array],
     rows: jax.Array,
     q: jax.Array,
-    slopes: jax.Array | None,
     cached: Sequence[tuple[pl.BlockSpec, jax.Array]],
     cost: pl.CostEstimate,
     interpret: Any,
@@ -33,13 +32,12 @@ def call_kernel(
     """Attention within each split, by a grid (sequence, split, block of keys, kv heads).
 
     Args:
-        body: of references: scalars; rows, q and, if there are any, slopes; what is cached; out
-            and lse; largest score, sum and weighed values so far, float32 [K, R, ·].
+        body: of references: scalars; rows and q; what is cached; out and lse; largest score, sum
+            and weighed values so far, float32 [K, R, ·].
         grid: splits, blocks of each, and steps for all heads.
         scalars: prefetched; index maps get them after the grid's indices.
         rows: int32 [B, R, 1 or 2], see `Scoring`.
         q: [B, K, R, H].
-        slopes: float32 [K, R, 1], or None.
 
     Returns:
         out [splits, B, K, R, H] in q's dtype (float32 if there are several splits), and
@@ -50,10 +48,8 @@ def call_kernel(
     inputs = [
         (pl.BlockSpec((None, R, rows.shape[2]), lambda b, *_: (b, 0, 0)), rows),
         (pl.BlockSpec((None, K, R, H), lambda b, *_: (b, 0, 0, 0)), q),
+        *cached,
     ]
-    if slopes is not None:
-        inputs.append((pl.BlockSpec((K, R, 1), lambda *_: (0, 0, 0)), slopes))
-    inputs += cached
 
     def result(width: int) -> pl.BlockSpec:
         return pl.BlockSpec((None, None, K, R, width), lambda b, s, *_: (s, b, 0, 0, 0))

@@ -1,11 +1,11 @@
-"""Queries, positions and slopes as the kernels want them: as rows of one matmul."""
+"""Queries, positions and biases as the kernels want them: as rows of one matmul."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
-from kernels.decode_attention.scoring import EMPTY
+from kernels.decode_attention.scoring import EMPTY, Queries, Slots
 
 SUBLANES = 8
 MOST_TOKENS = 128
@@ -13,17 +13,11 @@ MOST_ROWS = 8192
 CACHE_DTYPES = (jnp.bfloat16, jnp.float32, jnp.float8_e4m3fn)
 
 
-def check_shapes(
-    q: jax.Array,
-    k: tuple[int, ...],
-    v: tuple[int, ...],
-    window: int | None,
-    num_sinks: int,
-) -> None:
+def check_shapes(q: jax.Array, k: tuple[int, ...], v: tuple[int, ...]) -> None:
     """Of q [B, N, T, H] and shapes [·, K, ·, H].
 
     Raises:
-        ValueError: a shape or an option that no kernel of ours takes.
+        ValueError: a shape that no kernel of ours takes.
     """
     if q.ndim != 4 or k != v or len(k) != 4 or k[3] != q.shape[3]:
         raise ValueError(
@@ -41,10 +35,6 @@ def check_shapes(
         raise ValueError(f"q={q.shape}; allowed: H a multiple of 8 up to 256")
     if q.dtype not in (jnp.bfloat16, jnp.float32):
         raise ValueError(f"q.dtype={q.dtype}; allowed: bfloat16, float32")
-    if window is not None and window < 1:
-        raise ValueError(f"window={window}; allowed: None or an integer >= 1")
-    if num_sinks and window is None:
-        raise ValueError(f"num_sinks={num_sinks}; allowed: 0 where there is no window")
 
 
 def check_cache_dtype(dtype: jnp.dtype) -> None:
@@ -58,14 +48,37 @@ def check_cache_dtype(dtype: jnp.dtype) -> None:
         raise ValueError(f"k.dtype={dtype}; allowed: {names}")
 
 
-def check_lengths(q: jax.Array, lengths: jax.Array | None) -> None:
-    """Of q [B, N, T, H].
+def bias_fits(num_heads: int, length: int, slot_bytes: int) -> bool:
+    """Whether a bias is read in the time of the cache at most.
+
+    Args:
+        num_heads, length: N and T.
+        slot_bytes: of the keys and values of one slot, all heads.
+    """
+    return 4 * num_heads * length <= slot_bytes
+
+
+def check_slots(q: jax.Array, queries: Queries, slots: Slots, S: int, slot_bytes: int) -> None:
+    """Of q [B, N, T, H] and S slots, see `bias_fits`.
 
     Raises:
-        ValueError: not one length a sequence.
+        ValueError: arrays that do not belong together, or a bias that is too large.
     """
-    if lengths is not None and lengths.shape != q.shape[:1]:
-        raise ValueError(f"lengths of shape {lengths.shape}; allowed: {q.shape[:1]}")
+    B, N, T, _ = q.shape
+    shapes = {"positions": (B, S), "segment_ids": (B, S), "lengths": (B,), "bias": (B, N, T, S)}
+    for name, shape in shapes.items():
+        array = getattr(slots, name)
+        if array is not None and array.shape != shape:
+            raise ValueError(f"{name} of shape {array.shape}; allowed: {shape}")
+    if (queries.segment_ids is None) != (slots.segment_ids is None):
+        raise ValueError("segment_ids; allowed: of the queries and of all slots, or none")
+    if slots.bias is not None and slots.bias.dtype != jnp.float32:
+        raise ValueError(f"bias.dtype={slots.bias.dtype}; allowed: float32")
+    if slots.bias is not None and not bias_fits(N, T, slot_bytes):
+        raise ValueError(
+            f"bias of {4 * N * T} bytes a slot; allowed: at most {slot_bytes}, those of its keys "
+            "and values"
+        )
 
 
 def pack_rows(q: jax.Array, kv_heads: int) -> jax.Array:
@@ -82,37 +95,32 @@ def unpack_rows(x: jax.Array, num_heads: int, length: int) -> jax.Array:
     return x.reshape(B, num_heads, length, *x.shape[3:])
 
 
-def describe_rows(
-    q_positions: jax.Array, q_segment_ids: jax.Array | None, group: int, rows: int
-) -> jax.Array:
+def pack_bias(bias: jax.Array, kv_heads: int, slots: int) -> jax.Array:
+    """[B, N, T, S] → [B, K, R, slots]: rows as `pack_rows` has them."""
+    pad = ((0, 0), (0, 0), (0, 0), (0, slots - bias.shape[3]))
+    return jnp.pad(pack_rows(bias, kv_heads), pad)
+
+
+def describe_rows(queries: Queries, group: int, rows: int) -> jax.Array:
     """int32 [B, R, 1 or 2]: position and segment of each row's query; padding sees nothing."""
-    columns = [q_positions] if q_segment_ids is None else [q_positions, q_segment_ids]
+    columns = [queries.positions]
+    if queries.segment_ids is not None:
+        columns.append(queries.segment_ids)
     x = jnp.tile(jnp.stack(columns, -1).astype(jnp.int32), (1, group, 1))
     return jnp.pad(x, ((0, 0), (0, rows - x.shape[1]), (0, 0)), constant_values=-1)
 
 
-def describe_keys(
-    k_positions: jax.Array,
-    k_segment_ids: jax.Array | None,
-    lengths: jax.Array | None,
-    slots: int,
-) -> jax.Array:
-    """int32 [B, 1 or 2, slots]: position and segment of each slot, EMPTY where none is seen."""
-    S = k_positions.shape[1]
-    used = k_positions >= 0
-    if lengths is not None:
-        used &= jnp.arange(S)[None] < lengths[:, None]
-    if k_segment_ids is not None:
-        used &= k_segment_ids != 0
-    pad = ((0, 0), (0, slots - S))
-    positions = jnp.where(used, k_positions.astype(jnp.int32), EMPTY)
+def describe_keys(slots: Slots, number: int) -> jax.Array:
+    """int32 [B, 1 or 2, number]: position and segment of each slot, EMPTY where none is seen."""
+    S = slots.positions.shape[1]
+    used = slots.positions >= 0
+    if slots.lengths is not None:
+        used &= jnp.arange(S)[None] < slots.lengths[:, None]
+    if slots.segment_ids is not None:
+        used &= slots.segment_ids != 0
+    pad = ((0, 0), (0, number - S))
+    positions = jnp.where(used, slots.positions.astype(jnp.int32), EMPTY)
     found = [jnp.pad(positions, pad, constant_values=EMPTY)]
-    if k_segment_ids is not None:
-        found.append(jnp.pad(k_segment_ids.astype(jnp.int32), pad))
+    if slots.segment_ids is not None:
+        found.append(jnp.pad(slots.segment_ids.astype(jnp.int32), pad))
     return jnp.stack(found, 1)
-
-
-def describe_slopes(slopes: jax.Array, kv_heads: int, length: int, rows: int) -> jax.Array:
-    """[N] → float32 [K, R, 1]."""
-    x = jnp.repeat(slopes.astype(jnp.float32).reshape(kv_heads, -1), length, axis=1)
-    return jnp.pad(x, ((0, 0), (0, rows - x.shape[1])))[..., None]

@@ -97,13 +97,9 @@ def tiles(rows: int, keys: int) -> Iterator[tuple[slice, slice]]:
 def body(scoring: Scoring, layout: Layout, num_scalars: int, *all_refs: Any) -> None:
     """Body of the grid step (sequence b, split s, block j, heads h)."""
     scalars, refs = all_refs[:num_scalars], list(all_refs[num_scalars:])
-    rows_ref, q_ref = refs[:2]
-    slopes_ref = refs.pop(2) if scoring.alibi else None
-    keys_ref, cached, (out_ref, lse_ref, top_ref, total_ref, acc_ref) = (
-        refs[2],
-        refs[3:-5],
-        refs[-5:],
-    )
+    (rows_ref, q_ref, keys_ref), cached = refs[:3], refs[3:-5]
+    out_ref, lse_ref, top_ref, total_ref, acc_ref = refs[-5:]
+    bias_ref = cached.pop() if len(cached) > 2 * layout.parts else None
     k_refs, v_refs = cached[: layout.parts], cached[layout.parts :]
     b, s, j, h = (pl.program_id(axis) for axis in range(4))
     block = s * layout.blocks_per_split + j
@@ -124,8 +120,8 @@ def body(scoring: Scoring, layout: Layout, num_scalars: int, *all_refs: Any) -> 
             v = jnp.where(slot < layout.num_slots, v, jnp.zeros_like(v))
         for at, keys in tiles(q_ref.shape[1], layout.block):
             dots = dot(q_ref[head, at], k[keys], NT)
-            slopes = None if slopes_ref is None else slopes_ref[head, at]
-            scores = scoring(dots, rows_ref[at], keys_ref[:, keys], slopes)
+            bias = None if bias_ref is None else bias_ref[i, at, keys]
+            scores = scoring(dots, rows_ref[at], keys_ref[:, keys], bias)
             p, shrink = weigh(top_ref.at[head], total_ref.at[head], at, scores)
             values = dot(p.astype(v.dtype), v[keys], NN)
             acc_ref[head, at] = acc_ref[head, at] * wide(shrink, values.shape[1]) + values
@@ -156,7 +152,7 @@ def call(
     rows: jax.Array,
     keys: jax.Array,
     q: jax.Array,
-    slopes: jax.Array | None,
+    bias: jax.Array | None,
     k: jax.Array,
     v: jax.Array,
     cost: pl.CostEstimate,
@@ -169,16 +165,14 @@ def call(
         table: int32 [B, pages] for pools of pages; int32 [B], the row of k and v of each sequence;
             or None: b is in row b.
         rows, keys: int32 [B, R, 1 or 2] and [B, 1 or 2, blocks·block], see `Scoring`.
-        q: [B, K, R, H].
-        slopes: float32 [K, R, 1], or None.
+        q, bias: [B, K, R, H], and float32 [B, K, R, blocks·block] or None.
         k, v: [rows, K, S, H], or pools [P, K, page, H].
 
     Returns:
         out [splits, B, K, R, H] in q's dtype (float32 if there are several splits), and
         lse float32 [splits, B, K, R].
     """
-    K, H = q.shape[1], q.shape[3]
-    n, parts = layout.heads, layout.parts
+    K, H, n, parts = q.shape[1], q.shape[3], layout.heads, layout.parts
     scalars = [x for x in (num_blocks, table) if x is not None]
 
     def cached(part: int) -> pl.BlockSpec:
@@ -194,6 +188,11 @@ def call(
 
     shape = (None, keys.shape[1], layout.block)
     described = pl.BlockSpec(shape, lambda b, s, j, h, *p: (b, 0, layout.held(b, s, j, p)))
+    arrays = [(described, keys), *((cached(part), x) for x in (k, v) for part in range(parts))]
+    if bias is not None:
+        tile = (None, n, q.shape[2], layout.block)
+        beside = pl.BlockSpec(tile, lambda b, s, j, h, *p: (b, h, 0, layout.held(b, s, j, p)))
+        arrays.append((beside, bias))
     return call_kernel(
         functools.partial(body, scoring, layout, len(scalars)),
         "decode_attention",
@@ -201,8 +200,7 @@ def call(
         scalars,
         rows,
         q,
-        slopes,
-        [(described, keys), *((cached(part), x) for x in (k, v) for part in range(parts))],
+        arrays,
         cost,
         interpret,
     )

@@ -16,8 +16,7 @@ def attend_new(
     *,
     scale: float,
     softcap: float | None = None,
-    slopes: jax.Array | None = None,
-    positions: jax.Array | None = None,
+    bias: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Attention of T tokens, such as a draft tree, to themselves; `merge` joins it to the cache's.
 
@@ -27,8 +26,8 @@ def attend_new(
         q: [B, N, T, H].
         k, v: [B, K, T, H], N a multiple of K.
         mask: bool [T, T] or [B, T, T], query by key: the tree's ancestors, itself included.
-        scale, softcap: as of `decode_attention`.
-        slopes: ALiBi, [N]; needs `positions` int [B, T].
+        scale, softcap: as of `Scoring`.
+        bias: float32 [B, N, T, T], added to the capped scores, or None.
 
     Returns:
         out [B, N, T, H] in q's dtype and lse float32 [B, N, T].
@@ -39,12 +38,8 @@ def attend_new(
     s = jnp.einsum("bkgth,bksh->bkgts", grouped, k, preferred_element_type=jnp.float32) * scale
     if softcap is not None:
         s = softcap * jnp.tanh(s / softcap)
-    if slopes is not None:
-        if positions is None:
-            raise ValueError("positions=None; allowed: int [B, T] with slopes")
-        distance = (positions[:, :, None] - positions[:, None, :]).astype(jnp.float32)
-        steep = slopes.astype(jnp.float32).reshape(1, K, N // K, 1, 1)
-        s -= steep * distance[:, None, None]
+    if bias is not None:
+        s += bias.reshape(s.shape)
     s = jnp.where(jnp.broadcast_to(mask, (B, T, T))[:, None, None], s, -jnp.inf)
     top = jnp.maximum(s.max(-1, keepdims=True), NOTHING)
     p = jnp.exp(s - top)

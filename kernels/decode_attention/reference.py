@@ -5,42 +5,30 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from kernels.decode_attention.scoring import Queries, Scoring, Slots
 from kernels.decode_attention.softmax import NOTHING
 
 
 def reference(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    *,
-    q_positions: jax.Array,
-    k_positions: jax.Array,
-    scale: float,
-    lengths: jax.Array | None = None,
-    q_segment_ids: jax.Array | None = None,
-    k_segment_ids: jax.Array | None = None,
-    window: int | None = None,
-    num_sinks: int = 0,
-    softcap: float | None = None,
-    slopes: jax.Array | None = None,
+    q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, queries: Queries, slots: Slots
 ) -> tuple[jax.Array, jax.Array]:
     """As `decode_attention`, in float32: out [B, N, T, H] and lse [B, N, T]."""
     N, S = q.shape[1], k.shape[2]
     k = jnp.repeat(k.astype(jnp.float32), N // k.shape[1], axis=1)
     v = jnp.repeat(v.astype(jnp.float32), N // v.shape[1], axis=1)
-    s = jnp.einsum("bnth,bnsh->bnts", q.astype(jnp.float32), k) * scale
-    if softcap is not None:
-        s = softcap * jnp.tanh(s / softcap)
-    i, j = q_positions[:, None, :, None], k_positions[:, None, None, :]
-    if slopes is not None:
-        s = s - slopes[None, :, None, None] * (i - j).astype(jnp.float32)
+    s = jnp.einsum("bnth,bnsh->bnts", q.astype(jnp.float32), k) * scoring.scale
+    if scoring.softcap is not None:
+        s = scoring.softcap * jnp.tanh(s / scoring.softcap)
+    if slots.bias is not None:
+        s = s + slots.bias
+    i, j = queries.positions[:, None, :, None], slots.positions[:, None, None, :]
     seen = (j >= 0) & (j <= i)
-    if window is not None:
-        seen &= (i - j < window) | (j < num_sinks)
-    if lengths is not None:
-        seen &= jnp.arange(S)[None, None, None] < lengths[:, None, None, None]
-    if q_segment_ids is not None and k_segment_ids is not None:
-        own, theirs = q_segment_ids[:, None, :, None], k_segment_ids[:, None, None, :]
+    if scoring.window is not None:
+        seen &= (i - j < scoring.window) | (j < scoring.num_sinks)
+    if slots.lengths is not None:
+        seen &= jnp.arange(S)[None, None, None] < slots.lengths[:, None, None, None]
+    if queries.segment_ids is not None and slots.segment_ids is not None:
+        own, theirs = queries.segment_ids[:, None, :, None], slots.segment_ids[:, None, None, :]
         seen &= (own == theirs) & (theirs != 0)
     return softmax_over(jnp.where(seen, s, -jnp.inf), v)
 

@@ -1,10 +1,10 @@
 """Attention of 1 to 128 query tokens a sequence to a long cache of 8-, 4- and 2-bit numbers.
 
     zones = [
-        Zone(recent_keys, recent_values, positions),              # full precision
-        Zone(quantize_keys(k, bits=4), quantize_values(v, bits=4), older_positions),
+        Zone(recent_keys, recent_values, Slots(positions)),              # full precision
+        Zone(quantize_keys(k, bits=4), quantize_values(v, bits=4), Slots(older_positions)),
     ]
-    cached = quantized_decode_attention(q, zones, q_positions=…, scale=…)
+    cached = quantized_decode_attention(q, zones, Scoring(scale=…), Queries(…))
     out, _ = merge([cached, attend_new(…)])
 
 Codes become numbers in VMEM only; scales are not multiplied into keys or values: see `dequantize`.
@@ -21,14 +21,22 @@ from jax.experimental import pallas as pl
 
 from kernels.decode_attention import inputs
 from kernels.decode_attention.merge import merge_splits
-from kernels.decode_attention.scoring import Scoring
+from kernels.decode_attention.scoring import Queries, Scoring, Slots
 from kernels.decode_attention.softmax import LANES
 from kernels.kv_quantize.layout import BLOCK, Quantized
 from kernels.quantized_decode_attention.kernel import MOST_ROWS, Plan, call
 from kernels.quantized_decode_attention.reference import reference
 from kernels.quantized_decode_attention.zone import Zone
 
-__all__ = ["Zone", "cost_estimate", "quantized_decode_attention", "reference"]
+__all__ = [
+    "Queries",
+    "Scoring",
+    "Slots",
+    "Zone",
+    "cost_estimate",
+    "quantized_decode_attention",
+    "reference",
+]
 
 # Most of a grid step: its fixed part, ~0.5 µs on v5e, is then small beside the rest with 4 bits.
 BLOCK_TOKENS = 16384
@@ -41,26 +49,18 @@ MOST_SCORES = 1 << 16
 def quantized_decode_attention(
     q: jax.Array,
     zones: Sequence[Zone],
+    scoring: Scoring,
+    queries: Queries,
     *,
-    q_positions: jax.Array,
-    scale: float,
-    q_segment_ids: jax.Array | None = None,
-    window: int | None = None,
-    num_sinks: int = 0,
-    softcap: float | None = None,
-    slopes: jax.Array | None = None,
     interpret: Any = False,
 ) -> tuple[jax.Array, jax.Array]:
     """One softmax over all slots of all zones, as `kernels.decode_attention` defines it.
 
     Args:
         q: bfloat16 or float32 [B, N, T, H], T <= 128, H 64, 128 or 256.
-        zones: any number, each of a multiple of 128 slots. If none has lengths the grid is static,
-            so that the compiler can state its cost.
-        q_positions: int [B, T].
-        scale: multiplies q·k.
-        q_segment_ids: int [B, T], if the zones have segment ids.
-        window, num_sinks, softcap, slopes: as of `decode_attention`.
+        zones: any number, each of a multiple of 128 slots.
+        scoring: which slots are seen, and what becomes of q·k.
+        queries: what is known of them.
         interpret: for tests only.
 
     Returns:
@@ -73,14 +73,11 @@ def quantized_decode_attention(
         raise ValueError("zones=[]; allowed: at least one Zone")
     B, N, T, _ = q.shape
     for zone in zones:
-        _check(q, zone, window, num_sinks, q_segment_ids is not None)
+        _check(q, zone, queries)
     K = _shape(zones[0].keys)[1]
     rows = inputs.pack_rows(q, K)
     R = rows.shape[2]
     plans = _plans(zones, R)
-    scoring = Scoring(
-        scale, softcap, window, num_sinks, q_segment_ids is not None, slopes is not None
-    )
     # As in decode_attention: two cores share what is independent.
     splits = 2 if B % 2 and B < 8 and sum(plan.count for plan in plans) > 1 else 1
     out, lse = call(
@@ -88,10 +85,9 @@ def quantized_decode_attention(
         plans,
         splits,
         _blocks_in_use(zones, plans, B),
-        inputs.describe_rows(q_positions, q_segment_ids, N // K, R),
+        inputs.describe_rows(queries, N // K, R),
         rows,
-        None if slopes is None else inputs.describe_slopes(slopes, K, T, R),
-        [_arrays(zone) for zone in zones],
+        [_arrays(zone, K) for zone in zones],
         cost_estimate(q, zones),
         interpret,
     )
@@ -104,6 +100,7 @@ def cost_estimate(q: jax.Array, zones: Sequence[Zone]) -> pl.CostEstimate:
     B, N, T, H = q.shape
     slots = sum(zone.num_slots for zone in zones)
     cache = sum(zone.keys.nbytes + zone.values.nbytes for zone in zones)
+    cache += sum(zone.slots.bias.nbytes for zone in zones if zone.slots.bias is not None)
     return pl.CostEstimate(
         flops=4 * B * N * T * slots * H,
         transcendentals=B * N * T * slots,
@@ -119,26 +116,25 @@ def _shape(x: jax.Array | Quantized) -> tuple[int, ...]:
     return x.shape
 
 
-def _check(q: jax.Array, zone: Zone, window: int | None, num_sinks: int, segments: bool) -> None:
+def _check(q: jax.Array, zone: Zone, queries: Queries) -> None:
     keys, values, S = zone.keys, zone.values, zone.num_slots
     shape, dtypes = _shape(keys), []
-    inputs.check_shapes(q, shape, _shape(values), window, num_sinks)
+    inputs.check_shapes(q, shape, _shape(values))
     for x in (keys, values):
         dtypes.append(x.bits if isinstance(x, Quantized) else x.dtype)
     if dtypes[0] != dtypes[1]:
         raise ValueError(f"keys of {dtypes[0]}, values of {dtypes[1]}; allowed: equal precision")
     if not isinstance(keys, Quantized):
         inputs.check_cache_dtype(keys.dtype)
-    if shape[0] != q.shape[0] or zone.positions.shape != (shape[0], shape[2]) or S % BLOCK:
+    if shape[0] != q.shape[0] or S % BLOCK:
         raise ValueError(
-            f"keys={shape}, positions={zone.positions.shape}; allowed: [B, K, S, H] and [B, S] "
-            f"with q's B={q.shape[0]} and S a multiple of {BLOCK}"
+            f"keys={shape}; allowed: [B, K, S, H] with q's B={q.shape[0]} and S a multiple of "
+            f"{BLOCK}"
         )
     if q.shape[3] not in (64, 128, 256):
         raise ValueError(f"q={q.shape}; allowed: H 64, 128 or 256")
-    inputs.check_lengths(q, zone.lengths)
-    if segments != (zone.segment_ids is not None):
-        raise ValueError("segment ids; allowed: of the queries and of all zones, or none")
+    slot_bytes = (keys.nbytes + values.nbytes) // (shape[0] * S)
+    inputs.check_slots(q, queries, zone.slots, shape[2], slot_bytes)
 
 
 def _plans(zones: Sequence[Zone], rows: int) -> tuple[Plan, ...]:
@@ -158,23 +154,26 @@ def _plan(zone: Zone, first: int, rows: int) -> Plan:
     block = next(n for n in range(min(most // LANES * LANES, S), 0, -LANES) if S % n == 0)
     most = MOST_SCORES // min(rows, MOST_ROWS)
     tile = next(n for n in range(min(most, block), 0, -LANES) if block % n == 0)
-    return Plan(bits, *groups, block, tile, first, S // block)
+    biased = zone.slots.bias is not None
+    return Plan(bits, *groups, block, tile, first, S // block, biased)
 
 
 def _blocks_in_use(zones: Sequence[Zone], plans: Sequence[Plan], batch: int) -> jax.Array | None:
     """int32 [zones, B], or None: all."""
-    if all(zone.lengths is None for zone in zones):
+    if all(zone.slots.lengths is None for zone in zones):
         return None
     found = []
     for zone, plan in zip(zones, plans, strict=True):
-        lengths = jnp.full(batch, zone.num_slots) if zone.lengths is None else zone.lengths
+        lengths = zone.slots.lengths
+        lengths = jnp.full(batch, zone.num_slots) if lengths is None else lengths
         used = (lengths.astype(jnp.int32) + plan.block - 1) // plan.block
         found.append(jnp.minimum(used, plan.count))  # a length past the zone must not be read
     return jnp.stack(found)
 
 
-def _arrays(zone: Zone) -> list[jax.Array]:
-    found = [inputs.describe_keys(zone.positions, zone.segment_ids, zone.lengths, zone.num_slots)]
+def _arrays(zone: Zone, kv_heads: int) -> list[jax.Array]:
+    S, bias = zone.num_slots, zone.slots.bias
+    found = [inputs.describe_keys(zone.slots, S)]
     for x in (zone.keys, zone.values):
         found += [x.codes, x.affine] if isinstance(x, Quantized) else [x]
-    return found
+    return found if bias is None else [*found, inputs.pack_bias(bias, kv_heads, S)]

@@ -44,6 +44,7 @@ class Plan:
         block: tokens of a grid step.
         tile: tokens whose scores exist at one time, a divisor of the block.
         first, count: blocks of all zones before it, and of its own.
+        biased: whether a bias is read beside the keys.
     """
 
     bits: int | None
@@ -53,11 +54,12 @@ class Plan:
     tile: int
     first: int
     count: int
+    biased: bool
 
     @property
     def num_arrays(self) -> int:
-        """That are fetched for it: positions, keys and values."""
-        return 3 if self.bits is None else 5
+        """That are fetched for it: positions, keys and values, and a bias."""
+        return (3 if self.bits is None else 5) + self.biased
 
 
 Part = tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]
@@ -98,7 +100,6 @@ def body(
     """Body of the grid step (sequence b, split s, block j, head h)."""
     used, refs = all_refs[:num_scalars], list(all_refs[num_scalars:])
     rows_ref, q_ref = refs[:2]
-    slopes_ref = refs.pop(2) if scoring.alibi else None
     cached, (out_ref, lse_ref, top_ref, total_ref, acc_ref) = refs[2:-5], refs[-5:]
     b, s, j, head = (pl.program_id(axis) for axis in range(4))
     block = s * blocks_per_split + j
@@ -111,12 +112,13 @@ def body(
 
     def attend(plan: Plan, t: int, keys_ref: Any, *arrays: Any) -> None:
         """Tile t of a block, against all rows."""
+        bias_ref, arrays = (arrays[-1], arrays[:-1]) if plan.biased else (None, arrays)
         score, combine = (numbers if plan.bits is None else codes)(plan, t, q_ref.dtype, *arrays)
-        keys = keys_ref[:, _range(t, plan.tile)]
+        tokens = _range(t, plan.tile)
         for row in range(0, q_ref.shape[1], MOST_ROWS):
             at = slice(row, min(row + MOST_ROWS, q_ref.shape[1]))
-            slopes = None if slopes_ref is None else slopes_ref[head, at]
-            scores = scoring(score(q_ref[head, at]), rows_ref[at], keys, slopes)
+            bias = None if bias_ref is None else bias_ref[at, tokens]
+            scores = scoring(score(q_ref[head, at]), rows_ref[at], keys_ref[:, tokens], bias)
             p, shrink = weigh(top, total, at, scores)
             values = combine(p)
             acc[at] = acc[at] * wide(shrink, values.shape[1]) + values
@@ -137,9 +139,9 @@ def body(
 
 
 def specs(
-    z: int, plan: Plan, blocks_per_split: int, description: int, H: int
+    z: int, plan: Plan, blocks_per_split: int, description: int, R: int, H: int
 ) -> list[pl.BlockSpec]:
-    """Of the arrays of zone z, whose keys are described by one number or two."""
+    """Of the arrays of zone z, whose keys are described by one number or two, for R rows."""
 
     def at(b: Any, s: Any, j: Any, scalars: Any) -> Any:
         last = jnp.maximum(scalars[0][z, b], 1) - 1 if scalars else plan.count - 1
@@ -155,12 +157,13 @@ def specs(
 
     shape = (None, description, plan.block)
     keys = pl.BlockSpec(shape, lambda b, s, j, h, *p: (b, 0, at(b, s, j, p)))
+    bias = [across(R)] if plan.biased else []
     if plan.bits is None:
-        return [keys, down(plan.block), down(plan.block)]
+        return [keys, down(plan.block), down(plan.block), *bias]
     packed = down(rows_of_codes(plan.block, plan.bits))
     return [
         *(keys, packed, down(plan.block // plan.key_group)),
-        *(packed, across(H // plan.value_group)),
+        *(packed, across(H // plan.value_group), *bias),
     ]
 
 
@@ -171,7 +174,6 @@ def call(
     used: jax.Array | None,
     rows: jax.Array,
     q: jax.Array,
-    slopes: jax.Array | None,
     zones: Sequence[Sequence[jax.Array]],
     cost: pl.CostEstimate,
     interpret: Any,
@@ -182,15 +184,15 @@ def call(
         used: int32 [zones, B], blocks in use of each; None: all.
         rows: int32 [B, R, 1 or 2], see `Scoring`.
         q: [B, K, R, H].
-        slopes: float32 [K, R, 1], or None.
         zones: of each, int32 [B, 1 or 2, S] that describe its keys; then keys and values
-            [B, K, S, H], or codes and scales of keys and codes and scales of values.
+            [B, K, S, H], or codes and scales of keys and codes and scales of values; and if it
+            has one the bias, float32 [B, K, R, S].
 
     Returns:
         out [splits, B, K, R, H] in q's dtype (float32 if there are several splits), and
         lse float32 [splits, B, K, R].
     """
-    K, H = q.shape[1], q.shape[3]
+    K, R, H = q.shape[1:]
     blocks_per_split = -(-sum(plan.count for plan in plans) // splits)
 
     scalars = [] if used is None else [used]
@@ -198,7 +200,7 @@ def call(
         (spec, array)
         for z, (plan, arrays) in enumerate(zip(plans, zones, strict=True))
         for spec, array in zip(
-            specs(z, plan, blocks_per_split, rows.shape[2], H), arrays, strict=True
+            specs(z, plan, blocks_per_split, rows.shape[2], R, H), arrays, strict=True
         )
     ]
     return call_kernel(
@@ -208,7 +210,6 @@ def call(
         scalars,
         rows,
         q,
-        slopes,
         cached,
         cost,
         interpret,

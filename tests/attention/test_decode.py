@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.pallas import tpu as pltpu
 
 from jaxlm.attention import decode
 from jaxlm.attention import mask as masks
@@ -40,19 +39,11 @@ def call(T=2, N=4, K=2, H=64, sinks=True):
     return new, cached
 
 
-@pytest.fixture
-def on_tpu(monkeypatch):
-    """As traced for a TPU, and run by its interpreter."""
-    monkeypatch.setattr(decode, "target_chip", lambda: "v5e")
-    with pltpu.force_tpu_interpret_mode(pltpu.InterpretParams(uninitialized_memory="nan")):
-        yield
-
-
-def check(spec, new, cached):
-    assert decode.unsupported(spec, new) is None
-    found = attend_cached(spec, new, cached)
+def check(spec, new, cached, far_keys=None):
+    assert decode.unsupported(spec, new, cached) is None
+    found = attend_cached(spec, new, cached, far_keys=far_keys)
     # Keys that are met in some way are not the kernel's.
-    wanted = attend_cached(spec, new, cached, lambda k: (k, None))
+    wanted = attend_cached(spec, new, cached, lambda k, _: k, far_keys)
     assert found.dtype == wanted.dtype
     # float32 sums of 130 terms in another order.
     np.testing.assert_allclose(found, wanted, atol=2e-5, rtol=2e-5)
@@ -81,6 +72,8 @@ def test_on_a_mesh_each_device_has_its_rows_and_heads(on_tpu):
         (masks.causal(), (None, 0)),
         (masks.sliding_window(7), (7, 0)),
         (masks.lambda_shaped(7, 2), (7, 2)),
+        (masks.sliding_window(5) & masks.lambda_shaped(7, 2), (5, 0)),
+        (masks.sliding_window(9) & masks.lambda_shaped(7, 2), None),
         (masks.kept_sinks(2), None),
         (masks.prefix(3), None),
         (masks.chunked(3), None),
@@ -103,20 +96,56 @@ REASONS = {
 @pytest.mark.parametrize("reason", REASONS)
 def test_shapes_for_the_other_form(on_tpu, reason):
     new, cached = call(**REASONS[reason])
-    assert decode.unsupported(SPEC, new).startswith(reason)
+    assert decode.unsupported(SPEC, new, cached).startswith(reason)
     assert "pallas_call" not in str(jax.make_jaxpr(lambda *x: attend_cached(SPEC, *x))(new, cached))
 
 
 def test_what_else_is_for_the_other_form(on_tpu):
-    new, _ = call()
-    scored = dataclasses.replace(SPEC, score=lambda head, s, distance, i: s)
-    assert "changes scores" in decode.unsupported(scored, new)
-    assert "ceiling" in decode.unsupported(SPEC, dataclasses.replace(new, q_far=new.q))
+    new, cached = call()
+
+    def reason(spec=SPEC, new=new):
+        return decode.unsupported(spec, new, cached)
+
+    scored = dataclasses.replace(SPEC, score=lambda head, s, distance, i: 2 * s)
+    assert "no bias" in reason(scored)
+    biased = dataclasses.replace(scored, score_is_added=True)
+    assert reason(biased) is None
+    assert "larger than the cache" in reason(biased, call(T=65)[0])
+    turned = dataclasses.replace(new, q_far=new.q)
+    assert reason(new=turned) == "ceiling=None with window=None"
+    near = dataclasses.replace(SPEC, mask=masks.lambda_shaped(40, 3), ceiling=40)
+    assert reason(near, turned) is None
+    assert "ceiling=39" in reason(dataclasses.replace(near, ceiling=39), turned)
+    many = dataclasses.replace(near, mask=masks.lambda_shaped(40, 76))
+    assert reason(many, turned) == "76 sinks of 2 tokens, which are more than the cache"
     half = dataclasses.replace(new, q=new.q.astype(jnp.float16))
-    assert decode.unsupported(SPEC, half) == "dtype=float16"
+    assert reason(new=half) == "dtype=float16"
     prefix = dataclasses.replace(SPEC, mask=masks.prefix(3))
-    assert decode.unsupported(prefix, new).startswith("mask=AttentionMask")
+    assert reason(prefix).startswith("mask=AttentionMask")
+
+
+def test_far_sinks_of_several_documents_in_a_row(on_tpu):
+    """Each query meets the sinks of its own, from the ceiling on in another rotation."""
+    new, cached = call(sinks=False)
+    slots = np.arange(SLOTS)
+    # Two documents in the cache, of 70 and 58 tokens; the slots of the first are turned around.
+    order = np.roll(np.where(slots < 70, 69 - slots, slots - 70), 9)
+    ids = np.roll(np.where(slots < FILLED, 1 + (slots >= 70), 0), 9)
+    cached = dataclasses.replace(
+        cached,
+        positions=jnp.broadcast_to(jnp.asarray(order, jnp.int32), (2, SLOTS)),
+        segment_ids=jnp.broadcast_to(jnp.asarray(ids, jnp.int32), (2, SLOTS)),
+    )
+    new = dataclasses.replace(
+        new,
+        q_positions=jnp.array([[70, 58], [58, 70]]),
+        q_segment_ids=jnp.array([[1, 2], [2, 0]]),
+        q_far=new.q[..., ::-1],
+        k_far=-new.k,
+    )
+    spec = dataclasses.replace(SPEC, mask=masks.lambda_shaped(40, 3), ceiling=57)
+    check(spec, new, cached, far_keys=lambda k, at: k + jnp.cos(at)[..., None, None])
 
 
 def test_without_a_tpu():
-    assert decode.unsupported(SPEC, call()[0]) == "a device that is no TPU"
+    assert decode.unsupported(SPEC, *call()) == "a device that is no TPU"

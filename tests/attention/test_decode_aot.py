@@ -26,7 +26,7 @@ from jaxlm.training.state import abstract_state
 
 mesh = pod_mesh("TOPOLOGY", {"data": 2, "fsdp": 1, "tensor": 2})
 config = jaxlm.ModelConfig(
-    vocab_size=512, num_layers=2, d_model=256, context_length=4096, position_encoding="rope",
+    vocab_size=512, num_layers=2, d_model=256, context_length=4096, position_encoding="ENCODING",
     attention=jaxlm.AttentionConfig(num_heads=8, num_kv_heads=4, head_dim=128),
     numerics=jaxlm.NumericsConfig(dtype="bfloat16"),
 )
@@ -55,6 +55,8 @@ with jax.set_mesh(mesh):  # nothing may run: there are no such devices
     text = decode.lower(model, params, state, until, sampling, stops).compile().as_text()
 layer = r"= bf16\\[(1,)?(1,)?2,2,4096,128\\]"
 print("layers cut out", sum(bool(re.search(layer, line)) for line in text.splitlines()))
+copy = r"= bf16\\[2,2,2,4096,128\\]\\S* copy\\("
+print("caches copied", sum(bool(re.search(copy, line)) for line in text.splitlines()))
 for line in text.splitlines():
     if "tpu_custom_call" in line and "decode_attention" in line:
         print("out", re.search(r"bf16\\[([\\d,]+)\\]", line)[1])
@@ -64,9 +66,18 @@ for line in text.splitlines():
 
 @pytest.mark.tpu_aot
 @needs_libtpu
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
-def test_a_decode_loop_holds_the_kernel(topology):
-    command = [sys.executable, "-c", LOOP.replace("TOPOLOGY", topology)]
+@pytest.mark.parametrize(
+    ("topology", "encoding"),
+    [
+        ("v5e:2x2", "rope"),
+        ("v6e:2x2", "rope"),
+        ("v5e:2x2", "alibi"),
+        ("v5e:2x2", "lm_infinite(rope, window=1024)"),
+    ],
+)
+def test_a_decode_loop_holds_the_kernel(topology, encoding):
+    loop = LOOP.replace("TOPOLOGY", topology).replace("ENCODING", encoding)
+    command = [sys.executable, "-c", loop]
     run = subprocess.run(
         command, env=environment(os.environ), capture_output=True, text=True, check=False
     )
@@ -74,4 +85,5 @@ def test_a_decode_loop_holds_the_kernel(topology):
     # A device has two rows of the four and two kv heads of the four, each with two query heads in
     # one sublane tile; it reads layers × rows where they lie.
     cache = "cache" + 2 * " 4,2,4096,128"
-    assert run.stdout.splitlines() == ["layers cut out 0", "out 1,2,2,8,128", cache]
+    nothing = ["layers cut out 0", "caches copied 0"]
+    assert run.stdout.splitlines() == [*nothing, "out 1,2,2,8,128", cache]

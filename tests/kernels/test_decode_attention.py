@@ -12,6 +12,9 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 
 import kernels.decode_attention
 from kernels.decode_attention import (
+    Queries,
+    Scoring,
+    Slots,
     attend_new,
     decode_attention,
     merge,
@@ -24,49 +27,52 @@ from tests.kernels.interpret import INTERPRET, RACES, assert_close, random
 # float32: sums in another order. bfloat16: weights are rounded to 8 bits before they meet the
 # values, and so is the result: 2**-8 of numbers of order 1; seldom all errors go one way.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1.5e-2}
-SLOPES = jnp.array([0.5, 0.25, 0.1, 0.01])
 SMALL_BLOCKS = 128 * 128 * 4  # bytes
 
 
-def arrays(seed=0, B=2, N=4, K=2, T=1, S=256, H=128, dtype="float32", cache=None):
+SCORING = Scoring(0.1)
+
+
+def arrays(seed=0, B=2, N=4, K=2, T=1, S=256, H=128, dtype="float32", cache=None, bias=False):
+    """(q, k, v), and what is known of queries and slots."""
     rng = np.random.default_rng(seed)
     dtype, cache = jnp.dtype(dtype), jnp.dtype(cache or dtype)
     q = random(rng, B, N, T, H, dtype=dtype)
     k, v = (random(rng, B, K, S, H).astype(cache) for _ in range(2))
-    positions = {
-        "q_positions": jnp.full((B, T), S, jnp.int32) + jnp.arange(T, dtype=jnp.int32)[None],
-        "k_positions": jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32), (B, S)),
-    }
-    return (q, k, v), positions
+    queries = Queries(jnp.full((B, T), S, jnp.int32) + jnp.arange(T, dtype=jnp.int32)[None])
+    slots = Slots(jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32), (B, S)))
+    if bias:
+        slots = slots._replace(bias=random(rng, B, N, T, S))
+    return (q, k, v), queries, slots
 
 
-def agree(inputs, options):
-    arguments = {k: v for k, v in options.items() if isinstance(v, jax.Array)}
-    static = {k: v for k, v in options.items() if k not in arguments}
-    run = jax.jit(functools.partial(decode_attention, **static, scale=0.1, interpret=INTERPRET))
-    actual = run(*inputs, **arguments)
-    expected = jax.jit(functools.partial(reference, **static, scale=0.1))(*inputs, **arguments)
+def agree(inputs, queries, slots, scoring=SCORING):
+    run = jax.jit(functools.partial(decode_attention, interpret=INTERPRET), static_argnums=3)
+    actual = run(*inputs, scoring, queries, slots)
+    expected = jax.jit(reference, static_argnums=3)(*inputs, scoring, queries, slots)
     assert actual[0].dtype == inputs[0].dtype
     assert actual[1].dtype == jnp.float32
     assert_close(actual, expected, TOLERANCE[str(inputs[0].dtype)])
 
 
-# (sizes, options): the first in every run, the others with -m slow: three seconds each.
+# (sizes, scoring, lengths): the first in every run, the others with -m slow: three seconds each.
 CASES = {
-    "grouped_bfloat16": ({"N": 8, "dtype": "bfloat16"}, {}),
-    "sinks_softcap_alibi": (
-        {"S": 300, "T": 2, "H": 64},
-        {"window": 50, "num_sinks": 4, "softcap": 2.0, "slopes": SLOPES},
+    "grouped_bfloat16": ({"N": 8, "dtype": "bfloat16"}, {}, None),
+    "sinks_softcap_bias": (
+        {"S": 300, "T": 2, "H": 64, "bias": True},
+        {"window": 50, "num_sinks": 4, "softcap": 2.0},
+        None,
     ),
-    "ragged_two_splits": ({"B": 1, "S": 300, "N": 1, "K": 1}, {"lengths": jnp.array([140])}),
-    "a_row_is_empty": ({"S": 300}, {"lengths": jnp.array([0, 900])}),
-    "window": ({"S": 300, "T": 3}, {"window": 100}),
-    "two_splits": ({"B": 1, "S": 4224, "N": 1, "K": 1}, {}),
-    "tree_bfloat16": ({"T": 5, "N": 6, "dtype": "bfloat16"}, {}),
-    "float8": ({"dtype": "bfloat16", "cache": "float8_e4m3fn"}, {}),
-    "dim_80": ({"H": 80, "S": 200}, {}),
-    "dim_192": ({"H": 192, "T": 2}, {}),
-    "dim_256": ({"H": 256, "dtype": "bfloat16"}, {}),
+    "ragged_two_splits": ({"B": 1, "S": 300, "N": 1, "K": 1}, {}, [140]),
+    "ragged_bias_two_splits": ({"B": 1, "S": 300, "N": 6, "T": 3, "bias": True}, {}, [140]),
+    "a_row_is_empty": ({"S": 300}, {}, [0, 900]),
+    "window": ({"S": 300, "T": 3}, {"window": 100}, None),
+    "two_splits": ({"B": 1, "S": 4224, "N": 1, "K": 1}, {}, None),
+    "tree_bfloat16": ({"T": 5, "N": 6, "dtype": "bfloat16"}, {}, None),
+    "float8": ({"dtype": "bfloat16", "cache": "float8_e4m3fn"}, {}, None),
+    "dim_80": ({"H": 80, "S": 200}, {}, None),
+    "dim_192": ({"H": 192, "T": 2}, {}, None),
+    "dim_256": ({"H": 256, "dtype": "bfloat16"}, {}, None),
 }
 IN_EVERY_RUN = 3
 
@@ -80,42 +86,44 @@ IN_EVERY_RUN = 3
 )
 def test_kernel_agrees_with_the_reference(name, monkeypatch):
     monkeypatch.setattr(kernels.decode_attention, "BLOCK_BYTES", SMALL_BLOCKS)
-    sizes, options = CASES[name]
-    inputs, positions = arrays(**sizes)
-    agree(inputs, {**positions, **options})
+    sizes, options, lengths = CASES[name]
+    inputs, queries, slots = arrays(**sizes)
+    if lengths is not None:
+        slots = slots._replace(lengths=jnp.array(lengths))
+    agree(inputs, queries, slots, Scoring(0.1, **options))
 
 
 def test_a_ring_of_packed_documents_with_padding():
     """Slots in another order, some empty; one query is padding, one document is unseen."""
-    inputs, positions = arrays(T=3)
-    slots = jnp.roll(positions["k_positions"], 77, 1).at[:, 50:60].set(-1)
+    inputs, queries, slots = arrays(T=3, bias=True)
     k_segments = jnp.broadcast_to(jnp.repeat(jnp.array([0, 1, 2, 3]), 64), (2, 256))
-    segments = {
-        "q_segment_ids": jnp.array([[1, 2, 3], [3, 0, 1]]),
-        "k_segment_ids": jnp.roll(k_segments, 77, 1),
-    }
-    agree(inputs, {**positions, "k_positions": slots, **segments})
+    slots = slots._replace(
+        positions=jnp.roll(slots.positions, 77, 1).at[:, 50:60].set(-1),
+        segment_ids=jnp.roll(k_segments, 77, 1),
+    )
+    queries = queries._replace(segment_ids=jnp.array([[1, 2, 3], [3, 0, 1]]))
+    agree(inputs, queries, slots)
 
 
 def test_a_layer_is_read_where_it_lies():
-    (q, k, v), positions = arrays(N=2, K=1)
+    (q, k, v), queries, slots = arrays(N=2, K=1)
     others = jnp.full_like(k, jnp.nan)
     stacked = [jnp.stack([others, x, others]).reshape(6, 1, 256, 128) for x in (k, v)]
-    run = functools.partial(decode_attention, **positions, scale=0.1, interpret=INTERPRET)
-    actual = jax.jit(run)(q, *stacked, k_rows=jnp.array([3, 2]))
-    expected = reference(q, k[::-1], v[::-1], **positions, scale=0.1)
-    assert_close(actual, expected, 1e-5)
+
+    def run(q, keys, values, rows):
+        return decode_attention(
+            *(q, keys, values, SCORING, queries, slots), k_rows=rows, interpret=INTERPRET
+        )
+
+    actual = jax.jit(run)(q, *stacked, jnp.array([3, 2]))
+    assert_close(actual, reference(q, k[::-1], v[::-1], SCORING, queries, slots), 1e-5)
 
 
 @pytest.mark.slow
 def test_a_query_that_sees_nothing_gives_zeros():
-    inputs, positions = arrays()
-    out, lse = decode_attention(
-        *inputs,
-        **{**positions, "k_positions": jnp.full((2, 256), -1)},
-        scale=0.1,
-        interpret=INTERPRET,
-    )
+    inputs, queries, slots = arrays()
+    slots = Slots(jnp.full((2, 256), -1))
+    out, lse = decode_attention(*inputs, SCORING, queries, slots, interpret=INTERPRET)
     assert (out == 0).all()
     assert (lse < -1e38).all()
     assert jnp.isfinite(lse).all()
@@ -128,89 +136,111 @@ def test_a_query_that_sees_nothing_gives_zeros():
 def test_pages(page, ragged, monkeypatch):
     monkeypatch.setattr(kernels.decode_attention, "BLOCK_BYTES", SMALL_BLOCKS)
     rng = np.random.default_rng(0)
-    B, K, pages, H = 2, 1, 512 // page + 1, 64
+    B, K, pages, H = 2, 2, 512 // page + 1, 64
     pool = [random(rng, B * pages + 3, K, page, H) for _ in range(2)]
     table = jnp.asarray(rng.permutation(B * pages + 3)[: B * pages].reshape(B, pages))
     dense = [x[table].swapaxes(1, 2).reshape(B, K, -1, H) for x in pool]
-    (q, _, _), positions = arrays(S=pages * page, N=2, H=H, T=2)
-    lengths = jnp.array([530, 40]) if ragged else None
-    run = jax.jit(functools.partial(paged_decode_attention, scale=0.1, interpret=INTERPRET))
-    actual = run(q, *pool, table, **positions, lengths=lengths)
-    assert_close(actual, reference(q, *dense, **positions, lengths=lengths, scale=0.1), 1e-5)
+    (q, _, _), queries, slots = arrays(S=pages * page, N=4, H=H, T=2, bias=ragged)
+    slots = slots._replace(lengths=jnp.array([530, 40]) if ragged else None)
+    run = functools.partial(paged_decode_attention, interpret=INTERPRET)
+    actual = jax.jit(run, static_argnums=4)(q, *pool, table, SCORING, queries, slots)
+    assert_close(actual, reference(q, *dense, SCORING, queries, slots), 1e-5)
 
 
 def test_a_tree_and_the_cache_have_one_softmax():
     """Merged, the parts are attention to [cache ‖ new tokens]."""
-    B, K, T, S = 2, 2, 6, 256
-    (q, k, v), positions = arrays(T=T)
+    B, N, K, T, S = 2, 4, 2, 6, 256
+    (q, k, v), _, slots = arrays(T=T, bias=True)
     rng = np.random.default_rng(1)
     new_k, new_v = (random(rng, B, K, T, 128) for _ in range(2))
+    new_bias = random(rng, B, N, T, T)
     parents = [-1, 0, 0, 1, 1, 2]
     depth = [0, 1, 1, 2, 2, 2]
     mask = np.eye(T, dtype=bool)
     for node, parent in enumerate(parents):
         if parent >= 0:
             mask[node] |= mask[parent]
-    q_positions = S + jnp.broadcast_to(jnp.array(depth), (B, T))
-    options = {"scale": 0.1, "softcap": 3.0, "slopes": SLOPES}
-    run = functools.partial(decode_attention, **options, interpret=INTERPRET)
-    cached = jax.jit(run)(q, k, v, **{**positions, "q_positions": q_positions})
-    new = attend_new(q, new_k, new_v, jnp.asarray(mask), **options, positions=q_positions)
+    at = S + jnp.broadcast_to(jnp.array(depth), (B, T))
+    scoring = Scoring(0.1, softcap=3.0)
+    run = functools.partial(decode_attention, interpret=INTERPRET)
+    cached = jax.jit(run, static_argnums=3)(q, k, v, scoring, Queries(at), slots)
+    new = attend_new(
+        q, new_k, new_v, jnp.asarray(mask), scale=0.1, softcap=scoring.softcap, bias=new_bias
+    )
     out, lse = merge([cached, new])
 
     # One token at a time, its ancestors as if they were in the cache.
     for t in (5,):
-        seen = np.flatnonzero(mask[t])
+        seen, one = np.flatnonzero(mask[t]), slice(t, t + 1)
         expected = reference(
-            q[:, :, t : t + 1],
+            q[:, :, one],
             jnp.concatenate([k, new_k[:, :, seen]], 2),
             jnp.concatenate([v, new_v[:, :, seen]], 2),
-            q_positions=q_positions[:, t : t + 1],
-            k_positions=jnp.concatenate([positions["k_positions"], q_positions[:, seen]], 1),
-            **options,
+            scoring,
+            Queries(at[:, one]),
+            Slots(
+                jnp.concatenate([slots.positions, at[:, seen]], 1),
+                bias=jnp.concatenate([slots.bias[:, :, one], new_bias[:, :, one, seen]], 3),
+            ),
         )
-        assert_close((out[:, :, t : t + 1], lse[:, :, t : t + 1]), expected, 1e-5)
+        assert_close((out[:, :, one], lse[:, :, one]), expected, 1e-5)
 
 
 @pytest.mark.slow
 def test_twice_the_same_bits():
-    inputs, positions = arrays(T=2)
-    run = jax.jit(functools.partial(decode_attention, scale=0.1, interpret=INTERPRET))
-    one, two = run(*inputs, **positions), run(*inputs, **positions)
+    inputs, queries, slots = arrays(T=2)
+    run = functools.partial(decode_attention, interpret=INTERPRET)
+    run = jax.jit(run, static_argnums=3)
+    one, two = (run(*inputs, SCORING, queries, slots) for _ in range(2))
     assert all((a == b).all() for a, b in zip(one, two, strict=True))
 
 
 def test_no_races(monkeypatch):
     monkeypatch.setattr(kernels.decode_attention, "BLOCK_BYTES", SMALL_BLOCKS)
-    inputs, positions = arrays(B=1, S=300, N=1, K=1)
-    run = jax.jit(functools.partial(decode_attention, scale=0.1, interpret=RACES))
-    run(*inputs, **positions, lengths=jnp.array([200]))
+    inputs, queries, slots = arrays(B=1, S=300, N=1, K=1, bias=True)
+    slots = slots._replace(lengths=jnp.array([200]))
+    run = functools.partial(decode_attention, interpret=RACES)
+    jax.jit(run, static_argnums=3)(*inputs, SCORING, queries, slots)
     assert not interpret_pallas_call.races.races_found
 
 
 @pytest.mark.parametrize(
-    ("sizes", "options", "message"),
+    ("sizes", "slots", "message"),
     [
         ({"N": 3}, {}, "allowed: N a multiple of k's K=2"),
         ({"T": 129}, {}, "allowed: T from 1 to 128"),
         ({"H": 260}, {}, "allowed: H a multiple of 8 up to 256"),
         ({"cache": "int8"}, {}, "k.dtype=int8; allowed: bfloat16"),
-        ({}, {"window": 0}, "window=0; allowed"),
-        ({}, {"num_sinks": 4}, "num_sinks=4; allowed"),
         ({}, {"lengths": jnp.zeros(3, jnp.int32)}, r"lengths of shape \(3,\); allowed: \(2,\)"),
+        ({}, {"positions": jnp.zeros((2, 9))}, r"positions of shape \(2, 9\); allowed: \(2, 256\)"),
+        ({}, {"segment_ids": jnp.ones((2, 256))}, "segment_ids; allowed: of the queries and of"),
+        ({}, {"bias": jnp.zeros((2, 1, 1, 256))}, r"bias of shape .*; allowed: \(2, 4, 1, 256\)"),
+        ({}, {"bias": jnp.zeros((2, 4, 1, 256), jnp.bfloat16)}, "bias.dtype=bfloat16; allowed"),
+        (
+            {"T": 9, "H": 8, "bias": True},
+            {},
+            "bias of 144 bytes a slot; allowed: at most 128, those of its keys and values",
+        ),
     ],
 )
-def test_errors_name_what_is_allowed(sizes, options, message):
-    inputs, positions = arrays(**sizes)
+def test_errors_name_what_is_allowed(sizes, slots, message):
+    inputs, queries, whole = arrays(**sizes)
     with pytest.raises(ValueError, match=message):
-        decode_attention(*inputs, **positions, **options, scale=0.1)
+        decode_attention(*inputs, SCORING, queries, whole._replace(**slots))
+
+
+def test_scorings_that_make_no_sense_are_refused():
+    with pytest.raises(ValueError, match="window=0; allowed"):
+        Scoring(0.1, window=0)
+    with pytest.raises(ValueError, match="num_sinks=4; allowed"):
+        Scoring(0.1, num_sinks=4)
 
 
 def test_pages_of_an_odd_size_are_refused():
-    (q, k, v), positions = arrays()
-    table = jnp.zeros((2, 1), jnp.int32)
+    (q, k, v), queries, _ = arrays()
+    table, slots = jnp.zeros((2, 1), jnp.int32), Slots(jnp.zeros((2, 48)))
     with pytest.raises(ValueError, match="allowed: pages of 16, 32, 64 or a multiple of 128"):
-        paged_decode_attention(q, k[:, :, :48], v[:, :, :48], table, **positions, scale=0.1)
+        paged_decode_attention(q, k[:, :, :48], v[:, :, :48], table, SCORING, queries, slots)
 
 
 @pytest.mark.slow
@@ -221,24 +251,20 @@ def test_anything(data):
     K, G = draw(st.integers(1, 3)), draw(st.integers(1, 4))
     S = draw(st.integers(1, 600))
     dtype = draw(st.sampled_from(["float32", "bfloat16"]))
-    inputs, positions = arrays(
+    inputs, queries, slots = arrays(
         *(draw(st.integers(0, 99)), draw(st.integers(1, 3)), K * G, K),
         *(draw(st.integers(1, 9)), S, draw(st.sampled_from([64, 80, 128, 192])), dtype),
+        bias=draw(st.booleans()),
     )
-    options = {
-        "window": draw(st.none() | st.integers(1, S)),
-        "softcap": draw(st.none() | st.floats(0.5, 9)),
-    }
-    if options["window"]:
-        options["num_sinks"] = draw(st.integers(0, 9))
-    if draw(st.booleans()):
-        options["slopes"] = jnp.linspace(0.01, 1, K * G)
+    window = draw(st.none() | st.integers(1, S))
+    sinks = draw(st.integers(0, 9)) if window else 0
+    scoring = Scoring(0.1, draw(st.none() | st.floats(0.5, 9)), window, sinks)
     if draw(st.booleans()):
         lengths = st.lists(
             st.integers(0, S + 300), min_size=len(inputs[0]), max_size=len(inputs[0])
         )
-        options["lengths"] = jnp.array(draw(lengths))
-    agree(inputs, {**positions, **options})
+        slots = slots._replace(lengths=jnp.array(draw(lengths)))
+    agree(inputs, queries, slots, scoring)
 
 
 @pytest.mark.tpu_aot
@@ -252,8 +278,10 @@ def test_anything(data):
         {**LIKE_70B, "batch": 8, "capacity": 32768, "queries": 16},
         {**LIKE_8B, "batch": 8, "capacity": 32768, "dtype": "float8_e4m3fn"},
         {**LIKE_8B, "batch": 1, "capacity": 2000, "head_dim": 80, "queries": 128},
+        {**LIKE_8B, "batch": 8, "capacity": 32768, "ragged": True, "biased": True},
+        {**LIKE_70B, "batch": 1, "capacity": 2000, "queries": 16, "biased": True},
     ],
-    ids=["8B_32k_ragged", "70B_1M", "70B_32k_tree", "8B_32k_float8", "odd"],
+    ids=["8B_32k_ragged", "70B_1M", "70B_32k_tree", "8B_32k_float8", "odd", "bias", "bias_tree"],
 )
 def test_compiles(topology, sizes):
     compiles("kernel_programs_decode:decode_attention", sizes, topology)

@@ -14,7 +14,14 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 import kernels.quantized_decode_attention
 from kernels import kv_quantize
 from kernels.kv_quantize.reference import quantize_keys, quantize_values
-from kernels.quantized_decode_attention import Zone, quantized_decode_attention, reference
+from kernels.quantized_decode_attention import (
+    Queries,
+    Scoring,
+    Slots,
+    Zone,
+    quantized_decode_attention,
+    reference,
+)
 from tests.kernels.aot import LIKE_8B, LIKE_70B, TOPOLOGIES, compiles, needs_libtpu
 from tests.kernels.interpret import INTERPRET, RACES, assert_close, random
 
@@ -30,7 +37,11 @@ to_keys = jax.jit(quantize_keys, static_argnums=(1, 2))
 to_values = jax.jit(quantize_values, static_argnums=(1, 2))
 
 
-def make(zones, seed=0, B=2, N=4, K=2, T=1, H=128, dtype="float32", group=(32, 64), segments=False):
+SCORING = Scoring(0.1)
+
+
+def make(zones, seed=0, B=2, N=4, K=2, T=1, H=128, dtype="float32", group=(32, 64), more=()):
+    """`more` of "segments" and "bias"."""
     rng = np.random.default_rng(seed)
     dtype = jnp.dtype(dtype)
     q = random(rng, B, N, T, H, dtype=dtype)
@@ -40,23 +51,27 @@ def make(zones, seed=0, B=2, N=4, K=2, T=1, H=128, dtype="float32", group=(32, 6
         if bits:
             k, v = to_keys(k, bits, group[0]), to_values(v, bits, group[1])
         positions = jnp.broadcast_to(start + jnp.arange(S, dtype=jnp.int32), (B, S))
-        found.append(Zone(k, v, positions, 1 + positions // 200 if segments else None))
+        slots = Slots(positions)
+        if "segments" in more:
+            slots = slots._replace(segment_ids=1 + positions // 200)
+        if "bias" in more:
+            slots = slots._replace(bias=random(rng, B, N, T, S))
+        found.append(Zone(k, v, slots))
         start += S
     # The first query does not see the last keys.
     q_positions = start - 20 + 10 * jnp.arange(T, dtype=jnp.int32)
-    return q, found, jnp.broadcast_to(q_positions, (B, T))
+    return q, found, Queries(jnp.broadcast_to(q_positions, (B, T)))
 
 
-def agree(q, zones, q_positions, **options):
-    static = {k: v for k, v in options.items() if not isinstance(v, jax.Array)}
-    traced = {k: v for k, v in options.items() if k not in static}
-    run = jax.jit(
-        functools.partial(quantized_decode_attention, **static, scale=0.1, interpret=INTERPRET)
-    )
-    actual = run(q, zones, q_positions=q_positions, **traced)
+def with_slots(zone, **changes):
+    return dataclasses.replace(zone, slots=zone.slots._replace(**changes))
+
+
+def agree(q, zones, queries, scoring=SCORING):
+    run = functools.partial(quantized_decode_attention, interpret=INTERPRET)
+    actual = jax.jit(run, static_argnums=2)(q, zones, scoring, queries)
     assert actual[0].dtype == q.dtype
-    oracle = jax.jit(functools.partial(reference, **static, scale=0.1))
-    expected = oracle(q, zones, q_positions=q_positions, **traced)
+    expected = jax.jit(reference, static_argnums=2)(q, zones, scoring, queries)
     assert_close(actual, expected, TOLERANCE[str(q.dtype)])
 
 
@@ -99,11 +114,10 @@ def test_blocks_past_the_lengths_are_not_read(zones, monkeypatch):
     """Several blocks of several tiles; what is not in use is no number, were it looked at."""
     monkeypatch.setattr(kernels.quantized_decode_attention, "BLOCK_TOKENS", 256)
     monkeypatch.setattr(kernels.quantized_decode_attention, "MOST_SCORES", 1024)
-    q, zones, at = make(zones, N=2, K=1, H=64, group=(64, 64))
-    used = jnp.array([200, 0])
-    first = dataclasses.replace(zones[0], lengths=used)
-    oracle = jax.jit(functools.partial(reference, scale=0.1))
-    expected = oracle(q, [first, *zones[1:]], q_positions=at)
+    q, zones, queries = make(zones, N=2, K=1, H=64, group=(64, 64), more=("bias",))
+    first = with_slots(zones[0], lengths=jnp.array([200, 0]))
+    oracle = jax.jit(reference, static_argnums=2)
+    expected = oracle(q, [first, *zones[1:]], SCORING, queries)
     nan = kv_quantize.layout.affine_from(jnp.asarray(jnp.nan), jnp.asarray(jnp.nan), 2)
     keys = first.keys.affine.at[:, :, 256 // first.keys.group :].set(nan)
     values = first.values.affine.at[..., 256:].set(nan)
@@ -112,43 +126,50 @@ def test_blocks_past_the_lengths_are_not_read(zones, monkeypatch):
         keys=dataclasses.replace(first.keys, affine=keys),
         values=dataclasses.replace(first.values, affine=values),
     )
-    run = functools.partial(quantized_decode_attention, scale=0.1, interpret=INTERPRET)
-    actual = jax.jit(run)(q, [first, *zones[1:]], q_positions=at)
+    run = functools.partial(quantized_decode_attention, interpret=INTERPRET)
+    actual = jax.jit(run, static_argnums=2)(q, [first, *zones[1:]], SCORING, queries)
     assert_close(actual, expected, TOLERANCE["float32"])
 
 
-def test_window_sinks_softcap_alibi_segments_and_empty_slots():
-    q, zones, at = make(((4, 256),), segments=True, B=1, N=2, K=1, T=2, H=64)
-    empty = zones[0].positions.at[:, 50:70].set(-1)
-    zones = [dataclasses.replace(zones[0], positions=empty)]
-    slopes = jnp.array([0.5, 0.01])
-    options = {"window": 100, "num_sinks": 4, "softcap": 3.0, "slopes": slopes}
-    agree(q, zones, at, **options, q_segment_ids=jnp.array([[1, 2]]))
+def test_window_sinks_softcap_bias_segments_and_empty_slots():
+    """A bias in one zone and none in the other."""
+    q, zones, queries = make(
+        ((4, 256), (None, 128)), more=("segments", "bias"), B=1, N=2, K=1, T=2, H=64
+    )
+    empty = zones[0].slots.positions.at[:, 50:70].set(-1)
+    zones = [with_slots(zones[0], positions=empty), with_slots(zones[1], bias=None)]
+    queries = queries._replace(segment_ids=jnp.array([[1, 2]]))
+    agree(q, zones, queries, Scoring(0.1, softcap=3.0, window=180, num_sinks=4))
 
 
 def test_no_races(monkeypatch):
     monkeypatch.setattr(kernels.quantized_decode_attention, "BLOCK_TOKENS", 128)
-    q, zones, at = make(((4, 256),), B=1, N=1, K=1, H=64)
-    zones = [dataclasses.replace(zones[0], lengths=jnp.array([100]))]
-    run = functools.partial(quantized_decode_attention, scale=0.1, interpret=RACES)
-    jax.jit(run)(q, zones, q_positions=at)
+    q, zones, queries = make(((4, 256),), B=1, N=1, K=1, H=64)
+    zones = [with_slots(zones[0], lengths=jnp.array([100]))]
+    run = functools.partial(quantized_decode_attention, interpret=RACES)
+    jax.jit(run, static_argnums=2)(q, zones, SCORING, queries)
     assert not interpret_pallas_call.races.races_found
 
 
 def test_errors_name_what_is_allowed():
-    q, zones, at = make(((4, 128), (8, 128)))
-    attend = functools.partial(quantized_decode_attention, q_positions=at, scale=0.1)
+    q, zones, queries = make(((4, 128), (8, 128)))
+
+    def attend(q, zones):
+        quantized_decode_attention(q, zones, SCORING, queries)
+
     with pytest.raises(ValueError, match="at least one Zone"):
         attend(q, [])
     with pytest.raises(ValueError, match="keys of 4, values of 8; allowed: equal precision"):
-        attend(q, [Zone(zones[0].keys, zones[1].values, zones[0].positions)])
+        attend(q, [Zone(zones[0].keys, zones[1].values, zones[0].slots)])
     with pytest.raises(ValueError, match="allowed: N a multiple of k's K=2"):
         attend(q[:, :3], zones)
     with pytest.raises(ValueError, match=r"lengths of shape \(3,\); allowed: \(2,\)"):
-        attend(q, [dataclasses.replace(z, lengths=jnp.zeros(3)) for z in zones])
+        attend(q, [with_slots(z, lengths=jnp.zeros(3)) for z in zones])
     with pytest.raises(ValueError, match="S a multiple of 128"):
         k = jnp.zeros((2, 2, 100, 128))
-        attend(q, [Zone(k, k, zones[0].positions[:, :100])])
+        attend(q, [Zone(k, k, Slots(zones[0].slots.positions[:, :100]))])
+    with pytest.raises(ValueError, match="segment_ids; allowed: of the queries and of all slots"):
+        attend(q, [with_slots(z, segment_ids=jnp.ones((2, 128), jnp.int32)) for z in zones])
 
 
 @pytest.mark.slow
@@ -158,18 +179,21 @@ def test_anything(data):
     zone = st.tuples(st.sampled_from([None, 8, 4, 2]), st.sampled_from([128, 256, 384]))
     zones = data.draw(st.lists(zone, min_size=1, max_size=4))
     K, G = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 4))
+    T = data.draw(st.integers(1, 5))
     group = data.draw(st.sampled_from([16, 32, 64, 128])), data.draw(st.sampled_from([16, 32, 64]))
-    q, zones, at = make(
+    q, zones, queries = make(
         *(zones, data.draw(st.integers(0, 99)), data.draw(st.integers(1, 2)), K * G, K),
-        T=data.draw(st.integers(1, 5)),
+        T=T,
         H=data.draw(st.sampled_from([64, 128])),
         dtype=data.draw(st.sampled_from(["float32", "bfloat16"])),
         group=group,
+        # Not larger than the smallest cache: 2 bits, head_dim 64.
+        more=("bias",) if G * T <= 9 and data.draw(st.booleans()) else (),
     )
     if data.draw(st.booleans()):
         lengths = st.lists(st.integers(0, 400), min_size=len(q), max_size=len(q))
-        zones = [dataclasses.replace(z, lengths=jnp.array(data.draw(lengths))) for z in zones]
-    agree(q, zones, at, window=data.draw(st.none() | st.integers(1, 500)))
+        zones = [with_slots(z, lengths=jnp.array(data.draw(lengths))) for z in zones]
+    agree(q, zones, queries, Scoring(0.1, window=data.draw(st.none() | st.integers(1, 500))))
 
 
 @pytest.mark.tpu_aot
@@ -182,8 +206,9 @@ def test_anything(data):
         {**LIKE_8B, "batch": 8, "capacity": 32768, "ragged": True},
         {**LIKE_70B, "batch": 1, "capacity": 1 << 20},
         {**LIKE_70B, "batch": 8, "capacity": 2048, "queries": 16},
+        {**LIKE_8B, "batch": 8, "capacity": 32768, "ragged": True, "biased": True},
     ],
-    ids=["8B_32k_ragged", "70B_1M", "70B_2k_tree"],
+    ids=["8B_32k_ragged", "70B_1M", "70B_2k_tree", "bias"],
 )
 def test_compiles(topology, bits, sizes):
     compiles("kernel_programs_decode:quantized_decode_attention", {**sizes, "bits": bits}, topology)

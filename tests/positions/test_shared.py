@@ -107,6 +107,16 @@ def test_cached_decode_equals_full_forward(case):
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_rotated_keys_turn_back(case):
+    encoding = bare(CASES[case]).config.encoding
+    k = jax.random.normal(jax.random.key(2), (1, LENGTH, 2, 8))
+    rotation = encoding.rotation(jnp.arange(LENGTH)[None], jnp.full((1, 1), LENGTH), 8)
+    back = encoding.unrotate_keys(encoding.rotate_keys(k, rotation), rotation)
+    # float32 rounding, twice.
+    np.testing.assert_allclose(back, k, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_relative_encodings_see_only_differences(case):
     model, params = make(CASES[case])
     ids, at = tokens(), jnp.broadcast_to(jnp.arange(LENGTH)[None], (2, LENGTH))
