@@ -212,9 +212,7 @@ def kernel(
             tile(*at)
 
     call.visit(i + first_query_block, stretch, call.bounds(x, b, i), work)
-    x["dq"][...] = (dq_sum[...] * call.scale).astype(
-        q.dtype if call.num_stretches == 1 else jnp.float32
-    )
+    x["dq"][...] = (dq_sum[...] * call.scale).astype(x["dq"].dtype)
 
     @pl.when((g == last_g) & (i == last_i))
     def finish() -> None:
