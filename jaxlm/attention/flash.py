@@ -15,12 +15,14 @@ from jaxlm.attention.on_mesh import Axes, on_mesh
 from kernels.chip import target_chip
 from kernels.flash_attention import DTYPES, HEAD_DIMS, SHORTEST_WINDOW, Sinks, flash_attention
 
-# Of what is no array [batch, heads, length, …]: a bias is cut with its heads.
+# Of what is no array [batch, heads, length, …]: biases and factors are cut with their heads.
 AXES: dict[str, Axes] = {
     "segment_ids": ("batch",),
     "positions": ("batch",),
     "bias": ("kv_heads",),
     "far_bias": ("kv_heads",),
+    "factor": ("kv_heads",),
+    "far_factor": ("kv_heads",),
 }
 
 
@@ -66,8 +68,8 @@ def unsupported(spec: AttentionSpec, x: AttentionInputs) -> str | None:
         return f"head_dim={x.q.shape[-1]}"
     if x.q.dtype not in DTYPES:
         return f"dtype={x.q.dtype}"
-    if spec.score is not None and not spec.score_by_distance:
-        return "a position encoding whose change to a score is no bias of the distance"
+    if spec.score is not None and spec.score_form is None:
+        return "a position encoding whose change to a score is no bias or factor of the distance"
     pattern = pattern_of(spec.mask, x.q.shape[1])
     if pattern is None:
         return f"mask={spec.mask}"
@@ -107,7 +109,7 @@ def attend_flash(
         raise ValueError(
             f"implementation='flash' for {reason}; allowed: tokens attending to one another on a "
             "TPU; causal, full, sliding window, prefix, or sinks beside a window of at least "
-            f"{SHORTEST_WINDOW}; a bias of the distance; bfloat16 or float32; head_dim "
+            f"{SHORTEST_WINDOW}; a bias or factor of the distance; bfloat16 or float32; head_dim "
             f"{', '.join(map(str, HEAD_DIMS))}"
         )
     pattern = pattern_of(spec.mask, x.q.shape[1])
@@ -118,7 +120,8 @@ def attend_flash(
         a: dict[str, Any] = dict(zip(arrays, values, strict=True))
         sinks = None
         if pattern.num_sinks:
-            sinks = Sinks(pattern.num_sinks, a["q_far"], a["k_far"], a.get("far_bias"))
+            far = (a["q_far"], a["k_far"], a.get("far_bias"), a.get("far_factor"))
+            sinks = Sinks(pattern.num_sinks, *far)
         return flash_attention(
             a["q"],
             a["k"],
@@ -130,6 +133,7 @@ def attend_flash(
             softcap=spec.softcap,
             bias=a.get("bias"),
             learned_bias=spec.score_is_learned,
+            factor=a.get("factor"),
             prefix=pattern.prefix,
             positions=a.get("positions"),
             sinks=sinks,
@@ -158,16 +162,21 @@ def _arrays(spec: AttentionSpec, x: AttentionInputs, pattern: Pattern) -> dict[s
     arrays["segment_ids"] = x.q_segment_ids
     if pattern.num_sinks or pattern.prefix is not None:
         arrays["positions"] = x.q_positions
-    if spec.score is not None:
-        arrays["bias"] = _bias(spec, x, jnp.arange(1 - T, T, dtype=jnp.int32))
+    if spec.score_form is not None:
+        name = spec.score_form
+        arrays[name] = _of_distance(spec, x, jnp.arange(1 - T, T, dtype=jnp.int32))
         if pattern.num_sinks:
-            arrays["far_bias"] = _bias(spec, x, jnp.array([spec.ceiling], jnp.int32))[:, 0]
+            arrays[f"far_{name}"] = _of_distance(spec, x, jnp.array([spec.ceiling], jnp.int32))[
+                :, 0
+            ]
     return arrays
 
 
-def _bias(spec: AttentionSpec, x: AttentionInputs, distance: Array) -> Float[Array, "N D"]:
-    """What the position encoding adds to each head's scores at these distances."""
+def _of_distance(spec: AttentionSpec, x: AttentionInputs, distance: Array) -> Float[Array, "N D"]:
+    """The position encoding's bias or factor for each head at these distances: what becomes of a
+    score of 0, or of 1.
+    """
     assert spec.score is not None
     score = jax.vmap(spec.score, in_axes=(0, None, None, None))
-    zeros = jnp.zeros((1, distance.size), jnp.float32)
-    return score(x.head_parameters, zeros, distance[None], jnp.zeros((1, 1), jnp.int32))[:, 0]
+    scores = jnp.full((1, distance.size), float(spec.score_form == "factor"))
+    return score(x.head_parameters, scores, distance[None], jnp.zeros((1, 1), jnp.int32))[:, 0]

@@ -26,8 +26,9 @@ class AttentionSpec:
         softcap: scores become softcap·tanh(scores / softcap), before any position bias.
         score: the position encoding's change to the scores of one head, evaluated tile by tile:
             `score(head_parameters, scores, distance, q_positions)`. None: unchanged.
-        score_by_distance: `score` adds a number that depends on the head and the distance alone: a
-            kernel may read it from a vector.
+        score_form: what `score` is, for kernels that do not call it tile by tile: "bias" adds a
+            number that depends on the head and the distance alone, "factor" multiplies by such a
+            number; None: something else.
         score_is_learned: whether the gradient of `head_parameters` is wanted; False: a kernel may
             leave it zero.
         ceiling: distances at or above it count as the ceiling: `score` sees the clamped distance,
@@ -40,7 +41,7 @@ class AttentionSpec:
     scale: float
     softcap: float | None = None
     score: ScoreFunction | None = None
-    score_by_distance: bool = False
+    score_form: str | None = None
     score_is_learned: bool = True
     ceiling: int | None = None
     aligned: bool = False

@@ -60,7 +60,7 @@ class Attention(nn.Module):
             scale=c.head_dim**-0.5 if a.scale is None else a.scale,
             softcap=a.softcap,
             score=encoding.score if encoding.changes_scores else None,
-            score_by_distance=encoding.scores_by_distance,
+            score_form=encoding.score_form,
             score_is_learned=bool(encoding.parameters(c.dimensions)),
             ceiling=encoding.ceiling,
             aligned=contiguous,

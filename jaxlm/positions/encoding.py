@@ -87,9 +87,11 @@ class PositionEncoding:
         return False
 
     @property
-    def scores_by_distance(self) -> bool:
-        """Whether `score` adds what depends on the head and the distance alone."""
-        return self.changes_scores and self.relative
+    def score_form(self) -> str | None:
+        """What `score` is, for kernels that do not call it: "bias" adds what depends on the head
+        and the distance alone, "factor" multiplies by such a number; None: something else.
+        """
+        return "bias" if self.changes_scores and self.relative else None
 
     def bind(self, dims: Dimensions) -> PositionEncoding:
         """Fills defaults that depend on the model and checks the rest.

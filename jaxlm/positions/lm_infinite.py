@@ -83,9 +83,9 @@ class LMInfinite(PositionEncoding):
         return self.wrapped.changes_scores
 
     @property
-    def scores_by_distance(self):
-        """As the inner encoding does."""
-        return self.wrapped.scores_by_distance
+    def score_form(self):
+        """The inner encoding's."""
+        return self.wrapped.score_form
 
     def bind(self, dims: Dimensions) -> LMInfinite:
         """Fills window and ceiling, and refuses encodings that are not relative."""

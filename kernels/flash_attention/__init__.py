@@ -32,6 +32,7 @@ def flash_attention(
     softcap: float | None = None,
     bias: jax.Array | None = None,
     learned_bias: bool = True,
+    factor: jax.Array | None = None,
     prefix: int | None = None,
     positions: jax.Array | None = None,
     sinks: Sinks | None = None,
@@ -53,6 +54,7 @@ def flash_attention(
         bias: [heads, 2·length - 1]: entry length - 1 + d is added to the capped scores at distance
             d = i - j. ALiBi, T5's buckets, KERPLE and their like are such vectors.
         learned_bias: False: the gradient of `bias` is 0, and costs nothing.
+        factor: as `bias`, multiplies the capped scores before it is added; its gradient is 0.
         prefix: with a causal mask, tokens at positions below it are seen by all (prefix LM).
         positions: int32 [batch, length], in the document, for `prefix` and `sinks`; a segment's
             tokens then stand one after the other. None: counted from its first token in the row.
@@ -68,7 +70,7 @@ def flash_attention(
         ValueError: shapes or dtypes that the kernels do not take, or an unknown chip.
     """
     check(q, k, v, segment_ids, positions)
-    check_options(q, k, ahead, window, bias, prefix, sinks)
+    check_options(q, k, ahead, window, bias, factor, prefix, sinks)
     T = q.shape[2]
     if blocks is None:
         # Sinks out of the window of a block's queries are then those of one document.
@@ -77,17 +79,22 @@ def flash_attention(
     num_sinks = 0 if sinks is None else sinks.num
     options = (softcap, prefix, num_sinks, learned_bias, chip != "v4")
     settings = Settings(ahead, window, scale, *options, blocks)
-    trained = _trained(q, k, v, bias, sinks)
+    trained = _trained(q, k, v, bias, factor, sinks)
     out, lse = attend(settings, *whole_blocks(settings, trained, segment_ids, positions))
     return out[:, :, :T], lse[:, :, :T]
 
 
 def _trained(
-    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, sinks: Sinks | None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    bias: jax.Array | None,
+    factor: jax.Array | None,
+    sinks: Sinks | None,
 ) -> Trained:
     """What has a gradient; sinks are met as ever where nothing else is said."""
     if sinks is None:
-        return Trained(q, k, v, bias=bias)
+        return Trained(q, k, v, bias=bias, factor=factor)
     q_far, k_far = (q if sinks.q is None else sinks.q), (k if sinks.k is None else sinks.k)
     far_bias = jnp.zeros(q.shape[1]) if sinks.bias is None else sinks.bias
-    return Trained(q, k, v, q_far, k_far, bias, far_bias)
+    return Trained(q, k, v, q_far, k_far, bias, far_bias, factor, sinks.factor)

@@ -105,10 +105,11 @@ def _operands(call: Call, stretch: int, x: Arrays, d: Cotangents) -> Operands:
         operands.add("k_ids", columns(x.segment_ids), column)
     if x.is_open is not None:
         operands.add("open", columns(x.is_open), column)
-    if x.bias is not None:
-        along = bias.along_lanes(x.bias, call.reach, keys=False)
-        whole = spec((None, *along.shape[1:]), lambda b, h, head, i: (head, 0, 0))
-        operands.add("bias", along, whole)
+    for name in ("bias", "factor"):
+        if (of_distance := getattr(x, name)) is not None:
+            along = bias.along_lanes(of_distance, call.reach, keys=False)
+            whole = spec((None, *along.shape[1:]), lambda b, h, head, i: (head, 0, 0))
+            operands.add(name, along, whole)
     return operands
 
 
@@ -188,8 +189,11 @@ def kernel(
         q_tile, k_tile, d_out_tile = q[at], k[keys], d_out[at]
         s = capped = call.scores(jax.lax.dot_general(k_tile, q_tile, NT, **f32))
         first = call.reach - call.offset(i + first_query_block, stretch, rows, base)
+        if "factor" in x:
+            factor = bias.tile(x["factor"], first, n.tile_k, n.tile_q, call.strides)
+            s = capped * factor
         if "bias" in x:
-            s = capped + bias.tile(x["bias"], first, n.tile_k, n.tile_q, call.strides)
+            s += bias.tile(x["bias"], first, n.tile_k, n.tile_q, call.strides)
         same = None
         if "q_ids" in x:
             same = wide(x["k_ids"][keys], n.tile_q) == x["q_ids"][:1, at]
@@ -203,6 +207,8 @@ def kernel(
         ds = p * (dp + x["rest"][:1, at])
         if "d_bias" in x:
             bias.add_diagonals(x["d_bias"], first, ds)
+        if "factor" in x:
+            ds *= factor
         ds = call.before_cap(ds, capped).astype(q.dtype)
         dk_sum[keys] += jax.lax.dot_general(ds, q_tile, NN, **f32)
         dq_sum[at] += jax.lax.dot_general(ds, k_tile, TN, **f32)

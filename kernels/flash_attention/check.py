@@ -22,12 +22,14 @@ class Sinks(NamedTuple):
             at a distance of `window` or more; None: as ever.
         k: [batch, kv_heads, length, head_dim], keys as they are met there; None: as ever.
         bias: [heads], added to capped scores there; None: 0.
+        factor: [heads], multiplies them before that, without a gradient; None: 1.
     """
 
     num: int
     q: jax.Array | None = None
     k: jax.Array | None = None
     bias: jax.Array | None = None
+    factor: jax.Array | None = None
 
 
 def check(
@@ -65,17 +67,19 @@ def check_options(
     ahead: int | None,
     window: int | None,
     bias: jax.Array | None,
+    factor: jax.Array | None,
     prefix: int | None,
     sinks: Sinks | None,
 ) -> None:
-    """Of a pattern and a bias.
+    """Of a pattern, a bias and a factor.
 
     Raises:
         ValueError: patterns that do not go together, or a shape that is not theirs.
     """
     _, N, T, _ = q.shape
-    if bias is not None and bias.shape != (N, 2 * T - 1):
-        raise ValueError(f"bias of shape {bias.shape}; allowed: {(N, 2 * T - 1)}")
+    for name, vectors in (("bias", bias), ("factor", factor)):
+        if vectors is not None and vectors.shape != (N, 2 * T - 1):
+            raise ValueError(f"{name} of shape {vectors.shape}; allowed: {(N, 2 * T - 1)}")
     if prefix is not None and (ahead != 0 or window is not None or prefix < 0):
         raise ValueError(
             f"prefix={prefix} with ahead={ahead}, window={window}; allowed: an integer >= 0 with "
@@ -90,7 +94,7 @@ def check_options(
         )
     if not 1 <= sinks.num <= window:
         raise ValueError(f"sinks.num={sinks.num}; allowed: from 1 to the window's {window}")
-    for name, shape in {"q": q.shape, "k": k.shape, "bias": (N,)}.items():
+    for name, shape in {"q": q.shape, "k": k.shape, "bias": (N,), "factor": (N,)}.items():
         array = getattr(sinks, name)
         if array is not None and array.shape != shape:
             raise ValueError(f"sinks.{name} of shape {array.shape}; allowed: {shape}")

@@ -97,9 +97,10 @@ def _operands(call: Call, x: Arrays) -> Operands:
         operands.add("k_ids", rows_of(x.segment_ids), row)
     if x.is_open is not None:
         operands.add("open", rows_of(x.is_open), row)
-    if x.bias is not None:
-        along = bias.along_lanes(x.bias, call.reach, keys=True)
-        operands.add("bias", along, _spec((None, *along.shape[1:]), lambda b, h, i, j: (h, 0, 0)))
+    for name in ("bias", "factor"):
+        if (of_distance := getattr(x, name)) is not None:
+            along = bias.along_lanes(of_distance, call.reach, keys=True)
+            operands.add(name, along, _spec((None, *along.shape[1:]), lambda b, h, i, j: (h, 0, 0)))
     if x.far is not None:
         S = x.far.k.shape[3]
         at = functools.partial(block_number, x.far.sinks)
@@ -109,7 +110,10 @@ def _operands(call: Call, x: Arrays) -> Operands:
         operands.add("k_sinks", x.far.k, block)
         operands.add("v_sinks", x.far.v, block)
         operands.add("sinks", as_rows(x.far.sinks), row)
-        operands.add("far_bias", x.far.bias, _spec((None, 1, S), lambda b, h, i, j: (h, 0, 0)))
+        per_head = _spec((None, 1, S), lambda b, h, i, j: (h, 0, 0))
+        operands.add("far_bias", x.far.bias, per_head)
+        if x.far.factor is not None:
+            operands.add("far_factor", x.far.factor, per_head)
     return operands
 
 
@@ -170,8 +174,10 @@ def _scores(
     at, keys = pl.ds(rows, n.tile_q), pl.ds(base, n.tile_k)
     dots = jax.lax.dot_general(x["q"][at], x["k"][keys], NT, preferred_element_type=jnp.float32)
     s = call.scores(dots)
+    first = call.reach + call.offset(i, j, rows, base)
+    if "factor" in x:
+        s *= bias.tile(x["factor"], first, n.tile_q, n.tile_k, call.strides)
     if "bias" in x:
-        first = call.reach + call.offset(i, j, rows, base)
         s += bias.tile(x["bias"], first, n.tile_q, n.tile_k, call.strides)
     same = is_open = None
     if "q_ids" in x:
@@ -193,4 +199,7 @@ def _far_scores(call: Call, x: dict[str, Any], i: Any, rows: int) -> jax.Array:
     seen = call.seen_sinks(i * n.block_q + rows, slots, axis=0)
     if "q_ids" in x:
         seen &= wide(x["q_ids"][at], dots.shape[1]) == x["sinks"][1:2]
-    return jnp.where(seen, call.scores(dots) + x["far_bias"][...], -jnp.inf)
+    s = call.scores(dots)
+    if "far_factor" in x:
+        s *= x["far_factor"][...]
+    return jnp.where(seen, s + x["far_bias"][...], -jnp.inf)

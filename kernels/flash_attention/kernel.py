@@ -17,7 +17,7 @@ from kernels.flash_attention.call import HIDDEN, LOG2_E, Call
 from kernels.flash_attention.operands import Arrays, Far
 from kernels.flash_attention.pattern import Band
 from kernels.flash_attention.segments import slots_of
-from kernels.flash_attention.sinks import find_sinks, first_tokens, gather, scatter
+from kernels.flash_attention.sinks import SinkRows, find_sinks, first_tokens, gather, scatter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,9 @@ class Settings:
 
 
 class Trained(NamedTuple):
-    """What has a gradient; see `flash_attention`, lengths are whole blocks and stretches here."""
+    """What has a gradient, and the factors, whose is 0; see `flash_attention`, lengths are whole
+    blocks and stretches here.
+    """
 
     q: Any
     k: Any
@@ -57,6 +59,8 @@ class Trained(NamedTuple):
     k_far: Any = None
     bias: Any = None
     far_bias: Any = None
+    factor: Any = None
+    far_factor: Any = None
 
 
 class Tokens(NamedTuple):
@@ -96,11 +100,21 @@ def _arrays(settings: Settings, x: Trained, tokens: Tokens, side: int = 0) -> Ar
         else:
             block_q = settings.blocks[side].block_q
             sinks = find_sinks(ids[:, :T], positions[:, :T], settings.num_sinks, block_q)
-        S = sinks.slots.shape[2]
-        bias = (x.far_bias.astype(jnp.float32) * LOG2_E)[:, None, None]
-        bias = jnp.broadcast_to(bias, (bias.shape[0], 1, S))
-        far = Far(x.q_far, gather(x.k_far, sinks), gather(x.v, sinks), sinks, bias)
-    return Arrays(x.q, x.k, x.v, ids, is_open, open_ends, x.bias, far)
+        far = Far(
+            x.q_far,
+            gather(x.k_far, sinks),
+            gather(x.v, sinks),
+            sinks,
+            _rows(x.far_bias.astype(jnp.float32) * LOG2_E, sinks),
+            None if x.far_factor is None else _rows(x.far_factor.astype(jnp.float32), sinks),
+        )
+    bias = None if x.bias is None else x.bias.astype(jnp.float32) * LOG2_E
+    return Arrays(x.q, x.k, x.v, ids, is_open, open_ends, bias, x.factor, far)
+
+
+def _rows(of_heads: jax.Array, sinks: SinkRows) -> jax.Array:
+    """[N] → [N, 1, sinks], equal along the last axis."""
+    return jnp.broadcast_to(of_heads[:, None, None], (of_heads.size, 1, sinks.slots.shape[2]))
 
 
 def _forward(settings: Settings, x: Trained, tokens: Tokens) -> Any:

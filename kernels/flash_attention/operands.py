@@ -20,6 +20,7 @@ class Far(NamedTuple):
         k, v: [B, K, query blocks, sinks, H].
         sinks: who they are.
         bias: float32 [N, 1, sinks] in base 2, equal along the last axis.
+        factor: so too, or None.
     """
 
     q: jax.Array
@@ -27,6 +28,7 @@ class Far(NamedTuple):
     v: jax.Array
     sinks: SinkRows
     bias: jax.Array
+    factor: jax.Array | None
 
 
 class Arrays(NamedTuple):
@@ -38,7 +40,8 @@ class Arrays(NamedTuple):
         segment_ids: int32 [B, S], or None.
         is_open: int32 [B, S], not 0 for keys that earlier queries see too, or None.
         open_ends: int32 [B, T], one past the last such slot of each token's segment, or None.
-        bias: float32 [N, 2·length - 1], see `flash_attention`, or None.
+        bias: float32 [N, 2·length - 1] in base 2, see `flash_attention`, or None.
+        factor: [N, 2·length - 1], or None.
         far: or None.
     """
 
@@ -49,6 +52,7 @@ class Arrays(NamedTuple):
     is_open: jax.Array | None
     open_ends: jax.Array | None
     bias: jax.Array | None
+    factor: jax.Array | None
     far: Far | None
 
 

@@ -21,6 +21,7 @@ def flash_attention(
     window: int | None = None,
     softcap: float | None = None,
     bias: jax.Array | None = None,
+    factor: jax.Array | None = None,
     prefix: int | None = None,
     positions: jax.Array | None = None,
     sinks: Any = None,
@@ -36,6 +37,8 @@ def flash_attention(
         return s if softcap is None else softcap * jnp.tanh(s / softcap)
 
     s = scores(q, k)
+    if factor is not None:
+        s *= factor.astype(jnp.float32)[None, :, T - 1 + i - j]
     if bias is not None:
         s += bias.astype(jnp.float32)[None, :, T - 1 + i - j]
     seen = jnp.ones((B, 1, T, T), bool)
@@ -56,9 +59,11 @@ def flash_attention(
         far = scores(
             q_far.astype(jnp.float32), jnp.repeat(k_far.astype(jnp.float32), N // k_far.shape[1], 1)
         )
-        s = jnp.where(
-            is_far, far + (0.0 if sinks.bias is None else sinks.bias[None, :, None, None]), s
-        )
+        if sinks.factor is not None:
+            far *= sinks.factor[None, :, None, None]
+        if sinks.bias is not None:
+            far += sinks.bias[None, :, None, None]
+        s = jnp.where(is_far, far, s)
     if segment_ids is not None:
         same = segment_ids[:, :, None] == segment_ids[:, None, :]
         seen &= (same & (segment_ids != 0)[:, :, None])[:, None]

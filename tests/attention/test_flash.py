@@ -83,10 +83,14 @@ ENCODINGS = {
     "kerple": "kerple",
     "sandwich": "sandwich(width=16)",
     "rope_alibi": "rope_alibi",
+    "multiplicative": "rope_alibi(kind=multiplicative)",
     "lm_infinite": "lm_infinite(window=128, num_sinks=3)",
+    "lm_infinite_multiplicative": (
+        "lm_infinite(inner=rope_alibi(kind=multiplicative), window=130, num_sinks=3)"
+    ),
     "lm_infinite_alibi": "lm_infinite(inner=alibi, window=130, num_sinks=3)",
 }
-IN_EVERY_RUN = ("t5", "lm_infinite")
+IN_EVERY_RUN = ("t5", "lm_infinite", "multiplicative")
 
 
 @pytest.mark.parametrize(
@@ -107,7 +111,7 @@ def test_position_encodings(on_tpu, name):
         SPEC,
         mask=encoding.restrict(masks.causal()),
         score=encoding.score if encoding.changes_scores else None,
-        score_by_distance=encoding.scores_by_distance,
+        score_form=encoding.score_form,
         score_is_learned=bool(params),
         ceiling=encoding.ceiling,
     )
@@ -191,7 +195,7 @@ def score_by_row(head, scores, distance, q_positions):
 REASONS = {
     "mask=AttentionMask": {"mask": masks.chunked(4)},
     "not the same tokens": {"aligned": False},
-    "is no bias of the distance": {"score": score_by_row},
+    "is no bias or factor of the distance": {"score": score_by_row},
     "2 sinks and a window of 6": {"mask": masks.lambda_shaped(6, 2)},
 }
 

@@ -28,6 +28,7 @@ SCATTERED = np.array([0, 5, 2, 5])[np.arange(384) // 96].astype(np.int32)
 CASES = {
     "lambda_packed": {"sinks": "far", "window": 140, "segment_ids": TWO, "length": 500},
     "packed_prefix_bias": {"prefix": 50, "bias": True, "segment_ids": PACKED, "length": 500},
+    "factor": {"factor": True, "softcap": 3.0, "length": 300},
     "causal_ragged": {"length": 300, "blocks": (Blocks(256, 128, 128, 128, 384), SMALL)},
     "lookahead_softcap": {"ahead": 40, "window": 70, "softcap": 2.0},
     "packed_window": {"segment_ids": PACKED, "length": 500, "window": 90},
@@ -42,6 +43,16 @@ CASES = {
     "bias_bfloat16": {"bias": True, "dtype": jnp.bfloat16},
     "bias_on_v4": {"bias": True, "chip": "v4", "length": 300},
     "bias_of_alibi": {"bias": True, "learned_bias": False},
+    "factor_and_bias": {"factor": True, "bias": True, "length": 300, "heads": (4, 2)},
+    "factor_lambda": {
+        "factor": True,
+        "sinks": "far",
+        "window": 140,
+        "segment_ids": TWO,
+        "length": 500,
+        "dtype": jnp.bfloat16,
+    },
+    "factor_on_v4": {"factor": True, "chip": "v4", "length": 300, "head_dim": 96},
     "prefix": {"prefix": 200, "length": 500},
     "prefix_of_all": {"prefix": 900, "length": 300},
     "sinks": {"sinks": "near", "window": 128, "length": 500},
@@ -82,7 +93,7 @@ CASES = {
     "own_blocks": {"length": 700, "blocks": None},
     "longer_blocks_backward": {"blocks": (SMALL, Blocks(256, 128, 128, 128, 256))},
 }
-IN_EVERY_RUN = 6
+IN_EVERY_RUN = 7
 
 
 def arrays(length, heads, head_dim, dtype, batch=1):
@@ -96,9 +107,12 @@ def of_arrays(function, num_sinks, **options):
     """A function of what has a gradient."""
 
     def attend(x):
-        far = Sinks(num_sinks, x.get("q_far"), x.get("k_far"), x.get("far_bias"))
+        far = Sinks(
+            num_sinks, x.get("q_far"), x.get("k_far"), x.get("far_bias"), x.get("far_factor")
+        )
+        scores = {name: x.get(name) for name in ("bias", "factor")}
         sinks = far if num_sinks else None
-        return function(x["q"], x["k"], x["v"], bias=x.get("bias"), sinks=sinks, **options)
+        return function(x["q"], x["k"], x["v"], sinks=sinks, **scores, **options)
 
     return attend
 
@@ -113,6 +127,7 @@ def compare(
     segment_ids=None,
     bias=False,
     learned_bias=True,
+    factor=False,
     sinks=None,
     num_sinks=4,
     start=None,
@@ -125,7 +140,7 @@ def compare(
     of each document's first token; None: unsaid.
     """
     q, k, v, d_out = arrays(length, heads, head_dim, dtype)
-    keys = jax.random.split(jax.random.key(9), 6)
+    keys = jax.random.split(jax.random.key(9), 7)
     d_lse = jax.random.normal(keys[0], q.shape[:3])
     ids = None if segment_ids is None else jnp.asarray(segment_ids)[None]
     if ids is not None:
@@ -134,6 +149,10 @@ def compare(
     x = {"q": q, "k": k, "v": v}
     if bias:
         x["bias"] = jax.random.normal(keys[1], (heads[0], 2 * length - 1))
+    if factor:
+        x["factor"] = jax.random.normal(keys[5], (heads[0], 2 * length - 1))
+    if factor and sinks == "far":
+        x["far_factor"] = jax.random.normal(keys[6], (heads[0],))
     if sinks == "far":
         x["q_far"] = jax.random.normal(keys[2], q.shape, dtype)
         x["k_far"] = jax.random.normal(keys[3], k.shape, dtype)
@@ -148,9 +167,11 @@ def compare(
         back((d_out, d_lse)),
         wanted_back((d_out.astype(jnp.float32), d_lse)),
     )
-    if not learned_bias:
-        assert (grads.pop("bias") == 0).all()
-        del wanted_grads["bias"]
+    unlearned = ("factor", "far_factor") if learned_bias else ("factor", "far_factor", "bias")
+    for name in unlearned:
+        if name in x:
+            assert (grads.pop(name) == 0).all()
+            del wanted_grads[name]
     pairs = list(zip(found, wanted, strict=True))
     for pair in [*pairs, *((grads[name], wanted_grads[name]) for name in grads)]:
         a, b = (np.asarray(x, np.float32) for x in pair)
@@ -192,13 +213,15 @@ def test_no_races(capfd):
     cuts=st.lists(st.integers(0, 3), min_size=1, max_size=5),
     packed=st.booleans(),
     sizes=st.sampled_from([(128, 128), (256, 128), (256, 256)]),
-    extras=st.sampled_from(["", "bias", "prefix", "sinks", "far", "bias far", "bias prefix"]),
+    extras=st.sampled_from(
+        ["", "bias", "prefix", "sinks", "far", "bias far", "bias prefix", "factor", "factor far"]
+    ),
     number=st.integers(1, 200),
 )
 def test_many_drawn_cases(
     length, heads, ahead, window, softcap, cuts, packed, sizes, extras, number
 ):
-    options = {"bias": "bias" in extras}
+    options = {name: name in extras for name in ("bias", "factor")}
     if "prefix" in extras:
         ahead, window, options["prefix"] = 0, None, number
     if "sinks" in extras or "far" in extras:
@@ -297,6 +320,7 @@ def test_unsupported(changes, message):
 
 BAD_OPTIONS = {
     "bias of shape (2, 5); allowed: (2, 255)": {"bias": jnp.zeros((2, 5))},
+    "factor of shape (3, 255); allowed: (2, 255)": {"factor": jnp.zeros((3, 255))},
     "prefix=3 with ahead=0, window=200": {"prefix": 3, "window": 200},
     "positions of shape (5,); allowed: (1, 128)": {"positions": jnp.zeros(5, jnp.int32)},
     "sinks with window=100, ahead=0; allowed: a window of at least 128": {
