@@ -12,12 +12,14 @@ from kernels.flash_attention.check import (
     SHORTEST_WINDOW,
     Sinks,
     check,
+    check_fire,
     check_options,
 )
+from kernels.flash_attention.fire import Fire, quotient
 from kernels.flash_attention.kernel import Settings, Trained, attend
 from kernels.flash_attention.padding import whole_blocks
 
-__all__ = ["DTYPES", "HEAD_DIMS", "SHORTEST_WINDOW", "Sinks", "flash_attention"]
+__all__ = ["DTYPES", "HEAD_DIMS", "SHORTEST_WINDOW", "Fire", "Sinks", "flash_attention"]
 
 
 def flash_attention(
@@ -36,6 +38,7 @@ def flash_attention(
     prefix: int | None = None,
     positions: jax.Array | None = None,
     sinks: Sinks | None = None,
+    fire: Fire | None = None,
     chip: str = "v5e",
     blocks: tuple[Blocks, Blocks] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -59,6 +62,7 @@ def flash_attention(
         positions: int32 [batch, length], in the document, for `prefix` and `sinks`; a segment's
             tokens then stand one after the other. None: counted from its first token in the row.
         sinks: first tokens that are seen from any distance, with a window only.
+        fire: a network that is added to the capped scores; not beside sinks.
         chip: TPU generation, for the sizes of blocks.
         blocks: of forward and backward; None: the generation's.
 
@@ -71,6 +75,7 @@ def flash_attention(
     """
     check(q, k, v, segment_ids, positions)
     check_options(q, k, ahead, window, bias, factor, prefix, sinks)
+    check_fire(q, fire, sinks)
     T = q.shape[2]
     if blocks is None:
         # Sinks out of the window of a block's queries are then those of one document.
@@ -80,6 +85,8 @@ def flash_attention(
     options = (softcap, prefix, num_sinks, learned_bias, chip != "v4")
     settings = Settings(ahead, window, scale, *options, blocks)
     trained = _trained(q, k, v, bias, factor, sinks)
+    if fire is not None:
+        trained = trained._replace(fire=quotient(fire))
     out, lse = attend(settings, *whole_blocks(settings, trained, segment_ids, positions))
     return out[:, :, :T], lse[:, :, :T]
 

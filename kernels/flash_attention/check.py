@@ -7,6 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kernels.flash_attention.fire import Fire
+
 HEAD_DIMS = (64, 80, 96, 128, 192, 256)
 DTYPES = (jnp.bfloat16, jnp.float32)
 SHORTEST_WINDOW = 128  # beside sinks: no block is shorter
@@ -100,3 +102,21 @@ def check_options(
             raise ValueError(f"sinks.{name} of shape {array.shape}; allowed: {shape}")
         if name in ("q", "k") and array is not None and array.dtype != q.dtype:
             raise ValueError(f"sinks.{name} of {array.dtype}; allowed: {q.dtype}, as q")
+
+
+def check_fire(q: jax.Array, fire: Fire | None, sinks: Sinks | None) -> None:
+    """Of a network that is added to scores.
+
+    Raises:
+        ValueError: it stands beside sinks, or a shape is not its own.
+    """
+    if fire is None:
+        return
+    if sinks is not None:
+        raise ValueError("fire with sinks; allowed: one of them, sinks need distances alone")
+    B, N, T, _ = q.shape
+    width = fire.w_in.shape[-1:]
+    shapes = ((2 * T - 1,), (B, T), width, width, (N, *width), (N,))
+    for name, array, shape in zip(Fire._fields, fire, shapes, strict=True):
+        if array.shape != shape:
+            raise ValueError(f"fire.{name} of shape {array.shape}; allowed: {shape}")

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.flash_attention import bias
+from kernels.flash_attention import bias, fire_tiles
 from kernels.flash_attention.call import HIDDEN, LANES, LOG2_E, SUBLANES, Call, wide
 from kernels.flash_attention.operands import Arrays, Operands, columns, query_ids, rows_of
 from kernels.flash_attention.segments import block_bounds
@@ -37,8 +37,10 @@ def run(call: Call, x: Arrays) -> tuple[jax.Array, jax.Array]:
     """Output [B, N, T, H] and log-sum-exp [B, N, T]."""
     B, N, T, H = x.q.shape
     n, operands = call.blocks, _operands(call, x)
+    tiles = () if x.fire is None else ("quotient", "sum")
+    names = (*operands.names, "out", "lse", "top", "total", "acc", *tiles)
     out, lse = pl.pallas_call(
-        functools.partial(kernel, call, (*operands.names, "out", "lse", "top", "total", "acc")),
+        functools.partial(kernel, call, names),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=operands.num_prefetched,
             grid=(B, N, call.band.num_blocks_q, call.num_stretches),
@@ -51,6 +53,7 @@ def run(call: Call, x: Arrays) -> tuple[jax.Array, jax.Array]:
                 pltpu.VMEM((n.block_q, LANES), jnp.float32),
                 pltpu.VMEM((n.block_q, LANES), jnp.float32),
                 pltpu.VMEM((n.block_q, H), jnp.float32),
+                *[pltpu.VMEM((n.tile_q, n.tile_k), jnp.float32) for _ in tiles],
             ],
         ),
         out_shape=[
@@ -70,6 +73,10 @@ def run(call: Call, x: Arrays) -> tuple[jax.Array, jax.Array]:
 def _spec(block: tuple[Any, ...], index: Any) -> pl.BlockSpec:
     """Scalars that are prefetched come after the program ids."""
     return pl.BlockSpec(block, lambda b, h, i, j, *_: index(b, h, i, j))
+
+
+def _whole(shape: tuple[int, ...]) -> pl.BlockSpec:
+    return _spec(shape, lambda b, h, i, j: (0,) * len(shape))
 
 
 def _operands(call: Call, x: Arrays) -> Operands:
@@ -101,6 +108,10 @@ def _operands(call: Call, x: Arrays) -> Operands:
         if (of_distance := getattr(x, name)) is not None:
             along = bias.along_lanes(of_distance, call.reach, keys=True)
             operands.add(name, along, _spec((None, *along.shape[1:]), lambda b, h, i, j: (h, 0, 0)))
+    if x.fire is not None:
+        fire_tiles.add_operands(operands, call, x.fire, keys=True, whole=_whole)
+        column = _spec((None, n.block_q, LANES), lambda b, h, i, j: (b, i, 0))
+        operands.add("reciprocal", columns(x.fire.reciprocal), column)
     if x.far is not None:
         S = x.far.k.shape[3]
         at = functools.partial(block_number, x.far.sinks)
@@ -121,7 +132,7 @@ def kernel(call: Call, names: tuple[str, ...], *refs: Any) -> None:
     """Body of the grid step (batch b, head n, query block i, stretch of keys j)."""
     x = dict(zip(names, refs, strict=True))
     v, top, total, acc = (x[name] for name in ("v", "top", "total", "acc"))
-    b, i, j = pl.program_id(0), pl.program_id(2), pl.program_id(3)
+    b, h, i, j = (pl.program_id(axis) for axis in range(4))
     n = call.blocks
 
     @pl.when(j == 0)
@@ -145,6 +156,13 @@ def kernel(call: Call, names: tuple[str, ...], *refs: Any) -> None:
     def tile(rows: int, base: Any, offset: Any) -> None:
         """Adds `tile_k` keys from slot `base` to query rows [rows, rows + tile_q)."""
         s = _scores(call, x, i, j, rows, base, offset)
+        if "numerator" in x:
+            before = call.offset(i, j, rows, base)
+            size = (n.tile_q, n.tile_k, call.strides)
+            quotients = bias.tile(x["numerator"], call.reach + before, *size)
+            quotients *= wide(x["reciprocal"][pl.ds(rows, n.tile_q)], n.tile_k)
+            span = fire_tiles.span(call, x, b, i, rows, before)
+            s = fire_tiles.add(x, h, span, s, quotients)
         add(pl.ds(rows, n.tile_q), s, v[pl.ds(base, n.tile_k)])
 
     if "q_far" in x:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kernels.flash_attention import backward, forward, sinks_backward
+from kernels.flash_attention import backward, fire, forward, sinks_backward
 from kernels.flash_attention.backward import Cotangents
 from kernels.flash_attention.bias import of_distance
 from kernels.flash_attention.blocks import Blocks
@@ -61,6 +61,7 @@ class Trained(NamedTuple):
     far_bias: Any = None
     factor: Any = None
     far_factor: Any = None
+    fire: Any = None
 
 
 class Tokens(NamedTuple):
@@ -109,7 +110,7 @@ def _arrays(settings: Settings, x: Trained, tokens: Tokens, side: int = 0) -> Ar
             None if x.far_factor is None else _rows(x.far_factor.astype(jnp.float32), sinks),
         )
     bias = None if x.bias is None else x.bias.astype(jnp.float32) * LOG2_E
-    return Arrays(x.q, x.k, x.v, ids, is_open, open_ends, bias, x.factor, far)
+    return Arrays(x.q, x.k, x.v, ids, is_open, open_ends, bias, x.factor, far, x.fire)
 
 
 def _rows(of_heads: jax.Array, sinks: SinkRows) -> jax.Array:
@@ -131,10 +132,12 @@ def _backward(settings: Settings, saved: Any, cotangents: Any) -> Any:
     rows = jnp.where(lse == HIDDEN, 0.0, lse * LOG2_E)
     d = Cotangents(d_out.astype(x.q.dtype), rows[:, :, None], rest[:, :, None])
     learned = x.bias is not None and settings.learned_bias
-    dq, dk, dv, d_bias = backward.run(call, arrays, d, learned)
-    grads = Trained(dq, dk, dv)
+    found = backward.run(call, arrays, d, learned)
+    grads = Trained(found.q, found.k, found.v)
+    if found.fire is not None:
+        grads = grads._replace(fire=fire.gradients(x.fire, found.fire))
     if learned:
-        d_bias = of_distance(d_bias, call.reach, (x.bias.shape[1] + 1) // 2)
+        d_bias = of_distance(found.bias, call.reach, (x.bias.shape[1] + 1) // 2)
         grads = grads._replace(bias=d_bias.astype(x.bias.dtype))
     elif x.bias is not None:
         grads = grads._replace(bias=jnp.zeros_like(x.bias))
@@ -143,7 +146,7 @@ def _backward(settings: Settings, saved: Any, cotangents: Any) -> Any:
         S = x.k.shape[2]
         dk_far, dv_far = (scatter(part, arrays.far.sinks, S) for part in (dk_far, dv_far))
         grads = grads._replace(
-            v=(dv.astype(jnp.float32) + dv_far).astype(dv.dtype),
+            v=(grads.v.astype(jnp.float32) + dv_far).astype(grads.v.dtype),
             q_far=dq_far,
             k_far=dk_far.astype(x.k.dtype),
             far_bias=d_far_bias.astype(x.far_bias.dtype),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from kernels.flash_attention.call import LANES, SUBLANES
+from kernels.flash_attention.fire import Quotient
 from kernels.flash_attention.sinks import SinkRows
 
 
@@ -43,6 +44,7 @@ class Arrays(NamedTuple):
         bias: float32 [N, 2·length - 1] in base 2, see `flash_attention`, or None.
         factor: [N, 2·length - 1], or None.
         far: or None.
+        fire: or None.
     """
 
     q: jax.Array
@@ -54,6 +56,7 @@ class Arrays(NamedTuple):
     bias: jax.Array | None
     factor: jax.Array | None
     far: Far | None
+    fire: Quotient | None
 
 
 class Operands:

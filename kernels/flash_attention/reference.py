@@ -25,6 +25,7 @@ def flash_attention(
     prefix: int | None = None,
     positions: jax.Array | None = None,
     sinks: Any = None,
+    fire: Any = None,
 ) -> tuple[jax.Array, jax.Array]:
     """As `kernels.flash_attention.flash_attention`, in O(T²) memory and float32."""
     B, N, T, _ = q.shape
@@ -41,6 +42,12 @@ def flash_attention(
         s *= factor.astype(jnp.float32)[None, :, T - 1 + i - j]
     if bias is not None:
         s += bias.astype(jnp.float32)[None, :, T - 1 + i - j]
+    if fire is not None:
+        quotient = fire.numerator[T - 1 + i - j][None] * fire.reciprocal[:, :, None]
+        w_in, b_in = (x[None, None, None] for x in (fire.w_in, fire.b_in))
+        units = jax.nn.relu(quotient[..., None] * w_in + b_in)
+        s += jnp.einsum("btsw,nw->bnts", units, fire.w_out, precision="highest")
+        s += fire.b_out[None, :, None, None]
     seen = jnp.ones((B, 1, T, T), bool)
     if positions is None:
         ids = jnp.ones((B, T), jnp.int32) if segment_ids is None else segment_ids

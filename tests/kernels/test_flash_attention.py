@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.flash_attention import Sinks, flash_attention, reference
+from kernels.flash_attention import Fire, Sinks, flash_attention, reference
 from kernels.flash_attention.blocks import TABLE, Blocks, choose_blocks
 from kernels.flash_attention.pattern import Band
 from kernels.flash_attention.segments import block_bounds, count_up
@@ -29,6 +29,7 @@ CASES = {
     "lambda_packed": {"sinks": "far", "window": 140, "segment_ids": TWO, "length": 500},
     "packed_prefix_bias": {"prefix": 50, "bias": True, "segment_ids": PACKED, "length": 500},
     "factor": {"factor": True, "softcap": 3.0, "length": 300},
+    "fire": {"fire": True, "softcap": 3.0, "length": 300},
     "causal_ragged": {"length": 300, "blocks": (Blocks(256, 128, 128, 128, 384), SMALL)},
     "lookahead_softcap": {"ahead": 40, "window": 70, "softcap": 2.0},
     "packed_window": {"segment_ids": PACKED, "length": 500, "window": 90},
@@ -53,6 +54,19 @@ CASES = {
         "dtype": jnp.bfloat16,
     },
     "factor_on_v4": {"factor": True, "chip": "v4", "length": 300, "head_dim": 96},
+    "fire_packed": {"fire": True, "segment_ids": PACKED, "length": 500, "heads": (4, 2)},
+    "fire_bfloat16": {"fire": True, "length": 600, "dtype": jnp.bfloat16, "head_dim": 128},
+    "fire_full_on_v4": {"fire": True, "ahead": None, "chip": "v4", "length": 300},
+    "fire_window_and_all_else": {
+        "fire": True,
+        "bias": True,
+        "factor": True,
+        "window": 200,
+        "length": 500,
+        "head_dim": 80,
+        "blocks": (Blocks(256, 256, 256, 128, 512), Blocks(256, 256, 128, 256, 256)),
+    },
+    "fire_prefix": {"fire": True, "prefix": 200, "segment_ids": PACKED, "length": 500},
     "prefix": {"prefix": 200, "length": 500},
     "prefix_of_all": {"prefix": 900, "length": 300},
     "sinks": {"sinks": "near", "window": 128, "length": 500},
@@ -93,7 +107,7 @@ CASES = {
     "own_blocks": {"length": 700, "blocks": None},
     "longer_blocks_backward": {"blocks": (SMALL, Blocks(256, 128, 128, 128, 256))},
 }
-IN_EVERY_RUN = 7
+IN_EVERY_RUN = 8
 
 
 def arrays(length, heads, head_dim, dtype, batch=1):
@@ -110,11 +124,23 @@ def of_arrays(function, num_sinks, **options):
         far = Sinks(
             num_sinks, x.get("q_far"), x.get("k_far"), x.get("far_bias"), x.get("far_factor")
         )
-        scores = {name: x.get(name) for name in ("bias", "factor")}
+        scores = {name: x.get(name) for name in ("bias", "factor", "fire")}
         sinks = far if num_sinks else None
         return function(x["q"], x["k"], x["v"], sinks=sinks, **scores, **options)
 
     return attend
+
+
+def fire_of(positions, heads, width=12):
+    """A network whose kinks lie within, before and after the range of its quotients."""
+    T = positions.shape[1]
+    keys = jax.random.split(jax.random.key(3), 4)
+    numerator = jnp.log1p(0.1 * jnp.maximum(jnp.arange(1.0 - T, T), 0))
+    reciprocal = 1 / jnp.log1p(0.1 * jnp.maximum(positions, 50.0))
+    w_in, b_in = (jax.random.normal(key, (width,)) for key in keys[:2])
+    w_in, b_in = w_in.at[0].set(0), b_in.at[:8].set(-w_in[:8] * jnp.linspace(0.1, 0.99, 8))
+    w_out, b_out = jax.random.normal(keys[2], (heads, width)), jax.random.normal(keys[3], (heads,))
+    return Fire(numerator, reciprocal, w_in, b_in.at[0].set(0.3), w_out, b_out)
 
 
 def compare(
@@ -128,6 +154,7 @@ def compare(
     bias=False,
     learned_bias=True,
     factor=False,
+    fire=False,
     sinks=None,
     num_sinks=4,
     start=None,
@@ -153,6 +180,9 @@ def compare(
         x["factor"] = jax.random.normal(keys[5], (heads[0], 2 * length - 1))
     if factor and sinks == "far":
         x["far_factor"] = jax.random.normal(keys[6], (heads[0],))
+    if fire:
+        counted = count_up(jnp.ones((1, length), jnp.int32) if ids is None else ids)
+        x["fire"] = fire_of(counted.astype(jnp.float32), heads[0])
     if sinks == "far":
         x["q_far"] = jax.random.normal(keys[2], q.shape, dtype)
         x["k_far"] = jax.random.normal(keys[3], k.shape, dtype)
@@ -172,8 +202,8 @@ def compare(
         if name in x:
             assert (grads.pop(name) == 0).all()
             del wanted_grads[name]
-    pairs = list(zip(found, wanted, strict=True))
-    for pair in [*pairs, *((grads[name], wanted_grads[name]) for name in grads)]:
+    leaves = (jax.tree.leaves(all_) for all_ in ((found, grads), (wanted, wanted_grads)))
+    for pair in zip(*leaves, strict=True):
         a, b = (np.asarray(x, np.float32) for x in pair)
         some = np.abs(b) < 1e30  # the log-sum-exp of nothing
         assert (a[~some] == b[~some]).all()
