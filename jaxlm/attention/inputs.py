@@ -11,9 +11,12 @@ import jax
 from jaxtyping import Array, Float, Int
 
 from jaxlm.attention.mask import AttentionMask
+from kernels.flash_attention import Fire
 
 # (parameters of one head, scores [T, S], distance [T, S], query positions [T, 1]) -> scores [T, S]
 ScoreFunction = Callable[[Any, Array, Array, Array], Array]
+# (parameters of all heads, distances [D], query positions [B, T]) -> a network of a quotient
+NetworkFunction = Callable[[Any, Array, Array], Fire]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +31,8 @@ class AttentionSpec:
             `score(head_parameters, scores, distance, q_positions)`. None: unchanged.
         score_form: what `score` is, for kernels that do not call it tile by tile: "bias" adds a
             number that depends on the head and the distance alone, "factor" multiplies by such a
-            number; None: something else.
+            number, "network" adds that of `network`; None: something else.
+        network: `network(head_parameters, distances, q_positions)`, of all heads; None: none.
         score_is_learned: whether the gradient of `head_parameters` is wanted; False: a kernel may
             leave it zero.
         ceiling: distances at or above it count as the ceiling: `score` sees the clamped distance,
@@ -42,6 +46,7 @@ class AttentionSpec:
     softcap: float | None = None
     score: ScoreFunction | None = None
     score_form: str | None = None
+    network: NetworkFunction | None = None
     score_is_learned: bool = True
     ceiling: int | None = None
     aligned: bool = False

@@ -61,6 +61,7 @@ class Attention(nn.Module):
             softcap=a.softcap,
             score=encoding.score if encoding.changes_scores else None,
             score_form=encoding.score_form,
+            network=encoding.network if encoding.score_form == "network" else None,
             score_is_learned=bool(encoding.parameters(c.dimensions)),
             ceiling=encoding.ceiling,
             aligned=contiguous,
