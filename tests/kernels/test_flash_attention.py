@@ -351,6 +351,15 @@ def test_unsupported(changes, message):
 BAD_OPTIONS = {
     "bias of shape (2, 5); allowed: (2, 255)": {"bias": jnp.zeros((2, 5))},
     "factor of shape (3, 255); allowed: (2, 255)": {"factor": jnp.zeros((3, 255))},
+    "fire.w_out of shape (3, 12); allowed: (2, 12)": {"fire": fire_of(jnp.ones((1, 128)), 3)},
+    "fire.reciprocal of shape (1, 5); allowed: (1, 128)": {
+        "fire": fire_of(jnp.ones((1, 128)), 2)._replace(reciprocal=jnp.ones((1, 5)))
+    },
+    "fire with sinks; allowed: one of them": {
+        "fire": fire_of(jnp.ones((1, 128)), 2),
+        "sinks": Sinks(4),
+        "window": 128,
+    },
     "prefix=3 with ahead=0, window=200": {"prefix": 3, "window": 200},
     "positions of shape (5,); allowed: (1, 128)": {"positions": jnp.zeros(5, jnp.int32)},
     "sinks with window=100, ahead=0; allowed: a window of at least 128": {
@@ -398,6 +407,8 @@ def test_it_compiles_for_every_generation(topology, head_dim, dtype):
 MORE = {
     "lambda_attention": {"length": 32768, "window": 4096, "num_sinks": 16},
     "biased_attention": {"length": 12288},
+    "damped_attention": {"length": 12288},
+    "fire_attention": {"length": 12288},
 }
 
 
