@@ -106,19 +106,19 @@ def _lambda_attention() -> Case:
     )
 
 
-def _biased_attention() -> list[Case]:
-    """Against our own attention without a bias: what it costs."""
+def _changed_scores(function: str, about: str) -> list[Case]:
+    """Against our own attention without what changes its scores: what that costs."""
     cases = []
     for backward in (False, True):
         sizes = {"length": 4096, "heads": HEADS, "head_dim": HEAD_DIM, "backward": backward}
-        group = f"biased_attention {'forward + backward' if backward else 'forward'}"
+        group = f"{function} {'forward + backward' if backward else 'forward'}"
         cases.append(
             Case(
                 name=f"{group} 4096",
                 group=group,
-                shape=f"bf16 [1, {HEADS}, 4096, {HEAD_DIM}] causal, trained bias",
+                shape=f"bf16 [1, {HEADS}, 4096, {HEAD_DIM}] causal, {about}",
                 useful_flops=causal_flops(4096, HEADS, HEAD_DIM, backward),
-                function="launch.kernel_programs_attention:biased_attention",
+                function=f"launch.kernel_programs_attention:{function}",
                 kwargs=sizes,
                 peer=FLASH,
                 peer_kwargs=(sizes,),
@@ -235,7 +235,10 @@ def _cache(capacity: int) -> dict[str, int]:
 CASES = (
     *_attention("flash_attention", (512, 1024), lower_bound=False, function=FLASH),
     _lambda_attention(),
-    *_biased_attention(),
+    *_changed_scores("biased_attention", "trained bias"),
+    *_changed_scores("damped_attention", "factor of the distance"),
+    # Which kinks a tile meets is data, so there are bytes and bundles, and no cycles.
+    *_changed_scores("fire_attention", "FIRE, 32 units"),
     *_sampled(),
     *_cross_entropy(),
     *_attention("splash_attention", (512, 1024), lower_bound=True),

@@ -75,6 +75,35 @@ def biased_attention(
     return with_gradients(attend) if backward else attend, [x, x, x, bias]
 
 
+def damped_attention(
+    mesh: Mesh, length: int, heads: int, head_dim: int, backward: bool = False
+) -> Program:
+    """Causal, bfloat16, with a factor of the distance."""
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, factor: jax.Array) -> jax.Array:
+        chip, scale = target_chip() or "v5e", head_dim**-0.5
+        return ours.flash_attention(q, k, v, scale=scale, factor=factor, chip=chip)[0]
+
+    x = struct(mesh, 1, heads, length, head_dim)
+    factor = struct(mesh, heads, 2 * length - 1, dtype="float32")
+    return with_gradients(attend) if backward else attend, [x, x, x, factor]
+
+
+def fire_attention(
+    mesh: Mesh, length: int, heads: int, head_dim: int, width: int = 32, backward: bool = False
+) -> Program:
+    """Causal, bfloat16, with FIRE's network."""
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, *fire: jax.Array) -> jax.Array:
+        chip, scale = target_chip() or "v5e", head_dim**-0.5
+        return ours.flash_attention(q, k, v, scale=scale, fire=ours.Fire(*fire), chip=chip)[0]
+
+    x = struct(mesh, 1, heads, length, head_dim)
+    shapes = [(2 * length - 1,), (1, length), (width,), (width,), (heads, width), (heads,)]
+    fire = [struct(mesh, *shape, dtype="float32") for shape in shapes]
+    return with_gradients(attend) if backward else attend, [x, x, x, *fire]
+
+
 def block_sampled_attention(
     mesh: Mesh,
     length: int,

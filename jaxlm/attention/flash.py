@@ -13,14 +13,22 @@ from jaxlm.attention.inputs import AttentionInputs, AttentionSpec
 from jaxlm.attention.mask import AttentionMask, Interval
 from jaxlm.attention.on_mesh import Axes, on_mesh
 from kernels.chip import target_chip
-from kernels.flash_attention import DTYPES, HEAD_DIMS, SHORTEST_WINDOW, Sinks, flash_attention
+from kernels.flash_attention import DTYPES, HEAD_DIMS, SHORTEST_WINDOW, Fire, Sinks, flash_attention
 
-# Of what is no array [batch, heads, length, …]: a bias is cut with its heads.
+# Of what is no array [batch, heads, length, …]: what is a head's is cut with the heads.
 AXES: dict[str, Axes] = {
     "segment_ids": ("batch",),
     "positions": ("batch",),
     "bias": ("kv_heads",),
     "far_bias": ("kv_heads",),
+    "factor": ("kv_heads",),
+    "far_factor": ("kv_heads",),
+    "numerator": (),
+    "reciprocal": ("batch",),
+    "w_in": (),
+    "b_in": (),
+    "w_out": ("kv_heads",),
+    "b_out": ("kv_heads",),
 }
 
 
@@ -66,13 +74,15 @@ def unsupported(spec: AttentionSpec, x: AttentionInputs) -> str | None:
         return f"head_dim={x.q.shape[-1]}"
     if x.q.dtype not in DTYPES:
         return f"dtype={x.q.dtype}"
-    if spec.score is not None and not spec.score_by_distance:
-        return "a position encoding whose change to a score is no bias of the distance"
+    if spec.score is not None and spec.score_form is None:
+        return "a position encoding whose change to a score is no bias, factor or network"
     pattern = pattern_of(spec.mask, x.q.shape[1])
     if pattern is None:
         return f"mask={spec.mask}"
     if pattern.num_sinks and (pattern.window or 0) < max(SHORTEST_WINDOW, pattern.num_sinks):
         return f"{pattern.num_sinks} sinks and a window of {pattern.window}"
+    if pattern.num_sinks and spec.score_form == "network":
+        return f"{pattern.num_sinks} sinks and a network"
     return _unmet_ceiling(spec, x, pattern)
 
 
@@ -107,8 +117,8 @@ def attend_flash(
         raise ValueError(
             f"implementation='flash' for {reason}; allowed: tokens attending to one another on a "
             "TPU; causal, full, sliding window, prefix, or sinks beside a window of at least "
-            f"{SHORTEST_WINDOW}; a bias of the distance; bfloat16 or float32; head_dim "
-            f"{', '.join(map(str, HEAD_DIMS))}"
+            f"{SHORTEST_WINDOW}; a bias or factor of the distance; FIRE; bfloat16 or float32; "
+            f"head_dim {', '.join(map(str, HEAD_DIMS))}"
         )
     pattern = pattern_of(spec.mask, x.q.shape[1])
     assert pattern is not None
@@ -118,7 +128,8 @@ def attend_flash(
         a: dict[str, Any] = dict(zip(arrays, values, strict=True))
         sinks = None
         if pattern.num_sinks:
-            sinks = Sinks(pattern.num_sinks, a["q_far"], a["k_far"], a.get("far_bias"))
+            far = (a["q_far"], a["k_far"], a.get("far_bias"), a.get("far_factor"))
+            sinks = Sinks(pattern.num_sinks, *far)
         return flash_attention(
             a["q"],
             a["k"],
@@ -130,9 +141,11 @@ def attend_flash(
             softcap=spec.softcap,
             bias=a.get("bias"),
             learned_bias=spec.score_is_learned,
+            factor=a.get("factor"),
             prefix=pattern.prefix,
             positions=a.get("positions"),
             sinks=sinks,
+            fire=Fire(*(a[name] for name in Fire._fields)) if "numerator" in a else None,
             chip=chip,
         )
 
@@ -158,16 +171,23 @@ def _arrays(spec: AttentionSpec, x: AttentionInputs, pattern: Pattern) -> dict[s
     arrays["segment_ids"] = x.q_segment_ids
     if pattern.num_sinks or pattern.prefix is not None:
         arrays["positions"] = x.q_positions
-    if spec.score is not None:
-        arrays["bias"] = _bias(spec, x, jnp.arange(1 - T, T, dtype=jnp.int32))
+    distance, name = jnp.arange(1 - T, T, dtype=jnp.int32), spec.score_form
+    if spec.network is not None:
+        arrays |= spec.network(x.head_parameters, distance, x.q_positions)._asdict()
+    elif name is not None:
+        arrays[name] = _of_distance(spec, x, distance)
         if pattern.num_sinks:
-            arrays["far_bias"] = _bias(spec, x, jnp.array([spec.ceiling], jnp.int32))[:, 0]
+            arrays[f"far_{name}"] = _of_distance(spec, x, jnp.array([spec.ceiling], jnp.int32))[
+                :, 0
+            ]
     return arrays
 
 
-def _bias(spec: AttentionSpec, x: AttentionInputs, distance: Array) -> Float[Array, "N D"]:
-    """What the position encoding adds to each head's scores at these distances."""
+def _of_distance(spec: AttentionSpec, x: AttentionInputs, distance: Array) -> Float[Array, "N D"]:
+    """The position encoding's bias or factor for each head at these distances: what becomes of a
+    score of 0, or of 1.
+    """
     assert spec.score is not None
     score = jax.vmap(spec.score, in_axes=(0, None, None, None))
-    zeros = jnp.zeros((1, distance.size), jnp.float32)
-    return score(x.head_parameters, zeros, distance[None], jnp.zeros((1, 1), jnp.int32))[:, 0]
+    scores = jnp.full((1, distance.size), float(spec.score_form == "factor"))
+    return score(x.head_parameters, scores, distance[None], jnp.zeros((1, 1), jnp.int32))[:, 0]

@@ -11,9 +11,12 @@ import jax
 from jaxtyping import Array, Float, Int
 
 from jaxlm.attention.mask import AttentionMask
+from kernels.flash_attention import Fire
 
 # (parameters of one head, scores [T, S], distance [T, S], query positions [T, 1]) -> scores [T, S]
 ScoreFunction = Callable[[Any, Array, Array, Array], Array]
+# (parameters of all heads, distances [D], query positions [B, T]) -> a network of a quotient
+NetworkFunction = Callable[[Any, Array, Array], Fire]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +29,10 @@ class AttentionSpec:
         softcap: scores become softcap·tanh(scores / softcap), before any position bias.
         score: the position encoding's change to the scores of one head, evaluated tile by tile:
             `score(head_parameters, scores, distance, q_positions)`. None: unchanged.
-        score_is_added: `score` adds a number that does not depend on the score: a kernel may read
-            it from an array.
-        score_by_distance: that number depends on the head and the distance alone: a vector will do.
+        score_form: what `score` is, for kernels that do not call it tile by tile: "bias" adds a
+            number that depends on the head and the distance alone, "factor" multiplies by such a
+            number, "network" adds that of `network`; None: something else.
+        network: `network(head_parameters, distances, q_positions)`, of all heads; None: none.
         score_is_learned: whether the gradient of `head_parameters` is wanted; False: a kernel may
             leave it zero.
         ceiling: distances at or above it count as the ceiling: `score` sees the clamped distance,
@@ -41,8 +45,8 @@ class AttentionSpec:
     scale: float
     softcap: float | None = None
     score: ScoreFunction | None = None
-    score_is_added: bool = False
-    score_by_distance: bool = False
+    score_form: str | None = None
+    network: NetworkFunction | None = None
     score_is_learned: bool = True
     ceiling: int | None = None
     aligned: bool = False

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, NamedTuple
 from jaxtyping import Array, Float, Int
 
 from jaxlm.attention.mask import AttentionMask
+from kernels.flash_attention import Fire
 
 # Bounds on options: what counts as finite, with room for float32 arithmetic, and how far positions
 # reach, with room for sums of two in int32.
@@ -87,14 +88,12 @@ class PositionEncoding:
         return False
 
     @property
-    def adds_to_scores(self) -> bool:
-        """Whether `score` adds what does not depend on the score."""
-        return self.changes_scores
-
-    @property
-    def scores_by_distance(self) -> bool:
-        """Whether `score` adds what depends on the head and the distance alone."""
-        return self.adds_to_scores and self.relative
+    def score_form(self) -> str | None:
+        """What `score` is, for kernels that do not call it: "bias" adds what depends on the head
+        and the distance alone, "factor" multiplies by such a number, "network" is `network`; None:
+        something else.
+        """
+        return "bias" if self.changes_scores and self.relative else None
 
     def bind(self, dims: Dimensions) -> PositionEncoding:
         """Fills defaults that depend on the model and checks the rest.
@@ -171,6 +170,14 @@ class PositionEncoding:
     ) -> Float[Array, "T S"]:
         """One head's scores (float32) after the encoding; kernels evaluate it tile by tile."""
         return scores + self.bias(head, distance, q_positions)
+
+    def network(
+        self, heads: Any, distance: Int[Array, "D"], q_positions: Int[Array, "B T"]
+    ) -> Fire:
+        """The score's network, if its form is that; `heads` is what `head_parameters` gives. The
+        numerator is that of `distance`, in ascending order.
+        """
+        raise NotImplementedError
 
     def restrict(self, mask: AttentionMask) -> AttentionMask:
         """The model's mask narrowed to the keys that take part."""

@@ -10,6 +10,18 @@ import jax.numpy as jnp
 
 from jaxlm.positions.encoding import LARGE, Dimensions, Parameter, PositionEncoding, require
 from jaxlm.positions.registry import register
+from kernels.flash_attention import Fire
+
+
+def numerator(head, distance):
+    """ψ(distance)."""
+    return jnp.log1p(jnp.abs(head["c"]) * jnp.maximum(distance, 0).astype(jnp.float32))
+
+
+def denominator(head, q_positions):
+    """ψ(max(L, i)), above 0."""
+    whole = jnp.maximum(jnp.abs(head["threshold"]), q_positions.astype(jnp.float32))
+    return jnp.maximum(jnp.log1p(jnp.abs(head["c"]) * whole), 1e-6)
 
 
 @register
@@ -35,6 +47,11 @@ class FIRE(PositionEncoding):
     def changes_scores(self):
         """Adds a bias."""
         return True
+
+    @property
+    def score_form(self):
+        """A network."""
+        return "network"
 
     def bind(self, dims: Dimensions) -> FIRE:
         """Fills the threshold."""
@@ -69,13 +86,7 @@ class FIRE(PositionEncoding):
 
     def bias(self, head, distance, q_positions):
         """f of the normalised distance; a future key counts as distance 0."""
-
-        def squash(x):
-            return jnp.log1p(jnp.abs(head["c"]) * x)
-
-        d = jnp.maximum(distance, 0).astype(jnp.float32)
-        whole = jnp.maximum(jnp.abs(head["threshold"]), q_positions.astype(jnp.float32))
-        x = squash(d) / jnp.maximum(squash(whole), 1e-6)
+        x = numerator(head, distance) / denominator(head, q_positions)
 
         def unit(total, weights):
             w_in, b_in, w_out = weights
@@ -84,3 +95,15 @@ class FIRE(PositionEncoding):
         # Unit by unit: a [T, S, width] array would be 32 tiles large.
         start = jnp.broadcast_to(head["b_out"], x.shape)
         return jax.lax.scan(unit, start, (head["w_in"], head["b_in"], head["w_out"]), unroll=4)[0]
+
+    def network(self, heads, distance, q_positions):
+        """For the flash kernels; all heads have the same input layer, c and L."""
+        first = {name: heads[name][0] for name in ("w_in", "b_in", "c", "threshold")}
+        return Fire(
+            numerator(first, distance),
+            1 / denominator(first, q_positions),
+            first["w_in"],
+            first["b_in"],
+            heads["w_out"],
+            heads["b_out"],
+        )

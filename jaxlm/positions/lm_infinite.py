@@ -83,9 +83,9 @@ class LMInfinite(PositionEncoding):
         return self.wrapped.changes_scores
 
     @property
-    def adds_to_scores(self):
-        """As the inner encoding does."""
-        return self.wrapped.adds_to_scores
+    def score_form(self):
+        """The inner encoding's."""
+        return self.wrapped.score_form
 
     def bind(self, dims: Dimensions) -> LMInfinite:
         """Fills window and ceiling, and refuses encodings that are not relative."""

@@ -61,9 +61,11 @@ class RopeAlibi(RoPE):
         return self.strength != 0
 
     @property
-    def adds_to_scores(self):
-        """Not where a score is multiplied."""
-        return self.changes_scores and self.kind != "multiplicative"
+    def score_form(self):
+        """A bias or a factor."""
+        if not self.changes_scores:
+            return None
+        return "factor" if self.kind == "multiplicative" else "bias"
 
     def bind(self, dims: Dimensions) -> RopeAlibi:
         """Checks the names."""

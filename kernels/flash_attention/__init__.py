@@ -14,10 +14,11 @@ from kernels.flash_attention.check import (
     check,
     check_options,
 )
+from kernels.flash_attention.fire import Fire, quotient
 from kernels.flash_attention.kernel import Settings, Trained, attend
 from kernels.flash_attention.padding import whole_blocks
 
-__all__ = ["DTYPES", "HEAD_DIMS", "SHORTEST_WINDOW", "Sinks", "flash_attention"]
+__all__ = ["DTYPES", "HEAD_DIMS", "SHORTEST_WINDOW", "Fire", "Sinks", "flash_attention"]
 
 
 def flash_attention(
@@ -32,33 +33,33 @@ def flash_attention(
     softcap: float | None = None,
     bias: jax.Array | None = None,
     learned_bias: bool = True,
+    factor: jax.Array | None = None,
     prefix: int | None = None,
     positions: jax.Array | None = None,
     sinks: Sinks | None = None,
+    fire: Fire | None = None,
     chip: str = "v5e",
     blocks: tuple[Blocks, Blocks] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Softmax attention of tokens to one another, in O(T) memory; differentiable.
 
-    Token i sees token j of its own segment if j - i <= ahead and i - j < window.
-
     Args:
         q: [batch, heads, length, head_dim], bfloat16 or float32.
         k, v: [batch, kv_heads, length, head_dim], as q; heads are a multiple of kv_heads.
         segment_ids: int32 [batch, length], 0 is padding; None: one segment.
-        scale: multiplies q·k.
-        ahead: 0 is causal; None: all later tokens are seen.
-        window: tokens that are seen, the query's own included; None: all earlier ones.
-        softcap: scores become softcap·tanh(scores / softcap).
+        scale, softcap: scores are s = scale·q·k, or softcap·tanh(s / softcap).
+        ahead, window: token i sees token j of its own segment if j - i <= ahead and
+            i - j < window; None: all later ones, all earlier ones.
         bias: [heads, 2·length - 1]: entry length - 1 + d is added to the capped scores at distance
             d = i - j. ALiBi, T5's buckets, KERPLE and their like are such vectors.
         learned_bias: False: the gradient of `bias` is 0, and costs nothing.
+        factor: as `bias`, multiplies the capped scores before it is added; its gradient is 0.
         prefix: with a causal mask, tokens at positions below it are seen by all (prefix LM).
         positions: int32 [batch, length], in the document, for `prefix` and `sinks`; a segment's
             tokens then stand one after the other. None: counted from its first token in the row.
         sinks: first tokens that are seen from any distance, with a window only.
-        chip: TPU generation, for the sizes of blocks.
-        blocks: of forward and backward; None: the generation's.
+        fire: a network that is added to the capped scores; not beside sinks.
+        chip, blocks: TPU generation, and sizes of forward and backward if not the generation's.
 
     Returns:
         The output [batch, heads, length, head_dim] in q's dtype, zeros where a query sees nothing,
@@ -68,7 +69,7 @@ def flash_attention(
         ValueError: shapes or dtypes that the kernels do not take, or an unknown chip.
     """
     check(q, k, v, segment_ids, positions)
-    check_options(q, k, ahead, window, bias, prefix, sinks)
+    check_options(q, k, ahead, window, bias, factor, prefix, sinks, fire)
     T = q.shape[2]
     if blocks is None:
         # Sinks out of the window of a block's queries are then those of one document.
@@ -77,17 +78,24 @@ def flash_attention(
     num_sinks = 0 if sinks is None else sinks.num
     options = (softcap, prefix, num_sinks, learned_bias, chip != "v4")
     settings = Settings(ahead, window, scale, *options, blocks)
-    trained = _trained(q, k, v, bias, sinks)
+    trained = _trained(q, k, v, bias, factor, fire, sinks)
     out, lse = attend(settings, *whole_blocks(settings, trained, segment_ids, positions))
     return out[:, :, :T], lse[:, :, :T]
 
 
 def _trained(
-    q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, sinks: Sinks | None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    bias: jax.Array | None,
+    factor: jax.Array | None,
+    fire: Fire | None,
+    sinks: Sinks | None,
 ) -> Trained:
     """What has a gradient; sinks are met as ever where nothing else is said."""
     if sinks is None:
-        return Trained(q, k, v, bias=bias)
+        line = None if fire is None else quotient(fire)
+        return Trained(q, k, v, bias=bias, factor=factor, fire=line)
     q_far, k_far = (q if sinks.q is None else sinks.q), (k if sinks.k is None else sinks.k)
     far_bias = jnp.zeros(q.shape[1]) if sinks.bias is None else sinks.bias
-    return Trained(q, k, v, q_far, k_far, bias, far_bias)
+    return Trained(q, k, v, q_far, k_far, bias, far_bias, factor, sinks.factor)

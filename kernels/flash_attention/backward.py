@@ -22,8 +22,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.flash_attention import bias
+from kernels.flash_attention import bias, fire_tiles
+from kernels.flash_attention.broken_line import GROUP
 from kernels.flash_attention.call import LANES, SUBLANES, Call, Tile, wide
+from kernels.flash_attention.fire import Sums
 from kernels.flash_attention.forward import NN, NT
 from kernels.flash_attention.operands import Arrays, Operands, columns, query_ids, rows_of
 from kernels.flash_attention.segments import block_bounds
@@ -45,28 +47,54 @@ class Cotangents(NamedTuple):
     rest: jax.Array
 
 
-def run(call: Call, x: Arrays, d: Cotangents, learned_bias: bool) -> tuple[Any, Any, Any, Any]:
-    """dq, dk, dv, in their arrays' dtypes, and the bias' gradient or None: sinks apart."""
-    n, shape = call.blocks, x.k.shape
-    grads = [_stretch(call, s, x, d, learned_bias) for s in range(call.num_stretches)]
-    dq = grads[0][0]
-    if len(grads) > 1:
-        dq = jnp.zeros(x.q.shape, jnp.float32)
-        for stretch, (part, *_) in enumerate(grads):
-            first, end = _queries(call, stretch)
-            dq = dq.at[:, :, first * n.block_q : end * n.block_q].add(part)
-        dq = dq.astype(x.q.dtype)
+class Gradients(NamedTuple):
+    """All but what sinks add: of q, k and v in their arrays' dtypes.
+
+    Attributes:
+        bias: float32 [N, 1, 2·reach], or None.
+        fire: or None.
+    """
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    bias: Any
+    fire: Sums | None
+
+
+def run(call: Call, x: Arrays, d: Cotangents, learned_bias: bool) -> Gradients:
+    """Of one call."""
+    parts = [_stretch(call, s, x, d, learned_bias) for s in range(call.num_stretches)]
     # What is left of the keys after the last stretch is padding.
-    missing = shape[2] - call.num_stretches * n.stretch
+    missing = x.k.shape[2] - call.num_stretches * call.blocks.stretch
     dk, dv = (
         jnp.pad(
-            jnp.concatenate([part[side] for part in grads], 2),
+            jnp.concatenate([part[name] for part in parts], 2),
             ((0, 0),) * 2 + ((0, missing), (0, 0)),
         )
-        for side in (1, 2)
+        for name in ("dk", "dv")
     )
-    d_bias = sum(part[3].sum(0) for part in grads) if learned_bias else None
-    return dq, dk, dv, d_bias
+    d_bias = sum(part["d_bias"].sum(0) for part in parts) if learned_bias else None
+    fire = None
+    if x.fire is not None:
+        line, numerator = (sum(part[name] for part in parts) for name in ("d_line", "d_numerator"))
+        rows = [part["d_reciprocal"].swapaxes(2, 3) for part in parts]
+        fire = Sums(line, numerator, _of_queries(call, rows, x.q.shape[2]).swapaxes(2, 3))
+    dq = _of_queries(call, [part["dq"] for part in parts], x.q.shape[2])
+    return Gradients(dq.astype(x.q.dtype), dk, dv, d_bias, fire)
+
+
+def _of_queries(call: Call, parts: list[jax.Array], length: int) -> jax.Array:
+    """The sum of what the stretches give their queries, [B, N, some queries, H]: of all queries."""
+    if len(parts) == 1:
+        return parts[0]
+    B, N, _, H = parts[0].shape
+    total = jnp.zeros((B, N, length, H), jnp.float32)
+    for stretch, part in enumerate(parts):
+        first, end = _queries(call, stretch)
+        block_q = call.blocks.block_q
+        total = total.at[:, :, first * block_q : end * block_q].add(part)
+    return total
 
 
 def _queries(call: Call, stretch: int) -> tuple[int, int]:
@@ -105,18 +133,29 @@ def _operands(call: Call, stretch: int, x: Arrays, d: Cotangents) -> Operands:
         operands.add("k_ids", columns(x.segment_ids), column)
     if x.is_open is not None:
         operands.add("open", columns(x.is_open), column)
-    if x.bias is not None:
-        along = bias.along_lanes(x.bias, call.reach, keys=False)
-        whole = spec((None, *along.shape[1:]), lambda b, h, head, i: (head, 0, 0))
-        operands.add("bias", along, whole)
+    for name in ("bias", "factor"):
+        if (of_distance := getattr(x, name)) is not None:
+            along = bias.along_lanes(of_distance, call.reach, keys=False)
+            whole = spec((None, *along.shape[1:]), lambda b, h, head, i: (head, 0, 0))
+            operands.add(name, along, whole)
+    if x.fire is not None:
+        fire_tiles.add_operands(
+            operands,
+            call,
+            x.fire,
+            keys=False,
+            whole=lambda shape: spec(shape, lambda b, h, head, i: (0,) * len(shape)),
+        )
+        ids = spec((None, SUBLANES, n.block_q), lambda b, h, head, i: (b, 0, i + first))
+        operands.add("reciprocal", rows_of(x.fire.reciprocal), ids)
     return operands
 
 
 def _stretch(
     call: Call, stretch: int, x: Arrays, d: Cotangents, learned_bias: bool
-) -> tuple[jax.Array, ...]:
+) -> dict[str, jax.Array]:
     """dq of the queries that see one stretch of keys, that stretch's dk and dv, and what its pairs
-    add to the bias' gradient, if that is asked for: float32 [B, N, 1, 2·reach].
+    add to the bias' gradient, if that is asked for: float32 [B, N, 1, 2·reach], and to FIRE's sums.
     """
     B, N, _, H = x.q.shape
     K, n = x.k.shape[1], call.blocks
@@ -126,7 +165,7 @@ def _stretch(
     own = spec((None, None, n.stretch, H), lambda b, h, head, i: (b, h, 0, 0))
     operands = _operands(call, stretch, x, d)
     f32, alone = jnp.float32, call.num_stretches == 1
-    outputs = {
+    outputs: dict[str, Any] = {
         "dq": (queries, (B, N, (end - first) * n.block_q, H), x.q.dtype if alone else f32),
         "dk": (own, (B, K, n.stretch, H), x.k.dtype),
         "dv": (own, (B, K, n.stretch, H), x.v.dtype),
@@ -134,8 +173,19 @@ def _stretch(
     if learned_bias:
         per_head = spec((None, None, 1, 2 * call.reach), lambda b, h, head, i: (b, head, 0, 0))
         outputs["d_bias"] = (per_head, (B, N, 1, 2 * call.reach), f32)
-    names = (*operands.names, *outputs, "dq_sum", "dk_sum", "dv_sum")
-    return pl.pallas_call(
+    tiles: tuple[str, ...] = ()
+    if x.fire is not None:
+        kinks = x.fire.line.kinks.size + GROUP - 1
+        shapes = {"d_line": (2, kinks, LANES), "d_numerator": (1, 2 * call.reach)}
+        for name, shape in shapes.items():
+            zeros = (0,) * len(shape)
+            whole = spec((None, None, *shape), lambda b, h, head, i, at=zeros: (b, head, *at))
+            outputs[name] = (whole, (B, N, *shape), f32)
+        row = spec((None, None, 1, n.block_q), lambda b, h, head, i: (b, head, 0, i))
+        outputs["d_reciprocal"] = (row, (B, N, 1, (end - first) * n.block_q), f32)
+        tiles = ("quotient", "sum", "rise")
+    names = (*operands.names, *outputs, "dq_sum", "dk_sum", "dv_sum", *tiles)
+    results = pl.pallas_call(
         functools.partial(kernel, call, stretch, first, names),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=operands.num_prefetched,
@@ -146,6 +196,7 @@ def _stretch(
                 pltpu.VMEM((n.block_q, H), f32),
                 pltpu.VMEM((n.stretch, H), f32),
                 pltpu.VMEM((n.stretch, H), f32),
+                *[pltpu.VMEM((n.tile_k, n.tile_q), f32) for _ in tiles],
             ],
         ),
         out_shape=[jax.ShapeDtypeStruct(*rest) for _, *rest in outputs.values()],
@@ -156,6 +207,7 @@ def _stretch(
         cost_estimate=call.cost(x.q, x.k, products=5, share=1 / call.num_stretches),
         name="flash_attention_backward",
     )(*operands.arrays)
+    return dict(zip(outputs, results, strict=True))
 
 
 def kernel(
@@ -163,58 +215,101 @@ def kernel(
 ) -> None:
     """Body of the grid step (batch b, kv head, query head g, query block i)."""
     x = dict(zip(names, refs, strict=True))
-    q, k, v, d_out = (x[name] for name in ("q", "k", "v", "d_out"))
-    dq_sum, dk_sum, dv_sum = (x[name] for name in ("dq_sum", "dk_sum", "dv_sum"))
     b, g, i = pl.program_id(0), pl.program_id(2), pl.program_id(3)
     last_g, last_i = pl.num_programs(2) - 1, pl.num_programs(3) - 1
-    n = call.blocks
+    step = b, pl.program_id(1) * pl.num_programs(2) + g, i + first_query_block, stretch
 
     @pl.when((g == 0) & (i == 0))
     def start() -> None:
-        dk_sum[...] = jnp.zeros_like(dk_sum)
-        dv_sum[...] = jnp.zeros_like(dv_sum)
+        _clear(x, "dk_sum", "dv_sum")
 
-    dq_sum[...] = jnp.zeros_like(dq_sum)
-    if "d_bias" in x:
+    _clear(x, "dq_sum", "d_reciprocal")
+    if "d_bias" in x or "d_line" in x:
 
         @pl.when(i == 0)
         def start_head() -> None:
-            x["d_bias"][...] = jnp.zeros_like(x["d_bias"])
-
-    def tile(rows: int, base: Any, offset: Any) -> None:
-        """Gradients from query rows [rows, rows + tile_q) and `tile_k` keys from slot `base`."""
-        at, keys = pl.ds(rows, n.tile_q), pl.ds(base, n.tile_k)
-        f32: dict[str, Any] = {"preferred_element_type": jnp.float32}
-        q_tile, k_tile, d_out_tile = q[at], k[keys], d_out[at]
-        s = capped = call.scores(jax.lax.dot_general(k_tile, q_tile, NT, **f32))
-        first = call.reach - call.offset(i + first_query_block, stretch, rows, base)
-        if "bias" in x:
-            s = capped + bias.tile(x["bias"], first, n.tile_k, n.tile_q, call.strides)
-        same = None
-        if "q_ids" in x:
-            same = wide(x["k_ids"][keys], n.tile_q) == x["q_ids"][:1, at]
-        is_open = wide(x["open"][keys], n.tile_q) != 0 if "open" in x else None
-        seen = call.seen(offset, same, is_open, s.shape, axis=1)
-        p = jnp.exp2(s - x["lse"][:1, at])
-        if seen is not None:
-            p = jnp.where(seen, p, 0.0)
-        dv_sum[keys] += jax.lax.dot_general(p.astype(q.dtype), d_out_tile, NN, **f32)
-        dp = jax.lax.dot_general(v[keys], d_out_tile, NT, **f32)
-        ds = p * (dp + x["rest"][:1, at])
-        if "d_bias" in x:
-            bias.add_diagonals(x["d_bias"], first, ds)
-        ds = call.before_cap(ds, capped).astype(q.dtype)
-        dk_sum[keys] += jax.lax.dot_general(ds, q_tile, NN, **f32)
-        dq_sum[at] += jax.lax.dot_general(ds, k_tile, TN, **f32)
+            _clear(x, "d_bias", "d_line", "d_numerator")
 
     def work(tiles: list[Tile]) -> None:
         for at in tiles:
-            tile(*at)
+            _tile(call, x, step, *at)
 
     call.visit(i + first_query_block, stretch, call.bounds(x, b, i), work)
-    x["dq"][...] = (dq_sum[...] * call.scale).astype(x["dq"].dtype)
+    x["dq"][...] = (x["dq_sum"][...] * call.scale).astype(x["dq"].dtype)
 
     @pl.when((g == last_g) & (i == last_i))
     def finish() -> None:
-        x["dk"][...] = (dk_sum[...] * call.scale).astype(k.dtype)
-        x["dv"][...] = dv_sum[...].astype(v.dtype)
+        x["dk"][...] = (x["dk_sum"][...] * call.scale).astype(x["dk"].dtype)
+        x["dv"][...] = x["dv_sum"][...].astype(x["dv"].dtype)
+
+
+def _tile(
+    call: Call, x: dict[str, Any], step: tuple[Any, ...], rows: int, base: Any, offset: Any
+) -> None:
+    """Gradients from query rows [rows, rows + tile_q) and `tile_k` keys from slot `base`; `step` is
+    (batch, query head, query block, stretch).
+    """
+    q, k, v, d_out = (x[name] for name in ("q", "k", "v", "d_out"))
+    n, (b, head, i, stretch) = call.blocks, step
+    at, keys = pl.ds(rows, n.tile_q), pl.ds(base, n.tile_k)
+    f32: dict[str, Any] = {"preferred_element_type": jnp.float32}
+    q_tile, k_tile, d_out_tile = q[at], k[keys], d_out[at]
+    capped = call.scores(jax.lax.dot_general(k_tile, q_tile, NT, **f32))
+    before = call.offset(i, stretch, rows, base)
+    first = call.reach - before
+    s, factor = _changed(call, x, capped, first)
+    if "numerator" in x:
+        reciprocal = x["reciprocal"][:1, at]
+        size = (n.tile_k, n.tile_q, call.strides)
+        quotients = bias.tile(x["numerator"], first, *size) * reciprocal
+        span = fire_tiles.span(call, x, b, i, rows, before)
+        s = fire_tiles.add(x, head, span, s, quotients)
+    seen = _seen(call, x, at, keys, offset)
+    p = jnp.exp2(s - x["lse"][:1, at])
+    if seen is not None:
+        p = jnp.where(seen, p, 0.0)
+    x["dv_sum"][keys] += jax.lax.dot_general(p.astype(q.dtype), d_out_tile, NN, **f32)
+    dp = jax.lax.dot_general(v[keys], d_out_tile, NT, **f32)
+    ds = p * (dp + x["rest"][:1, at])
+    if "d_bias" in x:
+        bias.add_diagonals(x["d_bias"], first, ds)
+    if "numerator" in x:
+        d_quotients = fire_tiles.add_gradients(x, head, span, ds)
+        bias.add_diagonals(x["d_numerator"], first, d_quotients * reciprocal)
+        x["d_reciprocal"][:1, at] += (d_quotients * x["quotient"][...]).sum(0, keepdims=True)
+    ds = ds if factor is None else ds * factor
+    ds = call.before_cap(ds, capped).astype(q.dtype)
+    x["dk_sum"][keys] += jax.lax.dot_general(ds, q_tile, NN, **f32)
+    x["dq_sum"][at] += jax.lax.dot_general(ds, k_tile, TN, **f32)
+
+
+def _clear(x: dict[str, Any], *names: str) -> None:
+    """Sets to 0 those of the names that there are."""
+    for ref in (x[name] for name in names if name in x):
+        ref[...] = jnp.zeros_like(ref)
+
+
+def _changed(
+    call: Call, x: dict[str, Any], capped: jax.Array, first: Any
+) -> tuple[jax.Array, jax.Array | None]:
+    """A tile's scores with what depends on the distance, and the factor among it; see `bias.tile`
+    for `first`.
+    """
+    s, factor, size = capped, None, (call.blocks.tile_k, call.blocks.tile_q)
+    if "factor" in x:
+        factor = bias.tile(x["factor"], first, *size, call.strides)
+        s = s * factor
+    if "bias" in x:
+        s = s + bias.tile(x["bias"], first, *size, call.strides)
+    return s, factor
+
+
+def _seen(call: Call, x: dict[str, Any], at: Any, keys: Any, offset: Any) -> Any:
+    """Which pairs of a tile, [keys, queries], are visible, or None for all."""
+    n = call.blocks
+    same = is_open = None
+    if "q_ids" in x:
+        same = wide(x["k_ids"][keys], n.tile_q) == x["q_ids"][:1, at]
+    if "open" in x:
+        is_open = wide(x["open"][keys], n.tile_q) != 0
+    return call.seen(offset, same, is_open, (n.tile_k, n.tile_q), axis=1)

@@ -1,7 +1,7 @@
-"""A bias of the distance alone: a vector in memory, a tile of equal diagonals in registers.
+"""A number of the distance alone: a vector in memory, a tile of equal diagonals in registers.
 
-The vector of a head, [1, 2·reach], holds the bias of distance d = query - key at `reach + d`, or at
-`reach - d` where keys run along the lanes: then both kinds of tile read it from left to right.
+The vector of a head, [1, 2·reach], holds the number of distance d = query - key at `reach + d`, or
+at `reach - d` where keys run along the lanes: then both kinds of tile read it from left to right.
 
     lanes    … b₃ b₂ b₁ b₀ b₋₁ …         tile   b₀ b₋₁ b₋₂      every row is the one above,
              └── a window of it ──┘              b₁ b₀  b₋₁      turned by one lane
@@ -18,19 +18,19 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.flash_attention.call import LANES, LOG2_E, SUBLANES
+from kernels.flash_attention.call import LANES, SUBLANES
 
 
-def along_lanes(bias: jax.Array, reach: int, keys: bool) -> jax.Array:
-    """[heads, 2·length - 1] → float32 [heads, 1, 2·reach] in base 2; zeros past `length`.
+def along_lanes(of_distance: jax.Array, reach: int, keys: bool) -> jax.Array:
+    """[heads, 2·length - 1] → float32 [heads, 1, 2·reach]; zeros past `length`.
 
     `keys`: whether keys run along the lanes of a tile, or queries.
     """
-    length = (bias.shape[1] + 1) // 2
-    bias = bias[:, ::-1] if keys else bias
-    before = reach - length + 1
-    whole = jnp.pad(bias, ((0, 0), (before, 2 * reach - before - bias.shape[1])))
-    return (whole.astype(jnp.float32) * LOG2_E)[:, None]
+    size = of_distance.shape[1]
+    x = of_distance[:, ::-1] if keys else of_distance
+    before = reach - (size + 1) // 2 + 1
+    whole = jnp.pad(x, ((0, 0), (before, 2 * reach - before - size)))
+    return whole.astype(jnp.float32)[:, None]
 
 
 def of_distance(along: jax.Array, reach: int, length: int) -> jax.Array:

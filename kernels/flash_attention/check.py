@@ -7,6 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kernels.flash_attention.fire import Fire
+
 HEAD_DIMS = (64, 80, 96, 128, 192, 256)
 DTYPES = (jnp.bfloat16, jnp.float32)
 SHORTEST_WINDOW = 128  # beside sinks: no block is shorter
@@ -22,12 +24,14 @@ class Sinks(NamedTuple):
             at a distance of `window` or more; None: as ever.
         k: [batch, kv_heads, length, head_dim], keys as they are met there; None: as ever.
         bias: [heads], added to capped scores there; None: 0.
+        factor: [heads], multiplies them before that, without a gradient; None: 1.
     """
 
     num: int
     q: jax.Array | None = None
     k: jax.Array | None = None
     bias: jax.Array | None = None
+    factor: jax.Array | None = None
 
 
 def check(
@@ -65,22 +69,27 @@ def check_options(
     ahead: int | None,
     window: int | None,
     bias: jax.Array | None,
+    factor: jax.Array | None,
     prefix: int | None,
     sinks: Sinks | None,
+    fire: Fire | None,
 ) -> None:
-    """Of a pattern and a bias.
+    """Of a pattern, and of what changes scores.
 
     Raises:
         ValueError: patterns that do not go together, or a shape that is not theirs.
     """
     _, N, T, _ = q.shape
-    if bias is not None and bias.shape != (N, 2 * T - 1):
-        raise ValueError(f"bias of shape {bias.shape}; allowed: {(N, 2 * T - 1)}")
+    for name, vectors in (("bias", bias), ("factor", factor)):
+        if vectors is not None and vectors.shape != (N, 2 * T - 1):
+            raise ValueError(f"{name} of shape {vectors.shape}; allowed: {(N, 2 * T - 1)}")
     if prefix is not None and (ahead != 0 or window is not None or prefix < 0):
         raise ValueError(
             f"prefix={prefix} with ahead={ahead}, window={window}; allowed: an integer >= 0 with "
             "ahead=0 and no window"
         )
+    if fire is not None:
+        _check_fire(q, fire, sinks)
     if sinks is None:
         return
     if window is None or window < SHORTEST_WINDOW or ahead is None:
@@ -90,9 +99,20 @@ def check_options(
         )
     if not 1 <= sinks.num <= window:
         raise ValueError(f"sinks.num={sinks.num}; allowed: from 1 to the window's {window}")
-    for name, shape in {"q": q.shape, "k": k.shape, "bias": (N,)}.items():
+    for name, shape in {"q": q.shape, "k": k.shape, "bias": (N,), "factor": (N,)}.items():
         array = getattr(sinks, name)
         if array is not None and array.shape != shape:
             raise ValueError(f"sinks.{name} of shape {array.shape}; allowed: {shape}")
         if name in ("q", "k") and array is not None and array.dtype != q.dtype:
             raise ValueError(f"sinks.{name} of {array.dtype}; allowed: {q.dtype}, as q")
+
+
+def _check_fire(q: jax.Array, fire: Fire, sinks: Sinks | None) -> None:
+    if sinks is not None:
+        raise ValueError("fire with sinks; allowed: one of them, sinks need distances alone")
+    B, N, T, _ = q.shape
+    width = fire.w_in.shape[-1:]
+    shapes = ((2 * T - 1,), (B, T), width, width, (N, *width), (N,))
+    for name, array, shape in zip(Fire._fields, fire, shapes, strict=True):
+        if array.shape != shape:
+            raise ValueError(f"fire.{name} of shape {array.shape}; allowed: {shape}")

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.flash_attention import bias
+from kernels.flash_attention import bias, fire_tiles
 from kernels.flash_attention.call import HIDDEN, LANES, LOG2_E, SUBLANES, Call, Tile, wide
 from kernels.flash_attention.operands import Arrays, Operands, columns, query_ids, rows_of
 from kernels.flash_attention.segments import block_bounds
@@ -38,8 +38,10 @@ def run(call: Call, x: Arrays) -> tuple[jax.Array, jax.Array]:
     """Output [B, N, T, H] and log-sum-exp [B, N, T]."""
     B, N, T, H = x.q.shape
     n, operands = call.blocks, _operands(call, x)
+    tiles = () if x.fire is None else ("quotient", "sum")
+    names = (*operands.names, "out", "lse", "top", "total", "acc", *tiles)
     out, lse = pl.pallas_call(
-        functools.partial(kernel, call, (*operands.names, "out", "lse", "top", "total", "acc")),
+        functools.partial(kernel, call, names),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=operands.num_prefetched,
             grid=(B, N, call.band.num_blocks_q, call.num_stretches),
@@ -52,6 +54,7 @@ def run(call: Call, x: Arrays) -> tuple[jax.Array, jax.Array]:
                 pltpu.VMEM((n.block_q, LANES), jnp.float32),
                 pltpu.VMEM((n.block_q, LANES), jnp.float32),
                 pltpu.VMEM((n.block_q, H), jnp.float32),
+                *[pltpu.VMEM((n.tile_q, n.tile_k), jnp.float32) for _ in tiles],
             ],
         ),
         out_shape=[
@@ -71,6 +74,10 @@ def run(call: Call, x: Arrays) -> tuple[jax.Array, jax.Array]:
 def _spec(block: tuple[Any, ...], index: Any) -> pl.BlockSpec:
     """Scalars that are prefetched come after the program ids."""
     return pl.BlockSpec(block, lambda b, h, i, j, *_: index(b, h, i, j))
+
+
+def _whole(shape: tuple[int, ...]) -> pl.BlockSpec:
+    return _spec(shape, lambda b, h, i, j: (0,) * len(shape))
 
 
 def _operands(call: Call, x: Arrays) -> Operands:
@@ -98,9 +105,14 @@ def _operands(call: Call, x: Arrays) -> Operands:
         operands.add("k_ids", rows_of(x.segment_ids), row)
     if x.is_open is not None:
         operands.add("open", rows_of(x.is_open), row)
-    if x.bias is not None:
-        along = bias.along_lanes(x.bias, call.reach, keys=True)
-        operands.add("bias", along, _spec((None, *along.shape[1:]), lambda b, h, i, j: (h, 0, 0)))
+    for name in ("bias", "factor"):
+        if (of_distance := getattr(x, name)) is not None:
+            along = bias.along_lanes(of_distance, call.reach, keys=True)
+            operands.add(name, along, _spec((None, *along.shape[1:]), lambda b, h, i, j: (h, 0, 0)))
+    if x.fire is not None:
+        fire_tiles.add_operands(operands, call, x.fire, keys=True, whole=_whole)
+        column = _spec((None, n.block_q, LANES), lambda b, h, i, j: (b, i, 0))
+        operands.add("reciprocal", columns(x.fire.reciprocal), column)
     if x.far is not None:
         S = x.far.k.shape[3]
         at = functools.partial(block_number, x.far.sinks)
@@ -110,7 +122,10 @@ def _operands(call: Call, x: Arrays) -> Operands:
         operands.add("k_sinks", x.far.k, block)
         operands.add("v_sinks", x.far.v, block)
         operands.add("sinks", as_rows(x.far.sinks), row)
-        operands.add("far_bias", x.far.bias, _spec((None, 1, S), lambda b, h, i, j: (h, 0, 0)))
+        per_head = _spec((None, 1, S), lambda b, h, i, j: (h, 0, 0))
+        operands.add("far_bias", x.far.bias, per_head)
+        if x.far.factor is not None:
+            operands.add("far_factor", x.far.factor, per_head)
     return operands
 
 
@@ -118,7 +133,7 @@ def kernel(call: Call, names: tuple[str, ...], *refs: Any) -> None:
     """Body of the grid step (batch b, head n, query block i, stretch of keys j)."""
     x = dict(zip(names, refs, strict=True))
     v, top, total, acc = (x[name] for name in ("v", "top", "total", "acc"))
-    b, i, j = pl.program_id(0), pl.program_id(2), pl.program_id(3)
+    b, h, i, j = (pl.program_id(axis) for axis in range(4))
     n = call.blocks
 
     @pl.when(j == 0)
@@ -144,7 +159,7 @@ def kernel(call: Call, names: tuple[str, ...], *refs: Any) -> None:
         begun: list[jax.Array] = []
         for number, (rows, base, _) in enumerate(tiles):
             while len(begun) < min(number + 1 + n.early, len(tiles)):
-                begun.append(_scores(call, x, i, j, *tiles[len(begun)]))
+                begun.append(_scores(call, x, (b, h, i, j), *tiles[len(begun)]))
             add(pl.ds(rows, n.tile_q), begun[number], v[pl.ds(base, n.tile_k)])
 
     if "q_far" in x:
@@ -167,16 +182,24 @@ def kernel(call: Call, names: tuple[str, ...], *refs: Any) -> None:
 
 
 def _scores(
-    call: Call, x: dict[str, Any], i: Any, j: Any, rows: int, base: Any, offset: Any
+    call: Call, x: dict[str, Any], step: tuple[Any, ...], rows: int, base: Any, offset: Any
 ) -> jax.Array:
-    """Of one tile: float32 [tile_q, tile_k] in base 2, -inf where hidden."""
-    n = call.blocks
+    """Of one tile of a grid step: float32 [tile_q, tile_k] in base 2, -inf where hidden."""
+    n, (b, h, i, j) = call.blocks, step
+    size = (n.tile_q, n.tile_k, call.strides)
     at, keys = pl.ds(rows, n.tile_q), pl.ds(base, n.tile_k)
     dots = jax.lax.dot_general(x["q"][at], x["k"][keys], NT, preferred_element_type=jnp.float32)
     s = call.scores(dots)
+    before = call.offset(i, j, rows, base)
+    first = call.reach + before
+    if "factor" in x:
+        s *= bias.tile(x["factor"], first, *size)
     if "bias" in x:
-        first = call.reach + call.offset(i, j, rows, base)
-        s += bias.tile(x["bias"], first, n.tile_q, n.tile_k, call.strides)
+        s += bias.tile(x["bias"], first, *size)
+    if "numerator" in x:
+        quotients = bias.tile(x["numerator"], first, *size)
+        quotients *= wide(x["reciprocal"][at], n.tile_k)
+        s = fire_tiles.add(x, h, fire_tiles.span(call, x, b, i, rows, before), s, quotients)
     same = is_open = None
     if "q_ids" in x:
         same = wide(x["q_ids"][at], n.tile_k) == x["k_ids"][:1, keys]
@@ -197,4 +220,7 @@ def _far_scores(call: Call, x: dict[str, Any], i: Any, rows: int) -> jax.Array:
     seen = call.seen_sinks(i * n.block_q + rows, slots, axis=0)
     if "q_ids" in x:
         seen &= wide(x["q_ids"][at], dots.shape[1]) == x["sinks"][1:2]
-    return jnp.where(seen, call.scores(dots) + x["far_bias"][...], -jnp.inf)
+    s = call.scores(dots)
+    if "far_factor" in x:
+        s *= x["far_factor"][...]
+    return jnp.where(seen, s + x["far_bias"][...], -jnp.inf)

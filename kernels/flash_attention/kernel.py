@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kernels.flash_attention import backward, forward, sinks_backward
+from kernels.flash_attention import backward, fire, forward, sinks_backward
 from kernels.flash_attention.backward import Cotangents
 from kernels.flash_attention.bias import of_distance
 from kernels.flash_attention.blocks import Blocks
@@ -17,7 +17,7 @@ from kernels.flash_attention.call import HIDDEN, LOG2_E, Call
 from kernels.flash_attention.operands import Arrays, Far
 from kernels.flash_attention.pattern import Band
 from kernels.flash_attention.segments import slots_of
-from kernels.flash_attention.sinks import find_sinks, first_tokens, gather, scatter
+from kernels.flash_attention.sinks import SinkRows, find_sinks, first_tokens, gather, scatter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,9 @@ class Settings:
 
 
 class Trained(NamedTuple):
-    """What has a gradient; see `flash_attention`, lengths are whole blocks and stretches here."""
+    """What has a gradient, and the factors, whose is 0; see `flash_attention`, lengths are whole
+    blocks and stretches here.
+    """
 
     q: Any
     k: Any
@@ -57,6 +59,9 @@ class Trained(NamedTuple):
     k_far: Any = None
     bias: Any = None
     far_bias: Any = None
+    factor: Any = None
+    far_factor: Any = None
+    fire: Any = None
 
 
 class Tokens(NamedTuple):
@@ -96,11 +101,21 @@ def _arrays(settings: Settings, x: Trained, tokens: Tokens, side: int = 0) -> Ar
         else:
             block_q = settings.blocks[side].block_q
             sinks = find_sinks(ids[:, :T], positions[:, :T], settings.num_sinks, block_q)
-        S = sinks.slots.shape[2]
-        bias = (x.far_bias.astype(jnp.float32) * LOG2_E)[:, None, None]
-        bias = jnp.broadcast_to(bias, (bias.shape[0], 1, S))
-        far = Far(x.q_far, gather(x.k_far, sinks), gather(x.v, sinks), sinks, bias)
-    return Arrays(x.q, x.k, x.v, ids, is_open, open_ends, x.bias, far)
+        far = Far(
+            x.q_far,
+            gather(x.k_far, sinks),
+            gather(x.v, sinks),
+            sinks,
+            _rows(x.far_bias.astype(jnp.float32) * LOG2_E, sinks),
+            None if x.far_factor is None else _rows(x.far_factor.astype(jnp.float32), sinks),
+        )
+    bias = None if x.bias is None else x.bias.astype(jnp.float32) * LOG2_E
+    return Arrays(x.q, x.k, x.v, ids, is_open, open_ends, bias, x.factor, far, x.fire)
+
+
+def _rows(of_heads: jax.Array, sinks: SinkRows) -> jax.Array:
+    """[N] → [N, 1, sinks], equal along the last axis."""
+    return jnp.broadcast_to(of_heads[:, None, None], (of_heads.size, 1, sinks.slots.shape[2]))
 
 
 def _forward(settings: Settings, x: Trained, tokens: Tokens) -> Any:
@@ -117,10 +132,12 @@ def _backward(settings: Settings, saved: Any, cotangents: Any) -> Any:
     rows = jnp.where(lse == HIDDEN, 0.0, lse * LOG2_E)
     d = Cotangents(d_out.astype(x.q.dtype), rows[:, :, None], rest[:, :, None])
     learned = x.bias is not None and settings.learned_bias
-    dq, dk, dv, d_bias = backward.run(call, arrays, d, learned)
-    grads = Trained(dq, dk, dv)
+    found = backward.run(call, arrays, d, learned)
+    grads = Trained(found.q, found.k, found.v)
+    if found.fire is not None:
+        grads = grads._replace(fire=fire.gradients(x.fire, found.fire))
     if learned:
-        d_bias = of_distance(d_bias, call.reach, (x.bias.shape[1] + 1) // 2)
+        d_bias = of_distance(found.bias, call.reach, (x.bias.shape[1] + 1) // 2)
         grads = grads._replace(bias=d_bias.astype(x.bias.dtype))
     elif x.bias is not None:
         grads = grads._replace(bias=jnp.zeros_like(x.bias))
@@ -129,7 +146,7 @@ def _backward(settings: Settings, saved: Any, cotangents: Any) -> Any:
         S = x.k.shape[2]
         dk_far, dv_far = (scatter(part, arrays.far.sinks, S) for part in (dk_far, dv_far))
         grads = grads._replace(
-            v=(dv.astype(jnp.float32) + dv_far).astype(dv.dtype),
+            v=(grads.v.astype(jnp.float32) + dv_far).astype(grads.v.dtype),
             q_far=dq_far,
             k_far=dk_far.astype(x.k.dtype),
             far_bias=d_far_bias.astype(x.far_bias.dtype),

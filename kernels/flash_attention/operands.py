@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from kernels.flash_attention.call import LANES, SUBLANES
+from kernels.flash_attention.fire import Quotient
 from kernels.flash_attention.sinks import SinkRows
 
 
@@ -20,6 +21,7 @@ class Far(NamedTuple):
         k, v: [B, K, query blocks, sinks, H].
         sinks: who they are.
         bias: float32 [N, 1, sinks] in base 2, equal along the last axis.
+        factor: so too, or None.
     """
 
     q: jax.Array
@@ -27,6 +29,7 @@ class Far(NamedTuple):
     v: jax.Array
     sinks: SinkRows
     bias: jax.Array
+    factor: jax.Array | None
 
 
 class Arrays(NamedTuple):
@@ -38,8 +41,10 @@ class Arrays(NamedTuple):
         segment_ids: int32 [B, S], or None.
         is_open: int32 [B, S], not 0 for keys that earlier queries see too, or None.
         open_ends: int32 [B, T], one past the last such slot of each token's segment, or None.
-        bias: float32 [N, 2·length - 1], see `flash_attention`, or None.
+        bias: float32 [N, 2·length - 1] in base 2, see `flash_attention`, or None.
+        factor: [N, 2·length - 1], or None.
         far: or None.
+        fire: or None.
     """
 
     q: jax.Array
@@ -49,7 +54,9 @@ class Arrays(NamedTuple):
     is_open: jax.Array | None
     open_ends: jax.Array | None
     bias: jax.Array | None
+    factor: jax.Array | None
     far: Far | None
+    fire: Quotient | None
 
 
 class Operands:

@@ -26,10 +26,16 @@ def whole_blocks(
         segment_ids = jnp.ones((B, T), jnp.int32)
     if positions is None and (settings.num_sinks or settings.prefix is not None):
         positions = count_up(jnp.ones((B, T), jnp.int32) if segment_ids is None else segment_ids)
+    fire = None
+    if x.fire is not None:
+        # At the ends: the least and the most of a tile stay those of its tokens.
+        numerator = jnp.pad(x.fire.numerator, keys - T, mode="edge")
+        reciprocal = jnp.pad(x.fire.reciprocal, ((0, 0), (0, queries - T)), mode="edge")
+        fire = x.fire._replace(numerator=numerator, reciprocal=reciprocal)
     of_queries = {name: _pad(getattr(x, name), 2, queries) for name in ("q", "q_far")}
     of_keys = {name: _pad(getattr(x, name), 2, keys) for name in ("k", "v", "k_far")}
     tokens = Tokens(_pad(segment_ids, 1, keys), _pad(positions, 1, keys, NOWHERE))
-    return x._replace(**of_queries, **of_keys), tokens
+    return x._replace(**of_queries, **of_keys, fire=fire), tokens
 
 
 def _pad(x: jax.Array | None, axis: int, length: int, value: int = 0) -> jax.Array | None:

@@ -21,9 +21,11 @@ def flash_attention(
     window: int | None = None,
     softcap: float | None = None,
     bias: jax.Array | None = None,
+    factor: jax.Array | None = None,
     prefix: int | None = None,
     positions: jax.Array | None = None,
     sinks: Any = None,
+    fire: Any = None,
 ) -> tuple[jax.Array, jax.Array]:
     """As `kernels.flash_attention.flash_attention`, in O(T²) memory and float32."""
     B, N, T, _ = q.shape
@@ -36,8 +38,12 @@ def flash_attention(
         return s if softcap is None else softcap * jnp.tanh(s / softcap)
 
     s = scores(q, k)
+    if factor is not None:
+        s *= factor.astype(jnp.float32)[None, :, T - 1 + i - j]
     if bias is not None:
         s += bias.astype(jnp.float32)[None, :, T - 1 + i - j]
+    if fire is not None:
+        s += _network(fire, T - 1 + i - j)
     seen = jnp.ones((B, 1, T, T), bool)
     if positions is None:
         ids = jnp.ones((B, T), jnp.int32) if segment_ids is None else segment_ids
@@ -52,13 +58,7 @@ def flash_attention(
         assert window is not None
         is_far = (i - j >= window)[None, None]
         seen |= is_far & (positions < sinks.num)[:, None, None, :]
-        q_far, k_far = (q if sinks.q is None else sinks.q), (k if sinks.k is None else sinks.k)
-        far = scores(
-            q_far.astype(jnp.float32), jnp.repeat(k_far.astype(jnp.float32), N // k_far.shape[1], 1)
-        )
-        s = jnp.where(
-            is_far, far + (0.0 if sinks.bias is None else sinks.bias[None, :, None, None]), s
-        )
+        s = jnp.where(is_far, _far(scores, sinks, q, k), s)
     if segment_ids is not None:
         same = segment_ids[:, :, None] == segment_ids[:, None, :]
         seen &= (same & (segment_ids != 0)[:, :, None])[:, None]
@@ -67,3 +67,23 @@ def flash_attention(
     p = jnp.where(seen, jax.nn.softmax(s, axis=-1), 0.0)
     lse = jnp.where(some, jax.nn.logsumexp(s, axis=-1), HIDDEN)
     return jnp.einsum("bnts,bnsh->bnth", p, v, precision="highest"), lse
+
+
+def _far(scores: Any, sinks: Any, q: jax.Array, k: jax.Array) -> jax.Array:
+    """[batch, heads, length, length], all keys as if they were sinks out of the window."""
+    q = q if sinks.q is None else sinks.q.astype(jnp.float32)
+    if sinks.k is not None:
+        k = jnp.repeat(sinks.k.astype(jnp.float32), q.shape[1] // sinks.k.shape[1], axis=1)
+    s = scores(q, k)
+    if sinks.factor is not None:
+        s *= sinks.factor[None, :, None, None]
+    return s if sinks.bias is None else s + sinks.bias[None, :, None, None]
+
+
+def _network(fire: Any, entry: jax.Array) -> jax.Array:
+    """[batch, heads, length, length] of each pair's entry in `fire.numerator`."""
+    quotient = fire.numerator[entry][None] * fire.reciprocal[:, :, None]
+    w_in, b_in = (x[None, None, None] for x in (fire.w_in, fire.b_in))
+    units = jax.nn.relu(quotient[..., None] * w_in + b_in)
+    added = jnp.einsum("btsw,nw->bnts", units, fire.w_out, precision="highest")
+    return added + fire.b_out[None, :, None, None]

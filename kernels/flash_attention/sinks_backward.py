@@ -52,8 +52,10 @@ def run(
         operands.add("q_ids", rows_of(query_ids(x.segment_ids[:, :T])), ids)
         segments = jnp.broadcast_to(far.sinks.segments[:, :, None], far.sinks.slots.shape)
         operands.add("k_ids", _columns(segments), per_sink)
-    bias = jnp.broadcast_to(far.bias[:, :, :1], (N, 1, n.block_q))
-    operands.add("bias", bias, spec((None, 1, n.block_q), lambda b, h, i, head: (head, 0, 0)))
+    per_head = spec((None, 1, n.block_q), lambda b, h, i, head: (head, 0, 0))
+    for name in ("bias", "factor"):
+        if (of_heads := getattr(far, name)) is not None:
+            operands.add(name, jnp.broadcast_to(of_heads[:, :, :1], (N, 1, n.block_q)), per_head)
     f32 = jnp.float32
     d_bias = spec((None, None, None, 1, n.block_q), lambda b, h, i, head: (b, head, i, 0, 0))
     outputs = {
@@ -111,8 +113,10 @@ def kernel(call: Call, names: tuple[str, ...], *refs: Any) -> None:
             at = pl.ds(rows, n.tile_q)
             q_tile, d_out_tile = x["q"][at], x["d_out"][at]
             dots = jax.lax.dot_general(x["k"][...], q_tile, NT, **f32)
-            capped = call.scores(dots)
-            p = jnp.exp2(capped + x["bias"][:1, at] - x["lse"][:1, at])
+            s = capped = call.scores(dots)
+            if "factor" in x:
+                s = capped * x["factor"][:1, at]
+            p = jnp.exp2(s + x["bias"][:1, at] - x["lse"][:1, at])
             seen = call.seen_sinks(i * n.block_q + rows, slots, axis=1)
             if "q_ids" in x:
                 seen &= wide(x["k_ids"][...], n.tile_q) == x["q_ids"][:1, at]
@@ -121,6 +125,8 @@ def kernel(call: Call, names: tuple[str, ...], *refs: Any) -> None:
             dp = jax.lax.dot_general(x["v"][...], d_out_tile, NT, **f32)
             ds = p * (dp + x["rest"][:1, at])
             x["d_bias"][:1, at] = ds.sum(0, keepdims=True)
+            if "factor" in x:
+                ds *= x["factor"][:1, at]
             ds = (call.before_cap(ds, capped) * call.scale).astype(q_tile.dtype)
             x["dk"][...] += jax.lax.dot_general(ds, q_tile, NN, **f32)
             dq = jax.lax.dot_general(ds, x["k"][...], TN, **f32)

@@ -108,7 +108,7 @@ def test_what_else_is_for_the_other_form(on_tpu):
 
     scored = dataclasses.replace(SPEC, score=lambda head, s, distance, i: 2 * s)
     assert "no bias" in reason(scored)
-    biased = dataclasses.replace(scored, score_is_added=True)
+    biased = dataclasses.replace(scored, score_form="bias")
     assert reason(biased) is None
     assert "larger than the cache" in reason(biased, call(T=65)[0])
     turned = dataclasses.replace(new, q_far=new.q)

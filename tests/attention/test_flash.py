@@ -83,10 +83,15 @@ ENCODINGS = {
     "kerple": "kerple",
     "sandwich": "sandwich(width=16)",
     "rope_alibi": "rope_alibi",
+    "fire": "fire(width=8, threshold=60)",
+    "multiplicative": "rope_alibi(kind=multiplicative)",
     "lm_infinite": "lm_infinite(window=128, num_sinks=3)",
+    "lm_infinite_multiplicative": (
+        "lm_infinite(inner=rope_alibi(kind=multiplicative), window=130, num_sinks=3)"
+    ),
     "lm_infinite_alibi": "lm_infinite(inner=alibi, window=130, num_sinks=3)",
 }
-IN_EVERY_RUN = ("t5", "lm_infinite")
+IN_EVERY_RUN = ("t5", "lm_infinite", "multiplicative", "fire")
 
 
 @pytest.mark.parametrize(
@@ -99,15 +104,19 @@ def test_position_encodings(on_tpu, name):
     x = inputs(T=200, N=2, K=1, first=40, sinks=False)
     lengths = jnp.full((2, 200), 160, jnp.int32)
     rotation = encoding.rotation(x.q_positions, lengths, 64)
+    learned = encoding.parameters(Dimensions(2, 64, 128, 128))
     params = {
-        name: 0.3 + jax.random.normal(jax.random.key(7), p.shape)
-        for name, p in encoding.parameters(Dimensions(2, 64, 128, 128)).items()
+        name: 0.3 + jax.random.normal(jax.random.key(7 + n), p.shape)
+        for n, (name, p) in enumerate(learned.items())
     }
+    if "threshold" in params:
+        params["threshold"] += 60
     spec = dataclasses.replace(
         SPEC,
         mask=encoding.restrict(masks.causal()),
         score=encoding.score if encoding.changes_scores else None,
-        score_by_distance=encoding.scores_by_distance,
+        score_form=encoding.score_form,
+        network=encoding.network if encoding.score_form == "network" else None,
         score_is_learned=bool(params),
         ceiling=encoding.ceiling,
     )
@@ -191,7 +200,7 @@ def score_by_row(head, scores, distance, q_positions):
 REASONS = {
     "mask=AttentionMask": {"mask": masks.chunked(4)},
     "not the same tokens": {"aligned": False},
-    "is no bias of the distance": {"score": score_by_row},
+    "is no bias, factor or network": {"score": score_by_row},
     "2 sinks and a window of 6": {"mask": masks.lambda_shaped(6, 2)},
 }
 
@@ -203,6 +212,12 @@ def test_what_the_kernels_do_not_do(on_tpu, reason):
         attend(spec, x, "flash")
     out, _ = attend(spec, x)  # auto: another implementation
     np.testing.assert_allclose(out, attend_reference(spec, x)[0], atol=1e-5)
+
+
+def test_sinks_beside_a_network(on_tpu):
+    mask = masks.lambda_shaped(130, 2)
+    spec = dataclasses.replace(SPEC, mask=mask, score=score_by_row, score_form="network")
+    assert flash.unsupported(spec, inputs(T=140)) == "2 sinks and a network"
 
 
 def test_a_ceiling_within_the_window(on_tpu):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.flash_attention import Sinks, flash_attention, reference
+from kernels.flash_attention import Fire, Sinks, flash_attention, reference
 from kernels.flash_attention.blocks import TABLE, Blocks, choose_blocks
 from kernels.flash_attention.pattern import Band
 from kernels.flash_attention.segments import block_bounds, count_up
@@ -28,6 +28,8 @@ SCATTERED = np.array([0, 5, 2, 5])[np.arange(384) // 96].astype(np.int32)
 CASES = {
     "lambda_packed": {"sinks": "far", "window": 140, "segment_ids": TWO, "length": 500},
     "packed_prefix_bias": {"prefix": 50, "bias": True, "segment_ids": PACKED, "length": 500},
+    "factor": {"factor": True, "softcap": 3.0, "length": 300},
+    "fire": {"fire": True, "softcap": 3.0, "length": 300},
     "causal_ragged": {"length": 300, "blocks": (Blocks(256, 128, 128, 128, 384, early=1), SMALL)},
     "lookahead_softcap": {"ahead": 40, "window": 70, "softcap": 2.0},
     "packed_window": {"segment_ids": PACKED, "length": 500, "window": 90},
@@ -42,6 +44,29 @@ CASES = {
     "bias_bfloat16": {"bias": True, "dtype": jnp.bfloat16},
     "bias_on_v4": {"bias": True, "chip": "v4", "length": 300},
     "bias_of_alibi": {"bias": True, "learned_bias": False},
+    "factor_and_bias": {"factor": True, "bias": True, "length": 300, "heads": (4, 2)},
+    "factor_lambda": {
+        "factor": True,
+        "sinks": "far",
+        "window": 140,
+        "segment_ids": TWO,
+        "length": 500,
+        "dtype": jnp.bfloat16,
+    },
+    "factor_on_v4": {"factor": True, "chip": "v4", "length": 300, "head_dim": 96},
+    "fire_packed": {"fire": True, "segment_ids": PACKED, "length": 500, "heads": (4, 2)},
+    "fire_bfloat16": {"fire": True, "length": 600, "dtype": jnp.bfloat16, "head_dim": 128},
+    "fire_full_on_v4": {"fire": True, "ahead": None, "chip": "v4", "length": 300},
+    "fire_window_and_all_else": {
+        "fire": True,
+        "bias": True,
+        "factor": True,
+        "window": 200,
+        "length": 500,
+        "head_dim": 80,
+        "blocks": (Blocks(256, 256, 256, 128, 512), Blocks(256, 256, 128, 256, 256)),
+    },
+    "fire_prefix": {"fire": True, "prefix": 200, "segment_ids": PACKED, "length": 500},
     "prefix": {"prefix": 200, "length": 500},
     "prefix_of_all": {"prefix": 900, "length": 300},
     "sinks": {"sinks": "near", "window": 128, "length": 500},
@@ -82,7 +107,7 @@ CASES = {
     "own_blocks": {"length": 700, "blocks": None},
     "longer_blocks_backward": {"blocks": (SMALL, Blocks(256, 128, 128, 128, 256))},
 }
-IN_EVERY_RUN = 6
+IN_EVERY_RUN = 8
 
 
 def arrays(length, heads, head_dim, dtype, batch=1):
@@ -96,11 +121,34 @@ def of_arrays(function, num_sinks, **options):
     """A function of what has a gradient."""
 
     def attend(x):
-        far = Sinks(num_sinks, x.get("q_far"), x.get("k_far"), x.get("far_bias"))
+        far = Sinks(
+            num_sinks, x.get("q_far"), x.get("k_far"), x.get("far_bias"), x.get("far_factor")
+        )
+        scores = {name: x.get(name) for name in ("bias", "factor", "fire")}
         sinks = far if num_sinks else None
-        return function(x["q"], x["k"], x["v"], bias=x.get("bias"), sinks=sinks, **options)
+        return function(x["q"], x["k"], x["v"], sinks=sinks, **scores, **options)
 
     return attend
+
+
+def fire_of(positions, heads, width=12):
+    """A network whose kinks lie within, before and after the range of its quotients."""
+    T = positions.shape[1]
+    keys = jax.random.split(jax.random.key(3), 4)
+    numerator = jnp.log1p(0.1 * jnp.maximum(jnp.arange(1.0 - T, T), 0))
+    reciprocal = 1 / jnp.log1p(0.1 * jnp.maximum(positions, 50.0))
+    w_in, b_in = (jax.random.normal(key, (width,)) for key in keys[:2])
+    w_in, b_in = w_in.at[0].set(0), b_in.at[:8].set(-w_in[:8] * jnp.linspace(0.1, 0.99, 8))
+    w_out, b_out = jax.random.normal(keys[2], (heads, width)), jax.random.normal(keys[3], (heads,))
+    return Fire(numerator, reciprocal, w_in, b_in.at[0].set(0.3), w_out, b_out)
+
+
+def assert_near(a, b, tolerance):
+    """Relative to the largest entry."""
+    a, b = (np.asarray(x, np.float32) for x in (a, b))
+    some = np.abs(b) < 1e30  # the log-sum-exp of nothing
+    assert (a[~some] == b[~some]).all()
+    np.testing.assert_allclose(a[some], b[some], atol=tolerance * np.abs(b[some]).max())
 
 
 def compare(
@@ -113,6 +161,8 @@ def compare(
     segment_ids=None,
     bias=False,
     learned_bias=True,
+    factor=False,
+    fire=False,
     sinks=None,
     num_sinks=4,
     start=None,
@@ -122,18 +172,23 @@ def compare(
     """Output, log-sum-exp and all gradients, the log-sum-exp's cotangent too.
 
     `sinks`: "near" as ever, or "far" with queries, keys and a bias of their own. `start`: position
-    of each document's first token; None: unsaid.
-    """
+    of each document's first token; None: unsaid."""
     q, k, v, d_out = arrays(length, heads, head_dim, dtype)
-    keys = jax.random.split(jax.random.key(9), 6)
+    keys = jax.random.split(jax.random.key(9), 7)
     d_lse = jax.random.normal(keys[0], q.shape[:3])
     ids = None if segment_ids is None else jnp.asarray(segment_ids)[None]
     if ids is not None:
         d_lse = jnp.where(ids[:, None] == 0, 0.0, d_lse)  # such a query's is a constant
     positions = None if start is None else count_up(ids) + start
     x = {"q": q, "k": k, "v": v}
-    if bias:
-        x["bias"] = jax.random.normal(keys[1], (heads[0], 2 * length - 1))
+    for name, key in (("bias", keys[1]), ("factor", keys[5])):
+        if {"bias": bias, "factor": factor}[name]:
+            x[name] = jax.random.normal(key, (heads[0], 2 * length - 1))
+    if factor and sinks == "far":
+        x["far_factor"] = jax.random.normal(keys[6], (heads[0],))
+    if fire:
+        counted = count_up(jnp.ones((1, length), jnp.int32) if ids is None else ids)
+        x["fire"] = fire_of(counted.astype(jnp.float32), heads[0])
     if sinks == "far":
         x["q_far"] = jax.random.normal(keys[2], q.shape, dtype)
         x["k_far"] = jax.random.normal(keys[3], k.shape, dtype)
@@ -144,19 +199,16 @@ def compare(
     more = {"blocks": blocks, "learned_bias": learned_bias, "chip": chip}
     found, back = jax.vjp(of_arrays(flash_attention, num_sinks, **options, **more), x)
     wanted, wanted_back = jax.vjp(of_arrays(reference.flash_attention, num_sinks, **options), x)
-    (grads,), (wanted_grads,) = (
-        back((d_out, d_lse)),
-        wanted_back((d_out.astype(jnp.float32), d_lse)),
-    )
-    if not learned_bias:
-        assert (grads.pop("bias") == 0).all()
-        del wanted_grads["bias"]
-    pairs = list(zip(found, wanted, strict=True))
-    for pair in [*pairs, *((grads[name], wanted_grads[name]) for name in grads)]:
-        a, b = (np.asarray(x, np.float32) for x in pair)
-        some = np.abs(b) < 1e30  # the log-sum-exp of nothing
-        assert (a[~some] == b[~some]).all()
-        np.testing.assert_allclose(a[some], b[some], atol=TOLERANCE[dtype] * np.abs(b[some]).max())
+    (grads,) = back((d_out, d_lse))
+    (wanted_grads,) = wanted_back((d_out.astype(jnp.float32), d_lse))
+    unlearned = ("factor", "far_factor") if learned_bias else ("factor", "far_factor", "bias")
+    for name in unlearned:
+        if name in x:
+            assert (grads.pop(name) == 0).all()
+            del wanted_grads[name]
+    leaves = (jax.tree.leaves(all_) for all_ in ((found, grads), (wanted, wanted_grads)))
+    for pair in zip(*leaves, strict=True):
+        assert_near(*pair, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize(
@@ -192,13 +244,15 @@ def test_no_races(capfd):
     cuts=st.lists(st.integers(0, 3), min_size=1, max_size=5),
     packed=st.booleans(),
     sizes=st.sampled_from([(128, 128), (256, 128), (256, 256)]),
-    extras=st.sampled_from(["", "bias", "prefix", "sinks", "far", "bias far", "bias prefix"]),
+    extras=st.sampled_from(
+        ["", "bias", "prefix", "sinks", "far", "bias far", "bias prefix", "factor", "factor far"]
+    ),
     number=st.integers(1, 200),
 )
 def test_many_drawn_cases(
     length, heads, ahead, window, softcap, cuts, packed, sizes, extras, number
 ):
-    options = {"bias": "bias" in extras}
+    options = {name: name in extras for name in ("bias", "factor")}
     if "prefix" in extras:
         ahead, window, options["prefix"] = 0, None, number
     if "sinks" in extras or "far" in extras:
@@ -297,6 +351,16 @@ def test_unsupported(changes, message):
 
 BAD_OPTIONS = {
     "bias of shape (2, 5); allowed: (2, 255)": {"bias": jnp.zeros((2, 5))},
+    "factor of shape (3, 255); allowed: (2, 255)": {"factor": jnp.zeros((3, 255))},
+    "fire.w_out of shape (3, 12); allowed: (2, 12)": {"fire": fire_of(jnp.ones((1, 128)), 3)},
+    "fire.reciprocal of shape (1, 5); allowed: (1, 128)": {
+        "fire": fire_of(jnp.ones((1, 128)), 2)._replace(reciprocal=jnp.ones((1, 5)))
+    },
+    "fire with sinks; allowed: one of them": {
+        "fire": fire_of(jnp.ones((1, 128)), 2),
+        "sinks": Sinks(4),
+        "window": 128,
+    },
     "prefix=3 with ahead=0, window=200": {"prefix": 3, "window": 200},
     "positions of shape (5,); allowed: (1, 128)": {"positions": jnp.zeros(5, jnp.int32)},
     "sinks with window=100, ahead=0; allowed: a window of at least 128": {
@@ -344,6 +408,8 @@ def test_it_compiles_for_every_generation(topology, head_dim, dtype):
 MORE = {
     "lambda_attention": {"length": 32768, "window": 4096, "num_sinks": 16},
     "biased_attention": {"length": 12288},
+    "damped_attention": {"length": 12288},
+    "fire_attention": {"length": 12288},
 }
 
 
