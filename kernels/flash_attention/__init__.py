@@ -35,12 +35,16 @@ def flash_attention(
     prefix: int | None = None,
     positions: jax.Array | None = None,
     sinks: Sinks | None = None,
+    first_query: jax.Array | None = None,
     chip: str = "v5e",
     blocks: tuple[Blocks, Blocks] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Softmax attention of tokens to one another, in O(T) memory; differentiable.
 
     Token i sees token j of its own segment if j - i <= ahead and i - j < window.
+
+    The queries may be a stretch of the tokens, one of equal length: a device's part of rows that
+    are shared out, or a chunk of a prompt whose first keys are there. See `first_query`.
 
     Args:
         q: [batch, heads, length, head_dim], bfloat16 or float32.
@@ -57,28 +61,33 @@ def flash_attention(
         positions: int32 [batch, length], in the document, for `prefix` and `sinks`; a segment's
             tokens then stand one after the other. None: counted from its first token in the row.
         sinks: first tokens that are seen from any distance, with a window only.
+        first_query: int32 [], a multiple of `queries`: q and `sinks.q` are [batch, heads, queries,
+            head_dim], the tokens from that one on. `queries` is a multiple of 128. None: of all.
         chip: TPU generation, for the sizes of blocks.
-        blocks: of forward and backward; None: the generation's.
+        blocks: of forward and backward; None: the generation's. Whole blocks of queries, where
+            `first_query` is given.
 
     Returns:
-        The output [batch, heads, length, head_dim] in q's dtype, zeros where a query sees nothing,
-        and the float32 log-sum-exp of the visible scores [batch, heads, length].
+        The output in q's shape and dtype, zeros where a query sees nothing, and the float32
+        log-sum-exp of the visible scores [batch, heads, length], of the queries.
 
     Raises:
         ValueError: shapes or dtypes that the kernels do not take, or an unknown chip.
     """
-    check(q, k, v, segment_ids, positions)
+    check(q, k, v, segment_ids, positions, first_query is not None)
     check_options(q, k, ahead, window, bias, prefix, sinks)
     T = q.shape[2]
     if blocks is None:
         # Sinks out of the window of a block's queries are then those of one document.
         longest = None if sinks is None else window
-        blocks = choose_blocks(T, chip, q.shape[3] * q.dtype.itemsize, longest)
+        part = None if first_query is None else T
+        blocks = choose_blocks(k.shape[2], chip, q.shape[3] * q.dtype.itemsize, longest, part)
     num_sinks = 0 if sinks is None else sinks.num
     options = (softcap, prefix, num_sinks, learned_bias, chip != "v4")
     settings = Settings(ahead, window, scale, *options, blocks)
     trained = _trained(q, k, v, bias, sinks)
-    out, lse = attend(settings, *whole_blocks(settings, trained, segment_ids, positions))
+    tokens = segment_ids, positions, first_query
+    out, lse = attend(settings, *whole_blocks(settings, trained, *tokens))
     return out[:, :, :T], lse[:, :, :T]
 
 

@@ -25,8 +25,7 @@ from jax.experimental.pallas import tpu as pltpu
 from kernels.flash_attention import bias
 from kernels.flash_attention.call import LANES, SUBLANES, Call, wide
 from kernels.flash_attention.forward import NN, NT
-from kernels.flash_attention.operands import Arrays, Operands, columns, query_ids, rows_of
-from kernels.flash_attention.segments import block_bounds
+from kernels.flash_attention.operands import Arrays, Operands, columns, rows_of
 
 TN = (((0,), (0,)), ((), ()))
 
@@ -53,7 +52,7 @@ def run(call: Call, x: Arrays, d: Cotangents, learned_bias: bool) -> tuple[Any, 
     if len(grads) > 1:
         dq = jnp.zeros(x.q.shape, jnp.float32)
         for stretch, (part, *_) in enumerate(grads):
-            first, end = _queries(call, stretch)
+            first, end = _queries(call, stretch, x)
             dq = dq.at[:, :, first * n.block_q : end * n.block_q].add(part)
         dq = dq.astype(x.q.dtype)
     # What is left of the keys after the last stretch is padding.
@@ -69,8 +68,10 @@ def run(call: Call, x: Arrays, d: Cotangents, learned_bias: bool) -> tuple[Any, 
     return dq, dk, dv, d_bias
 
 
-def _queries(call: Call, stretch: int) -> tuple[int, int]:
-    """First and one past the last query block that sees keys of a stretch."""
+def _queries(call: Call, stretch: int, x: Arrays) -> tuple[int, int]:
+    """First and one past the last of the call's query blocks that see keys of a stretch."""
+    if x.first_block is not None:
+        return 0, x.q.shape[2] // call.blocks.block_q  # any may
     per = call.blocks.blocks_per_stretch
     first, end = call.band.queries_of(stretch * per, (stretch + 1) * per)
     return (first if call.prefix is None else 0), end
@@ -82,27 +83,25 @@ def _spec(group: int, block: tuple[Any, ...], index: Any) -> pl.BlockSpec:
 
 
 def _operands(call: Call, stretch: int, x: Arrays, d: Cotangents) -> Operands:
-    _, N, T, H = x.q.shape
-    n, (first, end) = call.blocks, _queries(call, stretch)
+    _, N, _, H = x.q.shape
+    n, (first, end) = call.blocks, _queries(call, stretch, x)
     spec = functools.partial(_spec, N // x.k.shape[1])
     queries = spec((None, None, n.block_q, H), lambda b, h, head, i: (b, head, i + first, 0))
     keys = spec((None, None, n.stretch, H), lambda b, h, head, i: (b, h, stretch, 0))
     row = spec((None, None, 1, n.block_q), lambda b, h, head, i: (b, head, 0, i + first))
     column = spec((None, n.stretch, LANES), lambda b, h, head, i: (b, stretch, 0))
-    operands = Operands()
+    operands = Operands(x.first_block)
     operands.add("q", x.q, queries)
     operands.add("k", x.k, keys)
     operands.add("v", x.v, keys)
     operands.add("d_out", d.out, queries)
     operands.add("lse", d.lse, row)
     operands.add("rest", d.rest, row)
-    if x.segment_ids is not None:
-        own = x.segment_ids[:, :T]
-        bounds = block_bounds(own, x.open_ends, n.block_q, n.block_k)
-        operands.prefetch("bounds", bounds[:, first:end])
+    if x.q_ids is not None:
+        operands.prefetch("bounds", x.bounds[:, first:end])
         ids = spec((None, SUBLANES, n.block_q), lambda b, h, head, i: (b, 0, i + first))
-        operands.add("q_ids", rows_of(query_ids(own)), ids)
-        operands.add("k_ids", columns(x.segment_ids), column)
+        operands.add("q_ids", rows_of(x.q_ids), ids)
+        operands.add("k_ids", columns(x.k_ids), column)
     if x.is_open is not None:
         operands.add("open", columns(x.is_open), column)
     if x.bias is not None:
@@ -120,7 +119,7 @@ def _stretch(
     """
     B, N, _, H = x.q.shape
     K, n = x.k.shape[1], call.blocks
-    first, end = _queries(call, stretch)
+    first, end = _queries(call, stretch, x)
     spec = functools.partial(_spec, N // K)
     queries = spec((None, None, n.block_q, H), lambda b, h, head, i: (b, head, i, 0))
     own = spec((None, None, n.stretch, H), lambda b, h, head, i: (b, h, 0, 0))
@@ -167,7 +166,7 @@ def kernel(
     dq_sum, dk_sum, dv_sum = (x[name] for name in ("dq_sum", "dk_sum", "dv_sum"))
     b, g, i = pl.program_id(0), pl.program_id(2), pl.program_id(3)
     last_g, last_i = pl.num_programs(2) - 1, pl.num_programs(3) - 1
-    n = call.blocks
+    n, number = call.blocks, call.number(x, i + first_query_block)
 
     @pl.when((g == 0) & (i == 0))
     def start() -> None:
@@ -187,7 +186,7 @@ def kernel(
         f32 = {"preferred_element_type": jnp.float32}
         q_tile, k_tile, d_out_tile = q[at], k[keys], d_out[at]
         s = capped = call.scores(jax.lax.dot_general(k_tile, q_tile, NT, **f32))
-        first = call.reach - call.offset(i + first_query_block, stretch, rows, base)
+        first = call.reach - call.offset(number, stretch, rows, base)
         if "bias" in x:
             s = capped + bias.tile(x["bias"], first, n.tile_k, n.tile_q, call.strides)
         same = None
@@ -207,7 +206,7 @@ def kernel(
         dk_sum[keys] += jax.lax.dot_general(ds, q_tile, NN, **f32)
         dq_sum[at] += jax.lax.dot_general(ds, k_tile, TN, **f32)
 
-    call.visit(i + first_query_block, stretch, call.bounds(x, b, i), tile)
+    call.visit(number, stretch, call.bounds(x, b, i), tile)
     x["dq"][...] = (dq_sum[...] * call.scale).astype(
         q.dtype if call.num_stretches == 1 else jnp.float32
     )

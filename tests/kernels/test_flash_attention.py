@@ -28,6 +28,14 @@ SCATTERED = np.array([0, 5, 2, 5])[np.arange(384) // 96].astype(np.int32)
 CASES = {
     "lambda_packed": {"sinks": "far", "window": 140, "segment_ids": TWO, "length": 500},
     "packed_prefix_bias": {"prefix": 50, "bias": True, "segment_ids": PACKED, "length": 500},
+    "parts_lambda_packed": {
+        "parts": 4,
+        "sinks": "far",
+        "window": 140,
+        "segment_ids": np.repeat([1, 2, 0], [40, 420, 52]).astype(np.int32),
+        "length": 512,
+        "bias": True,
+    },
     "causal_ragged": {"length": 300, "blocks": (Blocks(256, 128, 128, 128, 384), SMALL)},
     "lookahead_softcap": {"ahead": 40, "window": 70, "softcap": 2.0},
     "packed_window": {"segment_ids": PACKED, "length": 500, "window": 90},
@@ -79,10 +87,30 @@ CASES = {
     "dim_192": {"head_dim": 192, "length": 256},
     "dim_256": {"head_dim": 256, "length": 256},
     "bfloat16_packed": {"dtype": jnp.bfloat16, "segment_ids": PACKED, "length": 500},
+    "parts": {"parts": 3, "heads": (4, 2), "blocks": (Blocks(128, 128, 128, 128, 256), SMALL)},
+    "parts_bias": {"parts": 2, "bias": True, "length": 512},
+    "parts_prefix_packed": {
+        "parts": 2,
+        "prefix": 50,
+        "segment_ids": np.repeat([1, 2, 3, 0], [130, 100, 200, 82]).astype(np.int32),
+        "length": 512,
+    },
+    "parts_prefix": {"parts": 3, "prefix": 200},
+    "parts_lambda": {"parts": 2, "sinks": "far", "window": 140, "length": 512},
+    "parts_full": {"parts": 3, "ahead": None},
+    "parts_backward_window": {"parts": 3, "ahead": None, "window": 100},
+    "parts_lookahead": {"parts": 3, "ahead": 40, "window": 70, "blocks": None},
+    "parts_of_longer_blocks": {
+        "parts": 2,
+        "length": 512,
+        "window": 200,
+        "blocks": (Blocks(256, 128, 128, 128, 384), SMALL),
+    },
+    "parts_bfloat16": {"parts": 2, "dtype": jnp.bfloat16, "length": 512},
     "own_blocks": {"length": 700, "blocks": None},
     "longer_blocks_backward": {"blocks": (SMALL, Blocks(256, 128, 128, 128, 256))},
 }
-IN_EVERY_RUN = 6
+IN_EVERY_RUN = 7
 
 
 def arrays(length, heads, head_dim, dtype, batch=1):
@@ -103,6 +131,25 @@ def of_arrays(function, num_sinks, **options):
     return attend
 
 
+def in_parts(parts):
+    """`flash_attention` of a stretch of the queries after the other."""
+
+    def attend(q, k, v, *, sinks, **options):
+        outs, size = [], q.shape[2] // parts
+        for part in range(parts):
+            at = slice(part * size, (part + 1) * size)
+            far = sinks
+            if sinks is not None and sinks.q is not None:
+                far = sinks._replace(q=sinks.q[:, :, at])
+            first = jnp.int32(part * size)
+            outs.append(
+                flash_attention(q[:, :, at], k, v, sinks=far, first_query=first, **options)
+            )
+        return tuple(jnp.concatenate(x, 2) for x in zip(*outs, strict=True))
+
+    return attend
+
+
 def compare(
     *,
     length=384,
@@ -117,12 +164,13 @@ def compare(
     num_sinks=4,
     start=None,
     chip="v5e",
+    parts=None,
     **options,
 ):
     """Output, log-sum-exp and all gradients, the log-sum-exp's cotangent too.
 
     `sinks`: "near" as ever, or "far" with queries, keys and a bias of their own. `start`: position
-    of each document's first token; None: unsaid.
+    of each document's first token; None: unsaid. `parts`: that the queries are cut into.
     """
     q, k, v, d_out = arrays(length, heads, head_dim, dtype)
     keys = jax.random.split(jax.random.key(9), 6)
@@ -142,7 +190,8 @@ def compare(
     options |= {"scale": head_dim**-0.5, "segment_ids": ids, "positions": positions}
     num_sinks = 0 if sinks is None else num_sinks
     more = {"blocks": blocks, "learned_bias": learned_bias, "chip": chip}
-    found, back = jax.vjp(of_arrays(flash_attention, num_sinks, **options, **more), x)
+    kernels = flash_attention if parts is None else in_parts(parts)
+    found, back = jax.vjp(of_arrays(kernels, num_sinks, **options, **more), x)
     wanted, wanted_back = jax.vjp(of_arrays(reference.flash_attention, num_sinks, **options), x)
     (grads,), (wanted_grads,) = (
         back((d_out, d_lse)),
