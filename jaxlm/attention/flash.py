@@ -6,22 +6,28 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxlm.attention.blockwise_tiles import FARTHEST
 from jaxlm.attention.inputs import AttentionInputs, AttentionSpec
 from jaxlm.attention.mask import AttentionMask, Interval
 from jaxlm.attention.on_mesh import Axes, on_mesh
+from jaxlm.sharding.mesh import CONTEXT
 from kernels.chip import target_chip
 from kernels.flash_attention import DTYPES, HEAD_DIMS, SHORTEST_WINDOW, Sinks, flash_attention
 
-# Of what is no array [batch, heads, length, …]: a bias is cut with its heads.
+# Of what is not keys or values [batch, heads, length, …], of which a device has all tokens of its
+# rows and heads: queries are cut along the length too, a bias with its heads.
+TOKENS_OF_HEADS = ("batch", "kv_heads", "length")
 AXES: dict[str, Axes] = {
+    "q": TOKENS_OF_HEADS,
+    "q_far": TOKENS_OF_HEADS,
     "segment_ids": ("batch",),
     "positions": ("batch",),
     "bias": ("kv_heads",),
     "far_bias": ("kv_heads",),
 }
+PART = 128  # queries; a part of a row is a multiple of it
 
 
 class Pattern(NamedTuple):
@@ -94,7 +100,8 @@ def attend_flash(
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
     """Softmax attention by the kernels of `kernels.flash_attention`.
 
-    On a mesh set by `jax.set_mesh`, each device attends for its rows and its heads.
+    On a mesh set by `jax.set_mesh`, each device attends for its rows, its heads and, where they are
+    a multiple of 128, its part of a row's queries, to the keys and values of all.
 
     Returns:
         As `attend_reference`.
@@ -133,12 +140,14 @@ def attend_flash(
             prefix=pattern.prefix,
             positions=a.get("positions"),
             sinks=sinks,
+            first_query=_first_query(a["q"], a["k"]),
             chip=chip,
         )
 
-    B, K = arrays["k"].shape[:2]
+    B, K, T = arrays["k"].shape[:3]
+    sizes = {"batch": B, "kv_heads": K, "length": 1 if T % PART else T // PART}
     cut = [AXES.get(name, ("batch", "kv_heads")) for name in arrays]
-    run = on_mesh(kernel, {"batch": B, "kv_heads": K}, cut, [("batch", "kv_heads")] * 2)
+    run = on_mesh(kernel, sizes, cut, [TOKENS_OF_HEADS] * 2)
     out, lse = run(*arrays.values())
     if x.sink_logits is not None:
         sink = x.sink_logits.astype(jnp.float32)[None, :, None]
@@ -146,6 +155,12 @@ def attend_flash(
         out = (out * jnp.exp(lse - whole)[..., None]).astype(out.dtype)
         lse = whole
     return out.swapaxes(1, 2), lse.swapaxes(1, 2)
+
+
+def _first_query(q: Array, k: Array) -> Int[Array, ""] | None:
+    """The slot of this device's first query; None: it has the queries of all keys."""
+    num_queries = q.shape[2]
+    return None if num_queries == k.shape[2] else jax.lax.axis_index(CONTEXT) * num_queries
 
 
 def _arrays(spec: AttentionSpec, x: AttentionInputs, pattern: Pattern) -> dict[str, Any]:

@@ -31,7 +31,7 @@ config = jaxlm.ModelConfig(
 model, train = jaxlm.Transformer(config), TrainConfig(steps=2)
 optimizer = make_optimizer(train.optimizer, 2)
 shapes = abstract_state(model, optimizer, train, mesh)
-rows = batch_sharding(mesh, 8)
+rows = batch_sharding(mesh, 8, 256)
 names = ("tokens", "targets", "positions", "segment_ids")
 batch = {n: jax.ShapeDtypeStruct((8, 256), jnp.int32, sharding=rows) for n in names}
 batch["loss_weights"] = jax.ShapeDtypeStruct((8, 256), jnp.float32, sharding=rows)
