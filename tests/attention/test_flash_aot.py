@@ -1,4 +1,4 @@
-"""A train step for absent TPUs holds the attention kernels, one for each device's heads or part of the queries."""
+"""A train step for absent TPUs holds the attention kernels, for each device's heads or queries."""
 
 import importlib.util
 import os

@@ -142,9 +142,7 @@ def in_parts(parts):
             if sinks is not None and sinks.q is not None:
                 far = sinks._replace(q=sinks.q[:, :, at])
             first = jnp.int32(part * size)
-            outs.append(
-                flash_attention(q[:, :, at], k, v, sinks=far, first_query=first, **options)
-            )
+            outs.append(flash_attention(q[:, :, at], k, v, sinks=far, first_query=first, **options))
         return tuple(jnp.concatenate(x, 2) for x in zip(*outs, strict=True))
 
     return attend
@@ -393,6 +391,7 @@ def test_it_compiles_for_every_generation(topology, head_dim, dtype):
 MORE = {
     "lambda_attention": {"length": 32768, "window": 4096, "num_sinks": 16},
     "biased_attention": {"length": 12288},
+    "attention_of_a_part": {"length": 32768, "parts": 4, "window": 2048, "num_sinks": 16},
 }
 
 
