@@ -14,7 +14,7 @@ from kernels.flash_attention.check import (
     check,
     check_options,
 )
-from kernels.flash_attention.kernel import Settings, Trained, attend
+from kernels.flash_attention.kernel import Settings, Tokens, Trained, attend
 from kernels.flash_attention.padding import whole_blocks
 
 __all__ = ["DTYPES", "HEAD_DIMS", "SHORTEST_WINDOW", "Sinks", "flash_attention"]
@@ -43,9 +43,6 @@ def flash_attention(
 
     Token i sees token j of its own segment if j - i <= ahead and i - j < window.
 
-    The queries may be a stretch of the tokens, one of equal length: a device's part of rows that
-    are shared out, or a chunk of a prompt whose first keys are there. See `first_query`.
-
     Args:
         q: [batch, heads, length, head_dim], bfloat16 or float32.
         k, v: [batch, kv_heads, length, head_dim], as q; heads are a multiple of kv_heads.
@@ -61,33 +58,30 @@ def flash_attention(
         positions: int32 [batch, length], in the document, for `prefix` and `sinks`; a segment's
             tokens then stand one after the other. None: counted from its first token in the row.
         sinks: first tokens that are seen from any distance, with a window only.
-        first_query: int32 [], a multiple of `queries`: q and `sinks.q` are [batch, heads, queries,
-            head_dim], the tokens from that one on. `queries` is a multiple of 128. None: of all.
+        first_query: int32 []; q and `sinks.q` then are [batch, heads, part, head_dim], of the tokens
+            from that one on: a device's part of rows, or a chunk of a prompt. It is a multiple of
+            `part`, which is one of 128.
         chip: TPU generation, for the sizes of blocks.
-        blocks: of forward and backward; None: the generation's. Whole blocks of queries, where
-            `first_query` is given.
+        blocks: of forward and backward; None: the generation's.
 
     Returns:
         The output in q's shape and dtype, zeros where a query sees nothing, and the float32
-        log-sum-exp of the visible scores [batch, heads, length], of the queries.
+        log-sum-exp of the visible scores [batch, heads, length or part].
 
     Raises:
         ValueError: shapes or dtypes that the kernels do not take, or an unknown chip.
     """
     check(q, k, v, segment_ids, positions, first_query is not None)
     check_options(q, k, ahead, window, bias, prefix, sinks)
-    T = q.shape[2]
+    T, tokens = q.shape[2], (segment_ids, positions, first_query)
     if blocks is None:
         # Sinks out of the window of a block's queries are then those of one document.
-        longest = None if sinks is None else window
-        part = None if first_query is None else T
-        blocks = choose_blocks(k.shape[2], chip, q.shape[3] * q.dtype.itemsize, longest, part)
-    num_sinks = 0 if sinks is None else sinks.num
-    options = (softcap, prefix, num_sinks, learned_bias, chip != "v4")
+        limits = None if sinks is None else window, None if first_query is None else T
+        blocks = choose_blocks(k.shape[2], chip, q.shape[3] * q.dtype.itemsize, *limits)
+    options = (softcap, prefix, sinks.num if sinks else 0, learned_bias, chip != "v4")
     settings = Settings(ahead, window, scale, *options, blocks)
     trained = _trained(q, k, v, bias, sinks)
-    tokens = segment_ids, positions, first_query
-    out, lse = attend(settings, *whole_blocks(settings, trained, *tokens))
+    out, lse = attend(settings, *whole_blocks(settings, trained, Tokens(*tokens)))
     return out[:, :, :T], lse[:, :, :T]
 
 

@@ -97,11 +97,11 @@ def _operands(call: Call, stretch: int, x: Arrays, d: Cotangents) -> Operands:
     operands.add("d_out", d.out, queries)
     operands.add("lse", d.lse, row)
     operands.add("rest", d.rest, row)
-    if x.q_ids is not None:
-        operands.prefetch("bounds", x.bounds[:, first:end])
+    if x.segments is not None:
+        operands.prefetch("bounds", x.segments.bounds[:, first:end])
         ids = spec((None, SUBLANES, n.block_q), lambda b, h, head, i: (b, 0, i + first))
-        operands.add("q_ids", rows_of(x.q_ids), ids)
-        operands.add("k_ids", columns(x.k_ids), column)
+        operands.add("q_ids", rows_of(x.segments.q_ids), ids)
+        operands.add("k_ids", columns(x.segments.k_ids), column)
     if x.is_open is not None:
         operands.add("open", columns(x.is_open), column)
     if x.bias is not None:

@@ -89,11 +89,11 @@ def _operands(call: Call, x: Arrays) -> Operands:
     operands.add("q", x.q, queries)
     operands.add("k", x.k, keys)
     operands.add("v", x.v, keys)
-    if x.q_ids is not None:
-        operands.prefetch("bounds", x.bounds)
+    if x.segments is not None:
+        operands.prefetch("bounds", x.segments.bounds)
         column = _spec((None, n.block_q, LANES), lambda b, h, i, j: (b, i, 0))
-        operands.add("q_ids", columns(x.q_ids), column)
-        operands.add("k_ids", rows_of(x.k_ids), row)
+        operands.add("q_ids", columns(x.segments.q_ids), column)
+        operands.add("k_ids", rows_of(x.segments.k_ids), row)
     if x.is_open is not None:
         operands.add("open", rows_of(x.is_open), row)
     if x.bias is not None:

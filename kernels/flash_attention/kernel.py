@@ -14,10 +14,10 @@ from kernels.flash_attention.backward import Cotangents
 from kernels.flash_attention.bias import of_distance
 from kernels.flash_attention.blocks import Blocks
 from kernels.flash_attention.call import HIDDEN, LOG2_E, Call
-from kernels.flash_attention.operands import Arrays, Far, query_ids
+from kernels.flash_attention.operands import Arrays, Far, Segments, query_ids
 from kernels.flash_attention.pattern import Band
 from kernels.flash_attention.segments import block_bounds, slots_of
-from kernels.flash_attention.sinks import SinkRows, find_sinks, first_tokens, gather, scatter
+from kernels.flash_attention.sinks import find_sinks, first_tokens, gather, scatter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Trained(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """What has none: int32 [batch, length of the keys], and the slot of the first query, or None."""
+    """What has none: int32 [batch, length of the keys], and the first query's slot, or None."""
 
     segment_ids: Any
     positions: Any
@@ -89,14 +89,14 @@ def _call(settings: Settings, side: int, x: Trained, tokens: Tokens) -> Call:
 def _arrays(call: Call, x: Trained, tokens: Tokens) -> Arrays:
     (ids, positions, first), n, T = tokens, call.blocks, x.q.shape[2]
     first_block = None if first is None else first // n.block_q
-    q_ids = bounds = is_open = far = None
+    segments = is_open = far = None
     if ids is not None:
         open_ends = None
         if call.prefix is not None:
             open_ends = (slots_of(ids) - positions + call.prefix)[:, : call.length]
         bounds = block_bounds(ids[:, : call.length], open_ends, n.block_q, n.block_k)
         bounds = _part(bounds, first_block, T // n.block_q)
-        q_ids = query_ids(_part(ids, first, T))
+        segments = Segments(query_ids(_part(ids, first, T)), ids, bounds)
     if call.prefix is not None:
         is_open = (positions < call.prefix).astype(jnp.int32)
     if call.num_sinks:
@@ -104,15 +104,15 @@ def _arrays(call: Call, x: Trained, tokens: Tokens) -> Arrays:
             sinks = first_tokens(x.q.shape[0], call.num_sinks)
         else:
             own = ids[:, : call.length], positions[:, : call.length]
-            found = find_sinks(*own, call.num_sinks, n.block_q)
-            sinks = SinkRows(*(_part(a, first_block, T // n.block_q) for a in found))
+            sinks = find_sinks(*own, call.num_sinks, n.block_q)
+            sinks = jax.tree.map(lambda a: _part(a, first_block, T // n.block_q), sinks)
         S = sinks.slots.shape[2]
         bias = (x.far_bias.astype(jnp.float32) * LOG2_E)[:, None, None]
         bias = jnp.broadcast_to(bias, (bias.shape[0], 1, S))
         far = Far(x.q_far, gather(x.k_far, sinks), gather(x.v, sinks), sinks, bias)
     if first_block is not None:
         first_block = first_block.reshape(1)
-    return Arrays(x.q, x.k, x.v, first_block, q_ids, ids, bounds, is_open, x.bias, far)
+    return Arrays(x.q, x.k, x.v, first_block, segments, is_open, x.bias, far)
 
 
 def _part(x: jax.Array, first: jax.Array | None, size: int) -> jax.Array:

@@ -29,6 +29,20 @@ class Far(NamedTuple):
     bias: jax.Array
 
 
+class Segments(NamedTuple):
+    """Of packed rows.
+
+    Attributes:
+        q_ids: int32 [B, T], see `query_ids`.
+        k_ids: int32 [B, S].
+        bounds: int32 [B, T / block_q, 3], see `block_bounds`.
+    """
+
+    q_ids: jax.Array
+    k_ids: jax.Array
+    bounds: jax.Array
+
+
 class Arrays(NamedTuple):
     """Of one call, padded to whole blocks.
 
@@ -36,9 +50,7 @@ class Arrays(NamedTuple):
         q: [B, N, T, H].
         k, v: [B, K, S, H], S >= T.
         first_block: int32 [1], number of q's first block in the rows, or None: 0.
-        q_ids: int32 [B, T], see `query_ids`, or None.
-        k_ids: int32 [B, S], or None.
-        bounds: int32 [B, T / block_q, 3], see `block_bounds`, or None.
+        segments: or None.
         is_open: int32 [B, S], not 0 for keys that earlier queries see too, or None.
         bias: float32 [N, 2·length - 1], see `flash_attention`, or None.
         far: or None.
@@ -48,9 +60,7 @@ class Arrays(NamedTuple):
     k: jax.Array
     v: jax.Array
     first_block: jax.Array | None
-    q_ids: jax.Array | None
-    k_ids: jax.Array | None
-    bounds: jax.Array | None
+    segments: Segments | None
     is_open: jax.Array | None
     bias: jax.Array | None
     far: Far | None

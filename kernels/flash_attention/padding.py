@@ -12,20 +12,14 @@ from kernels.flash_attention.segments import count_up
 from kernels.flash_attention.sinks import NOWHERE
 
 
-def whole_blocks(
-    settings: Settings,
-    x: Trained,
-    segment_ids: jax.Array | None,
-    positions: jax.Array | None,
-    first_query: jax.Array | None,
-) -> tuple[Trained, Tokens]:
+def whole_blocks(settings: Settings, x: Trained, tokens: Tokens) -> tuple[Trained, Tokens]:
     """Pads what is too short; ids say what is padding where the pattern does not hide it.
 
     Raises:
         ValueError: blocks of which a stretch of the queries is not whole ones.
     """
     B, _, T, _ = x.q.shape
-    S = x.k.shape[2]
+    S, (segment_ids, positions, first_query) = x.k.shape[2], tokens
     block = math.lcm(*(b.block_q for b in settings.blocks))
     stretch = math.lcm(*(b.stretch for b in settings.blocks))
     queries = -(-T // block) * block
@@ -41,8 +35,8 @@ def whole_blocks(
         positions = count_up(jnp.ones((B, S), jnp.int32) if segment_ids is None else segment_ids)
     of_queries = {name: _pad(getattr(x, name), 2, queries) for name in ("q", "q_far")}
     of_keys = {name: _pad(getattr(x, name), 2, keys) for name in ("k", "v", "k_far")}
-    tokens = Tokens(_pad(segment_ids, 1, keys), _pad(positions, 1, keys, NOWHERE), first_query)
-    return x._replace(**of_queries, **of_keys), tokens
+    ids, positions = _pad(segment_ids, 1, keys), _pad(positions, 1, keys, NOWHERE)
+    return x._replace(**of_queries, **of_keys), Tokens(ids, positions, first_query)
 
 
 def _pad(x: jax.Array | None, axis: int, length: int, value: int = 0) -> jax.Array | None:

@@ -28,7 +28,7 @@ def run(
     """Gradients of far.q in its dtype, of far.k, far.v in float32, and of the bias, float32 [N]."""
     B, N, T, H = x.q.shape
     K, n = x.k.shape[1], call.blocks
-    group, num_blocks, S = N // K, T // n.block_q, far.k.shape[3]
+    group, num_blocks, S, f32 = N // K, T // n.block_q, far.k.shape[3], jnp.float32
 
     def spec(block: tuple[Any, ...], index: Any) -> pl.BlockSpec:
         return pl.BlockSpec(block, lambda b, h, i, g, *_: index(b, h, i, h * group + g))
@@ -47,14 +47,13 @@ def run(
     operands.add("lse", d.lse, row)
     operands.add("rest", d.rest, row)
     operands.add("slots", _columns(far.sinks.slots), per_sink)
-    if x.q_ids is not None and far.sinks.segments is not None:
+    if x.segments is not None and far.sinks.segments is not None:
         ids = spec((None, SUBLANES, n.block_q), lambda b, h, i, head: (b, 0, i))
-        operands.add("q_ids", rows_of(x.q_ids), ids)
-        segments = jnp.broadcast_to(far.sinks.segments[:, :, None], far.sinks.slots.shape)
-        operands.add("k_ids", _columns(segments), per_sink)
+        operands.add("q_ids", rows_of(x.segments.q_ids), ids)
+        owner = jnp.broadcast_to(far.sinks.segments[:, :, None], far.sinks.slots.shape)
+        operands.add("k_ids", _columns(owner), per_sink)
     bias = jnp.broadcast_to(far.bias[:, :, :1], (N, 1, n.block_q))
     operands.add("bias", bias, spec((None, 1, n.block_q), lambda b, h, i, head: (head, 0, 0)))
-    f32 = jnp.float32
     d_bias = spec((None, None, None, 1, n.block_q), lambda b, h, i, head: (b, head, i, 0, 0))
     outputs = {
         "dq": (queries, far.q.shape, far.q.dtype),

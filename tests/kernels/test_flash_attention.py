@@ -327,6 +327,8 @@ def test_sizes_of_blocks(chip, length):
         assert b.tile_q % 128 == b.tile_k % 128 == b.block_q % b.block_k == 0
         padded = -(-length // b.stretch) * b.stretch
         assert padded <= max(2 * length, 128) and b.stretch <= 8192
+    for b in choose_blocks(4 * 640, chip, 256, part=640):
+        assert 640 % b.block_q == b.block_q % b.tile_q == b.stretch % b.block_k == 0
 
 
 @pytest.mark.parametrize(
@@ -363,6 +365,24 @@ def test_options_that_are_wrong(message):
     q, k, v, _ = arrays(128, (2, 1), 64, jnp.float32)
     with pytest.raises(ValueError, match=re.escape(message)):
         flash_attention(q, k, v, scale=1.0, **BAD_OPTIONS[message])
+
+
+@pytest.mark.parametrize(
+    ("queries", "message"),
+    [
+        (100, "first_query with 100 queries of 512 tokens; allowed: a multiple of 128"),
+        (640, "first_query with 640 queries of 512 tokens; allowed: a multiple of 128"),
+        (384, "first_query with 384 queries in blocks of 256; allowed: whole ones"),
+    ],
+)
+def test_parts_that_are_no_parts(queries, message):
+    q, k, v, _ = arrays(768, (2, 1), 64, jnp.float32)
+    keys = (x[:, :, :512] for x in (k, v))
+    blocks = (Blocks(256, 256, 128, 128, 256),) * 2
+    with pytest.raises(ValueError, match=message):
+        flash_attention(
+            q[:, :, :queries], *keys, scale=1.0, first_query=jnp.int32(0), blocks=blocks
+        )
 
 
 def test_an_unknown_chip():
