@@ -57,32 +57,38 @@ def flash_attention(
         prefix: with a causal mask, tokens at positions below it are seen by all (prefix LM).
         positions: int32 [batch, length], in the document, for `prefix` and `sinks`; a segment's
             tokens then stand one after the other. None: counted from its first token in the row.
-        sinks: first tokens that are seen from any distance, with a window only.
-        first_query: int32 []; q and `sinks.q` then are [batch, heads, part, head_dim], of the tokens
-            from that one on: a device's part of rows, or a chunk of a prompt. It is a multiple of
-            `part`, which is one of 128.
+        sinks: first tokens, seen from any distance, with a window only.
+        first_query: int32 []: q and `sinks.q` are `part` tokens from this one on, a device's part
+            of rows or a chunk of a prompt. It is a multiple of `part`, which is one of 128.
         chip: TPU generation, for the sizes of blocks.
         blocks: of forward and backward; None: the generation's.
 
     Returns:
-        The output in q's shape and dtype, zeros where a query sees nothing, and the float32
+        The output, of q's shape and dtype, 0 where a query sees nothing, and the float32
         log-sum-exp of the visible scores [batch, heads, length or part].
 
     Raises:
         ValueError: shapes or dtypes that the kernels do not take, or an unknown chip.
     """
+    T = q.shape[2]
     check(q, k, v, segment_ids, positions, first_query is not None)
     check_options(q, k, ahead, window, bias, prefix, sinks)
-    T, tokens = q.shape[2], (segment_ids, positions, first_query)
-    if blocks is None:
-        # Sinks out of the window of a block's queries are then those of one document.
-        limits = None if sinks is None else window, None if first_query is None else T
-        blocks = choose_blocks(k.shape[2], chip, q.shape[3] * q.dtype.itemsize, *limits)
+    blocks = blocks or _blocks(q, k, window if sinks else None, first_query is not None, chip)
     options = (softcap, prefix, sinks.num if sinks else 0, learned_bias, chip != "v4")
     settings = Settings(ahead, window, scale, *options, blocks)
-    trained = _trained(q, k, v, bias, sinks)
-    out, lse = attend(settings, *whole_blocks(settings, trained, Tokens(*tokens)))
+    given = _trained(q, k, v, bias, sinks), Tokens(segment_ids, positions, first_query)
+    out, lse = attend(settings, *whole_blocks(settings, *given))
     return out[:, :, :T], lse[:, :, :T]
+
+
+def _blocks(
+    q: jax.Array, k: jax.Array, longest: int | None, part: bool, chip: str
+) -> tuple[Blocks, Blocks]:
+    """The generation's. No longer than a window beside sinks: then the sinks that a block's queries
+    see out of it are those of one document.
+    """
+    whole = q.shape[2] if part else None
+    return choose_blocks(k.shape[2], chip, q.shape[3] * q.dtype.itemsize, longest, whole)
 
 
 def _trained(
