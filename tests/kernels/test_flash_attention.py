@@ -132,17 +132,21 @@ def of_arrays(function, num_sinks, **options):
 
 
 def in_parts(parts):
-    """`flash_attention` of a stretch of the queries after the other."""
+    """`flash_attention` of a stretch of the queries after the other, by one program."""
 
-    def attend(q, k, v, *, sinks, **options):
+    def attend(q, k, v, *, sinks, bias, **options):
+        num, q_far, *far = sinks or (0, None, None, None)
+
+        @jax.jit
+        def of_part(q, q_far, first, k, v, far, bias):
+            sinks = Sinks(num, q_far, *far) if num else None
+            own = {"bias": bias, "sinks": sinks, "first_query": first}
+            return flash_attention(q, k, v, **own, **options)
+
         outs, size = [], q.shape[2] // parts
-        for part in range(parts):
-            at = slice(part * size, (part + 1) * size)
-            far = sinks
-            if sinks is not None and sinks.q is not None:
-                far = sinks._replace(q=sinks.q[:, :, at])
-            first = jnp.int32(part * size)
-            outs.append(flash_attention(q[:, :, at], k, v, sinks=far, first_query=first, **options))
+        for first in range(0, q.shape[2], size):
+            own = [None if x is None else x[:, :, first : first + size] for x in (q, q_far)]
+            outs.append(of_part(*own, jnp.int32(first), k, v, far, bias))
         return tuple(jnp.concatenate(x, 2) for x in zip(*outs, strict=True))
 
     return attend
