@@ -80,11 +80,12 @@ def test_on_a_mesh_each_device_has_its_rows_and_heads(on_tpu):
         check(dataclasses.replace(SPEC, mask=masks.sliding_window(40)), inputs())
 
 
-def test_parts_of_rows_are_whole_rows():
+@pytest.mark.parametrize("name", ["lambda", pytest.param("causal", marks=pytest.mark.slow)])
+def test_parts_of_rows_are_whole_rows(name):
     """On two devices, in a process of its own; there the interpreter's threads await each other, so
     a device needs a few.
     """
-    command = [sys.executable, "-W", "error", "-m", "tests.attention.context_process"]
+    command = [sys.executable, "-W", "error", "-m", "tests.attention.context_process", name]
     flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2"
     env = {**os.environ, "XLA_FLAGS": flags, "NPROC": "8"}
     run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
