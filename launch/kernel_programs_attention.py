@@ -104,6 +104,35 @@ def fire_attention(
     return with_gradients(attend) if backward else attend, [x, x, x, *fire]
 
 
+def attention_of_a_part(
+    mesh: Mesh,
+    length: int,
+    parts: int,
+    heads: int,
+    head_dim: int,
+    window: int,
+    num_sinks: int,
+    backward: bool = False,
+) -> Program:
+    """Λ-attention of one of several parts of a packed row, bfloat16, with a trained bias."""
+
+    def program(ids: jax.Array, first: jax.Array, *trained: jax.Array) -> Any:
+        def attend(q: Any, k: Any, v: Any, k_far: Any, bias: Any) -> jax.Array:
+            chip, sinks = target_chip() or "v5e", ours.Sinks(num_sinks, q, k_far)
+            options = {"scale": head_dim**-0.5, "window": window, "first_query": first}
+            return ours.flash_attention(q, k, v, ids, bias=bias, sinks=sinks, chip=chip, **options)[
+                0
+            ]
+
+        return (with_gradients(attend) if backward else attend)(*trained)
+
+    q = struct(mesh, 1, heads, length // parts, head_dim)
+    k = struct(mesh, 1, heads, length, head_dim)
+    bias = struct(mesh, heads, 2 * length - 1, dtype="float32")
+    tokens = [struct(mesh, 1, length, dtype="int32"), struct(mesh, dtype="int32")]
+    return program, [*tokens, q, k, k, k, bias]
+
+
 def block_sampled_attention(
     mesh: Mesh,
     length: int,

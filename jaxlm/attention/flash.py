@@ -6,17 +6,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jaxlm.attention.blockwise_tiles import FARTHEST
 from jaxlm.attention.inputs import AttentionInputs, AttentionSpec
 from jaxlm.attention.mask import AttentionMask, Interval
 from jaxlm.attention.on_mesh import Axes, on_mesh
+from jaxlm.sharding.mesh import CONTEXT
 from kernels.chip import target_chip
 from kernels.flash_attention import DTYPES, HEAD_DIMS, SHORTEST_WINDOW, Fire, Sinks, flash_attention
 
-# Of what is no array [batch, heads, length, …]: what is a head's is cut with the heads.
+# Of what is not keys or values [batch, heads, length, …], of which a device has all tokens of its
+# rows and heads: queries are cut along the length too, what is a head's with its heads.
+TOKENS_OF_HEADS = ("batch", "kv_heads", "length")
 AXES: dict[str, Axes] = {
+    "q": TOKENS_OF_HEADS,
+    "q_far": TOKENS_OF_HEADS,
     "segment_ids": ("batch",),
     "positions": ("batch",),
     "bias": ("kv_heads",),
@@ -30,6 +35,7 @@ AXES: dict[str, Axes] = {
     "w_out": ("kv_heads",),
     "b_out": ("kv_heads",),
 }
+PART = 128  # queries; a part of a row is a multiple of it
 
 
 class Pattern(NamedTuple):
@@ -104,7 +110,8 @@ def attend_flash(
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
     """Softmax attention by the kernels of `kernels.flash_attention`.
 
-    On a mesh set by `jax.set_mesh`, each device attends for its rows and its heads.
+    On a mesh set by `jax.set_mesh`, each device attends for its rows, its heads and, where they are
+    a multiple of 128, its part of a row's queries, to the keys and values of all.
 
     Returns:
         As `attend_reference`.
@@ -126,10 +133,8 @@ def attend_flash(
 
     def kernel(*values: Array | None) -> tuple[Array, Array]:
         a: dict[str, Any] = dict(zip(arrays, values, strict=True))
-        sinks = None
-        if pattern.num_sinks:
-            far = (a["q_far"], a["k_far"], a.get("far_bias"), a.get("far_factor"))
-            sinks = Sinks(pattern.num_sinks, *far)
+        far = (a.get(name) for name in ("q_far", "k_far", "far_bias", "far_factor"))
+        sinks = Sinks(pattern.num_sinks, *far) if pattern.num_sinks else None
         return flash_attention(
             a["q"],
             a["k"],
@@ -146,19 +151,31 @@ def attend_flash(
             positions=a.get("positions"),
             sinks=sinks,
             fire=Fire(*(a[name] for name in Fire._fields)) if "numerator" in a else None,
+            first_query=_first_query(a["q"], a["k"]),
             chip=chip,
         )
 
-    B, K = arrays["k"].shape[:2]
+    B, K, T = arrays["k"].shape[:3]
+    whole = T % PART or spec.network is not None  # a network needs the queries of all keys
+    sizes = {"batch": B, "kv_heads": K, "length": 1 if whole else T // PART}
     cut = [AXES.get(name, ("batch", "kv_heads")) for name in arrays]
-    run = on_mesh(kernel, {"batch": B, "kv_heads": K}, cut, [("batch", "kv_heads")] * 2)
+    run = on_mesh(kernel, sizes, cut, [TOKENS_OF_HEADS] * 2)
     out, lse = run(*arrays.values())
     if x.sink_logits is not None:
-        sink = x.sink_logits.astype(jnp.float32)[None, :, None]
-        whole = jnp.logaddexp(lse, sink)
-        out = (out * jnp.exp(lse - whole)[..., None]).astype(out.dtype)
-        lse = whole
+        out, lse = _with_logits(out, lse, x.sink_logits)
     return out.swapaxes(1, 2), lse.swapaxes(1, 2)
+
+
+def _with_logits(out: Array, lse: Array, sink_logits: Array) -> tuple[Array, Array]:
+    """[B, N, T, H] and [B, N, T] under a softmax that these, one a head, take part in."""
+    whole = jnp.logaddexp(lse, sink_logits.astype(jnp.float32)[None, :, None])
+    return (out * jnp.exp(lse - whole)[..., None]).astype(out.dtype), whole
+
+
+def _first_query(q: Array, k: Array) -> Int[Array, ""] | None:
+    """The slot of this device's first query; None: it has the queries of all keys."""
+    num_queries = q.shape[2]
+    return None if num_queries == k.shape[2] else jax.lax.axis_index(CONTEXT) * num_queries
 
 
 def _arrays(spec: AttentionSpec, x: AttentionInputs, pattern: Pattern) -> dict[str, Any]:

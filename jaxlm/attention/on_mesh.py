@@ -24,7 +24,8 @@ def on_mesh(
 
     Args:
         kernel: of positional arrays, or None in the place of one, to a tuple of arrays.
-        sizes: of the logical axes that occur, see `jaxlm.sharding.mesh.RULES`.
+        sizes: of the logical axes that occur, see `jaxlm.sharding.mesh.RULES`; or by what a part is
+            a multiple of.
         inputs, outputs: of each array.
     """
     mesh = jax.sharding.get_abstract_mesh()

@@ -5,6 +5,8 @@ names to mesh axes. A mesh axis of size 1 costs nothing, so one table serves a l
 
     data     each device reads other rows; parameters are copied
     fsdp     the same for rows, and parameters are cut along "embed", gathered layer by layer
+    context  each device has a part of every row's tokens; attention gathers keys and values;
+             parameters are copied, so long rows of large models take fsdp too
     tensor   heads, MLP columns and vocabulary are cut; activations are exchanged
 """
 
@@ -18,9 +20,11 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxlm.config import at_least, check
 
-AXES = ("data", "fsdp", "tensor")
+CONTEXT = "context"
+AXES = ("data", "fsdp", CONTEXT, "tensor")
 RULES: dict[str, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
+    "length": CONTEXT,
     "embed": "fsdp",
     "mlp": "tensor",
     "heads": "tensor",
@@ -39,6 +43,7 @@ class MeshConfig:
 
     data: int = 0
     fsdp: int = 1
+    context: int = 1
     tensor: int = 1
 
     def __post_init__(self):
@@ -46,6 +51,7 @@ class MeshConfig:
             "mesh",
             data=at_least(self.data, 0),
             fsdp=at_least(self.fsdp, 1),
+            context=at_least(self.context, 1),
             tensor=at_least(self.tensor, 1),
         )
 
@@ -57,27 +63,32 @@ def make_mesh(config: MeshConfig) -> Mesh:
         ValueError: the sizes do not multiply to the number of devices.
     """
     devices = jax.device_count()
-    inner = config.fsdp * config.tensor
+    inner = config.fsdp * config.context * config.tensor
     data = config.data or max(devices // inner, 1)
     if data * inner != devices:
         raise ValueError(
-            f"mesh: data={data} × fsdp={config.fsdp} × tensor={config.tensor} = {data * inner}; "
-            f"allowed: sizes whose product is the number of devices, {devices}"
+            f"mesh: data={data} × fsdp={config.fsdp} × context={config.context} × "
+            f"tensor={config.tensor} = {data * inner}; allowed: sizes whose product is the number "
+            f"of devices, {devices}"
         )
     types = (jax.sharding.AxisType.Auto,) * len(AXES)
-    return jax.make_mesh((data, config.fsdp, config.tensor), AXES, types)
+    sizes = data, config.fsdp, config.context, config.tensor
+    return jax.make_mesh(sizes, AXES, types)
 
 
-def batch_sharding(mesh: Mesh | AbstractMesh, batch_size: int) -> NamedSharding:
-    """Rows over data and fsdp.
+def batch_sharding(mesh: Mesh | AbstractMesh, batch_size: int, length: int) -> NamedSharding:
+    """Rows over data and fsdp, their tokens over context.
 
     Raises:
-        ValueError: the rows cannot be shared out evenly.
+        ValueError: the rows, or their tokens, cannot be shared out evenly.
     """
     shards = math.prod(mesh.shape[a] for a in ("data", "fsdp"))
     if batch_size % shards:
         raise ValueError(f"batch_size={batch_size}; allowed: a multiple of data × fsdp = {shards}")
-    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+    parts = mesh.shape[CONTEXT]
+    if length % parts:
+        raise ValueError(f"sequence_length={length}; allowed: a multiple of context = {parts}")
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"], CONTEXT))
 
 
 def dividing_axes(mesh: Mesh | AbstractMesh, logical: str, size: int) -> tuple[str, ...]:

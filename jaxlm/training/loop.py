@@ -89,7 +89,7 @@ def run_loop(
         tokenizer.save(workdir / TOKENIZER)
         mesh = make_mesh(run.mesh)
         stack.enter_context(jax.set_mesh(mesh))  # kernels ask it where they are
-        rows = batch_sharding(mesh, run.data.batch_size)
+        rows = batch_sharding(mesh, run.data.batch_size, run.data.sequence_length)
         optimizer = make_optimizer(run.train.optimizer, run.train.steps)
         shapes = abstract_state(model, optimizer, run.train, mesh)
         stop = stack.enter_context(stop_on_signals())

@@ -15,7 +15,7 @@ from kernels.flash_attention.check import (
     check_options,
 )
 from kernels.flash_attention.fire import Fire, quotient
-from kernels.flash_attention.kernel import Settings, Trained, attend
+from kernels.flash_attention.kernel import Settings, Tokens, Trained, attend
 from kernels.flash_attention.padding import whole_blocks
 
 __all__ = ["DTYPES", "HEAD_DIMS", "SHORTEST_WINDOW", "Fire", "Sinks", "flash_attention"]
@@ -38,6 +38,7 @@ def flash_attention(
     positions: jax.Array | None = None,
     sinks: Sinks | None = None,
     fire: Fire | None = None,
+    first_query: jax.Array | None = None,
     chip: str = "v5e",
     blocks: tuple[Blocks, Blocks] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
@@ -57,30 +58,39 @@ def flash_attention(
         prefix: with a causal mask, tokens at positions below it are seen by all (prefix LM).
         positions: int32 [batch, length], in the document, for `prefix` and `sinks`; a segment's
             tokens then stand one after the other. None: counted from its first token in the row.
-        sinks: first tokens that are seen from any distance, with a window only.
-        fire: a network that is added to the capped scores; not beside sinks.
+        sinks: first tokens, seen from any distance, with a window only.
+        fire: a network that is added to the capped scores; alone, without sinks or first_query.
+        first_query: int32 []: q and `sinks.q` are `part` tokens from this one on, a device's part
+            of rows or a chunk of a prompt. It is a multiple of `part`, which is one of 128.
         chip, blocks: TPU generation, and sizes of forward and backward if not the generation's.
 
     Returns:
-        The output [batch, heads, length, head_dim] in q's dtype, zeros where a query sees nothing,
-        and the float32 log-sum-exp of the visible scores [batch, heads, length].
+        The output, of q's shape and dtype, 0 where a query sees nothing, and the float32
+        log-sum-exp of the visible scores [batch, heads, length or part].
 
     Raises:
         ValueError: shapes or dtypes that the kernels do not take, or an unknown chip.
     """
-    check(q, k, v, segment_ids, positions)
-    check_options(q, k, ahead, window, bias, factor, prefix, sinks, fire)
     T = q.shape[2]
-    if blocks is None:
-        # Sinks out of the window of a block's queries are then those of one document.
-        longest = None if sinks is None else window
-        blocks = choose_blocks(T, chip, q.shape[3] * q.dtype.itemsize, longest)
-    num_sinks = 0 if sinks is None else sinks.num
-    options = (softcap, prefix, num_sinks, learned_bias, chip != "v4")
+    check(q, k, v, segment_ids, positions, first_query is not None)
+    check_options(q, k, ahead, window, bias, factor, prefix, sinks, fire)
+    blocks = blocks or _blocks(q, k, window if sinks else None, first_query is not None, chip)
+    options = (softcap, prefix, sinks.num if sinks else 0, learned_bias, chip != "v4")
     settings = Settings(ahead, window, scale, *options, blocks)
     trained = _trained(q, k, v, bias, factor, fire, sinks)
-    out, lse = attend(settings, *whole_blocks(settings, trained, segment_ids, positions))
+    tokens = Tokens(segment_ids, positions, first_query)
+    out, lse = attend(settings, *whole_blocks(settings, trained, tokens))
     return out[:, :, :T], lse[:, :, :T]
+
+
+def _blocks(
+    q: jax.Array, k: jax.Array, longest: int | None, part: bool, chip: str
+) -> tuple[Blocks, Blocks]:
+    """The generation's. No longer than a window beside sinks: then the sinks that a block's queries
+    see out of it are those of one document.
+    """
+    whole = q.shape[2] if part else None
+    return choose_blocks(k.shape[2], chip, q.shape[3] * q.dtype.itemsize, longest, whole)
 
 
 def _trained(

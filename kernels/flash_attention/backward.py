@@ -27,8 +27,7 @@ from kernels.flash_attention.broken_line import GROUP
 from kernels.flash_attention.call import LANES, SUBLANES, Call, Tile, wide
 from kernels.flash_attention.fire import Sums
 from kernels.flash_attention.forward import NN, NT
-from kernels.flash_attention.operands import Arrays, Operands, columns, query_ids, rows_of
-from kernels.flash_attention.segments import block_bounds
+from kernels.flash_attention.operands import Arrays, Operands, columns, rows_of
 
 TN = (((0,), (0,)), ((), ()))
 
@@ -79,26 +78,28 @@ def run(call: Call, x: Arrays, d: Cotangents, learned_bias: bool) -> Gradients:
     if x.fire is not None:
         line, numerator = (sum(part[name] for part in parts) for name in ("d_line", "d_numerator"))
         rows = [part["d_reciprocal"].swapaxes(2, 3) for part in parts]
-        fire = Sums(line, numerator, _of_queries(call, rows, x.q.shape[2]).swapaxes(2, 3))
-    dq = _of_queries(call, [part["dq"] for part in parts], x.q.shape[2])
+        fire = Sums(line, numerator, _of_queries(call, x, rows).swapaxes(2, 3))
+    dq = _of_queries(call, x, [part["dq"] for part in parts])
     return Gradients(dq.astype(x.q.dtype), dk, dv, d_bias, fire)
 
 
-def _of_queries(call: Call, parts: list[jax.Array], length: int) -> jax.Array:
+def _of_queries(call: Call, x: Arrays, parts: list[jax.Array]) -> jax.Array:
     """The sum of what the stretches give their queries, [B, N, some queries, H]: of all queries."""
     if len(parts) == 1:
         return parts[0]
     B, N, _, H = parts[0].shape
-    total = jnp.zeros((B, N, length, H), jnp.float32)
+    total = jnp.zeros((B, N, x.q.shape[2], H), jnp.float32)
     for stretch, part in enumerate(parts):
-        first, end = _queries(call, stretch)
+        first, end = _queries(call, stretch, x)
         block_q = call.blocks.block_q
         total = total.at[:, :, first * block_q : end * block_q].add(part)
     return total
 
 
-def _queries(call: Call, stretch: int) -> tuple[int, int]:
-    """First and one past the last query block that sees keys of a stretch."""
+def _queries(call: Call, stretch: int, x: Arrays) -> tuple[int, int]:
+    """First and one past the last of the call's query blocks that see keys of a stretch."""
+    if x.first_block is not None:
+        return 0, x.q.shape[2] // call.blocks.block_q  # any may
     per = call.blocks.blocks_per_stretch
     first, end = call.band.queries_of(stretch * per, (stretch + 1) * per)
     return (first if call.prefix is None else 0), end
@@ -110,27 +111,25 @@ def _spec(group: int, block: tuple[Any, ...], index: Any) -> pl.BlockSpec:
 
 
 def _operands(call: Call, stretch: int, x: Arrays, d: Cotangents) -> Operands:
-    _, N, T, H = x.q.shape
-    n, (first, end) = call.blocks, _queries(call, stretch)
+    _, N, _, H = x.q.shape
+    n, (first, end) = call.blocks, _queries(call, stretch, x)
     spec = functools.partial(_spec, N // x.k.shape[1])
     queries = spec((None, None, n.block_q, H), lambda b, h, head, i: (b, head, i + first, 0))
     keys = spec((None, None, n.stretch, H), lambda b, h, head, i: (b, h, stretch, 0))
     row = spec((None, None, 1, n.block_q), lambda b, h, head, i: (b, head, 0, i + first))
     column = spec((None, n.stretch, LANES), lambda b, h, head, i: (b, stretch, 0))
-    operands = Operands()
+    operands = Operands(x.first_block)
     operands.add("q", x.q, queries)
     operands.add("k", x.k, keys)
     operands.add("v", x.v, keys)
     operands.add("d_out", d.out, queries)
     operands.add("lse", d.lse, row)
     operands.add("rest", d.rest, row)
-    if x.segment_ids is not None:
-        own = x.segment_ids[:, :T]
-        bounds = block_bounds(own, x.open_ends, n.block_q, n.block_k)
-        operands.prefetch("bounds", bounds[:, first:end])
+    if x.segments is not None:
+        operands.prefetch("bounds", x.segments.bounds[:, first:end])
         ids = spec((None, SUBLANES, n.block_q), lambda b, h, head, i: (b, 0, i + first))
-        operands.add("q_ids", rows_of(query_ids(own)), ids)
-        operands.add("k_ids", columns(x.segment_ids), column)
+        operands.add("q_ids", rows_of(x.segments.q_ids), ids)
+        operands.add("k_ids", columns(x.segments.k_ids), column)
     if x.is_open is not None:
         operands.add("open", columns(x.is_open), column)
     for name in ("bias", "factor"):
@@ -159,7 +158,7 @@ def _stretch(
     """
     B, N, _, H = x.q.shape
     K, n = x.k.shape[1], call.blocks
-    first, end = _queries(call, stretch)
+    first, end = _queries(call, stretch, x)
     spec = functools.partial(_spec, N // K)
     queries = spec((None, None, n.block_q, H), lambda b, h, head, i: (b, head, i, 0))
     own = spec((None, None, n.stretch, H), lambda b, h, head, i: (b, h, 0, 0))
@@ -217,7 +216,8 @@ def kernel(
     x = dict(zip(names, refs, strict=True))
     b, g, i = pl.program_id(0), pl.program_id(2), pl.program_id(3)
     last_g, last_i = pl.num_programs(2) - 1, pl.num_programs(3) - 1
-    step = b, pl.program_id(1) * pl.num_programs(2) + g, i + first_query_block, stretch
+    number = call.number(x, i + first_query_block)
+    step = b, pl.program_id(1) * pl.num_programs(2) + g, number, stretch
 
     @pl.when((g == 0) & (i == 0))
     def start() -> None:
@@ -234,7 +234,7 @@ def kernel(
         for at in tiles:
             _tile(call, x, step, *at)
 
-    call.visit(i + first_query_block, stretch, call.bounds(x, b, i), work)
+    call.visit(number, stretch, call.bounds(x, b, i), work)
     x["dq"][...] = (x["dq_sum"][...] * call.scale).astype(x["dq"].dtype)
 
     @pl.when((g == last_g) & (i == last_i))

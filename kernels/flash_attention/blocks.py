@@ -49,11 +49,16 @@ TABLE = {
 
 
 def choose_blocks(
-    length: int, chip: str, row_bytes: int, longest_block: int | None = None
+    length: int,
+    chip: str,
+    row_bytes: int,
+    longest_block: int | None = None,
+    part: int | None = None,
 ) -> tuple[Blocks, Blocks]:
     """The generation's blocks of forward and backward, smaller where the arrays are, and shorter
     stretches where a key has more bytes than the table's 128 bfloat16 numbers: they fill VMEM.
-    No block has more than `longest_block` tokens, which is at least 128.
+    No block has more than `longest_block` tokens, which is at least 128; a block divides `part`, a
+    multiple of 128.
 
     Raises:
         ValueError: no such generation.
@@ -62,12 +67,15 @@ def choose_blocks(
         raise ValueError(f"chip={chip!r}; allowed: {', '.join(TABLE)}")
     forward, backward = TABLE[chip]
     most = max(forward.block_q, backward.block_q) if longest_block is None else longest_block
-    return _fit(forward, length, row_bytes, most), _fit(backward, length, row_bytes, most)
+    sizes = length, row_bytes, most, part
+    return _fit(forward, *sizes), _fit(backward, *sizes)
 
 
-def _fit(b: Blocks, length: int, row_bytes: int, most: int) -> Blocks:
+def _fit(b: Blocks, length: int, row_bytes: int, most: int, part: int | None) -> Blocks:
     longest = b.stretch * 256 // max(row_bytes, 256)
     block = min(b.block_q, longest // 128 * 128, most // 128 * 128, -(-length // 128) * 128)
+    if part is not None:
+        block = _divisor(part, block)
     num_blocks = -(-length // block)
     num_stretches = -(-num_blocks * block // longest)
     stretch = -(-num_blocks // num_stretches) * block

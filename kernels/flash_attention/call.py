@@ -51,13 +51,22 @@ class Call:
     reach: int
 
     @property
+    def length(self) -> int:
+        """Of the rows that the band is of, in whole query blocks."""
+        return self.band.num_blocks_q * self.blocks.block_q
+
+    def number(self, refs: dict[str, Any], i: Any) -> Any:
+        """Of the call's query block i among those of the whole rows."""
+        return i + refs["first_block"][0] if "first_block" in refs else i
+
+    @property
     def num_stretches(self) -> int:
         """Stretches of keys that are in VMEM one after the other."""
         return -(-self.band.num_blocks_k // self.blocks.blocks_per_stretch)
 
     def bounds(self, refs: dict[str, Any], b: Any, i: Any) -> tuple[Any, Any, Any]:
-        """First and one past the last key block that the segments leave query block i of row b, and
-        one past the last that holds tokens of their prefixes.
+        """First and one past the last key block that the segments leave the call's query block i of
+        row b, and one past the last that holds tokens of their prefixes.
         """
         if "bounds" not in refs:
             return 0, self.band.num_blocks_k, -(-(self.prefix or 0) // self.blocks.block_k)
@@ -126,7 +135,9 @@ class Call:
     def cost(self, q: jax.Array, k: jax.Array, products: int, share: float = 1) -> pl.CostEstimate:
         """Of the visible pairs: products, exponentials, and every array once."""
         B, N, T, H = q.shape
-        pairs = B * N * (self.band.num_pairs(T) + T * self.num_sinks) * share
+        # A stretch of the queries has its part of the pairs on average.
+        near = self.band.num_pairs(self.length) * (T / self.length)
+        pairs = B * N * (near + T * self.num_sinks) * share
         arrays = 2 * (q.nbytes + k.nbytes) * (1 if products == 2 else 2) * share
         return pl.CostEstimate(
             flops=int(2 * products * pairs * H),

@@ -40,17 +40,24 @@ def check(
     v: jax.Array,
     segment_ids: jax.Array | None = None,
     positions: jax.Array | None = None,
+    part: bool = False,
 ) -> None:
-    """Of the arrays that every call has.
+    """Of the arrays that every call has; `part`: whether the queries are a stretch of the tokens.
 
     Raises:
         ValueError: a shape or dtype that the kernels do not take.
     """
     B, N, T, H = q.shape
-    if k.shape != v.shape or k.shape[::2] != (B, T) or k.shape[3] != H or N % k.shape[1]:
+    S = k.shape[2] if part else T
+    if k.shape != v.shape or k.shape[::2] != (B, S) or k.shape[3] != H or N % k.shape[1]:
         raise ValueError(
             f"q, k, v of shapes {q.shape}, {k.shape}, {v.shape}; allowed: [batch, heads, length, "
             "head_dim] and twice [batch, kv_heads, length, head_dim], heads a multiple of kv_heads"
+        )
+    if part and (T % 128 or T > S):
+        raise ValueError(
+            f"first_query with {T} queries of {S} tokens; allowed: a multiple of 128, no more than "
+            "the tokens"
         )
     if H not in HEAD_DIMS:
         raise ValueError(f"head_dim={H}; allowed: {', '.join(map(str, HEAD_DIMS))}")
@@ -59,8 +66,8 @@ def check(
             f"dtypes {q.dtype}, {k.dtype}, {v.dtype}; allowed: all bfloat16 or all float32"
         )
     for name, array in (("segment_ids", segment_ids), ("positions", positions)):
-        if array is not None and array.shape != (B, T):
-            raise ValueError(f"{name} of shape {array.shape}; allowed: {(B, T)}")
+        if array is not None and array.shape != (B, S):
+            raise ValueError(f"{name} of shape {array.shape}; allowed: {(B, S)}")
 
 
 def check_options(
@@ -79,17 +86,17 @@ def check_options(
     Raises:
         ValueError: patterns that do not go together, or a shape that is not theirs.
     """
-    _, N, T, _ = q.shape
+    N, S = q.shape[1], k.shape[2]
     for name, vectors in (("bias", bias), ("factor", factor)):
-        if vectors is not None and vectors.shape != (N, 2 * T - 1):
-            raise ValueError(f"{name} of shape {vectors.shape}; allowed: {(N, 2 * T - 1)}")
+        if vectors is not None and vectors.shape != (N, 2 * S - 1):
+            raise ValueError(f"{name} of shape {vectors.shape}; allowed: {(N, 2 * S - 1)}")
     if prefix is not None and (ahead != 0 or window is not None or prefix < 0):
         raise ValueError(
             f"prefix={prefix} with ahead={ahead}, window={window}; allowed: an integer >= 0 with "
             "ahead=0 and no window"
         )
     if fire is not None:
-        _check_fire(q, fire, sinks)
+        _check_fire(q, k, fire, sinks)
     if sinks is None:
         return
     if window is None or window < SHORTEST_WINDOW or ahead is None:
@@ -107,7 +114,9 @@ def check_options(
             raise ValueError(f"sinks.{name} of {array.dtype}; allowed: {q.dtype}, as q")
 
 
-def _check_fire(q: jax.Array, fire: Fire, sinks: Sinks | None) -> None:
+def _check_fire(q: jax.Array, k: jax.Array, fire: Fire, sinks: Sinks | None) -> None:
+    if q.shape[2] != k.shape[2]:
+        raise ValueError("fire with first_query; allowed: one of them")
     if sinks is not None:
         raise ValueError("fire with sinks; allowed: one of them, sinks need distances alone")
     B, N, T, _ = q.shape

@@ -26,8 +26,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from kernels.flash_attention import bias, fire_tiles
 from kernels.flash_attention.call import HIDDEN, LANES, LOG2_E, SUBLANES, Call, Tile, wide
-from kernels.flash_attention.operands import Arrays, Operands, columns, query_ids, rows_of
-from kernels.flash_attention.segments import block_bounds
+from kernels.flash_attention.operands import Arrays, Operands, columns, rows_of
 from kernels.flash_attention.sinks import as_rows, block_number
 
 NN = (((1,), (0,)), ((), ()))
@@ -44,7 +43,7 @@ def run(call: Call, x: Arrays) -> tuple[jax.Array, jax.Array]:
         functools.partial(kernel, call, names),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=operands.num_prefetched,
-            grid=(B, N, call.band.num_blocks_q, call.num_stretches),
+            grid=(B, N, T // n.block_q, call.num_stretches),
             in_specs=operands.specs,
             out_specs=[
                 _spec((None, None, n.block_q, H), lambda b, h, i, j: (b, h, i, 0)),
@@ -72,7 +71,7 @@ def run(call: Call, x: Arrays) -> tuple[jax.Array, jax.Array]:
 
 
 def _spec(block: tuple[Any, ...], index: Any) -> pl.BlockSpec:
-    """Scalars that are prefetched come after the program ids."""
+    """Scalars that are prefetched come after the program ids; only keys' blocks need them."""
     return pl.BlockSpec(block, lambda b, h, i, j, *_: index(b, h, i, j))
 
 
@@ -81,28 +80,28 @@ def _whole(shape: tuple[int, ...]) -> pl.BlockSpec:
 
 
 def _operands(call: Call, x: Arrays) -> Operands:
-    _, N, T, H = x.q.shape
+    _, N, _, H = x.q.shape
     n, group = call.blocks, N // x.k.shape[1]
+    operands = Operands(x.first_block)
 
-    def stretch_of(i: Any, j: Any) -> Any:
+    def stretch_of(i: Any, j: Any, *scalars: Any) -> Any:
         """The stretch to fetch: a hidden one is never fetched, the nearest visible stays."""
-        return jnp.clip(j, *call.stretches(i))
+        refs = dict(zip(operands.names, scalars, strict=False))
+        return jnp.clip(j, *call.stretches(call.number(refs, i)))
 
     queries = _spec((None, None, n.block_q, H), lambda b, h, i, j: (b, h, i, 0))
-    keys = _spec(
-        (None, None, n.stretch, H), lambda b, h, i, j: (b, h // group, stretch_of(i, j), 0)
+    keys = pl.BlockSpec(
+        (None, None, n.stretch, H), lambda b, h, *ijs: (b, h // group, stretch_of(*ijs), 0)
     )
-    row = _spec((None, SUBLANES, n.stretch), lambda b, h, i, j: (b, 0, stretch_of(i, j)))
-    operands = Operands()
+    row = pl.BlockSpec((None, SUBLANES, n.stretch), lambda b, h, *ijs: (b, 0, stretch_of(*ijs)))
     operands.add("q", x.q, queries)
     operands.add("k", x.k, keys)
     operands.add("v", x.v, keys)
-    if x.segment_ids is not None:
-        own = x.segment_ids[:, :T]  # what is after it is padding
-        operands.prefetch("bounds", block_bounds(own, x.open_ends, n.block_q, n.block_k))
+    if x.segments is not None:
+        operands.prefetch("bounds", x.segments.bounds)
         column = _spec((None, n.block_q, LANES), lambda b, h, i, j: (b, i, 0))
-        operands.add("q_ids", columns(query_ids(own)), column)
-        operands.add("k_ids", rows_of(x.segment_ids), row)
+        operands.add("q_ids", columns(x.segments.q_ids), column)
+        operands.add("k_ids", rows_of(x.segments.k_ids), row)
     if x.is_open is not None:
         operands.add("open", rows_of(x.is_open), row)
     for name in ("bias", "factor"):
@@ -130,11 +129,13 @@ def _operands(call: Call, x: Arrays) -> Operands:
 
 
 def kernel(call: Call, names: tuple[str, ...], *refs: Any) -> None:
-    """Body of the grid step (batch b, head n, query block i, stretch of keys j)."""
+    """Body of the grid step (batch b, head n, query block, stretch of keys j); i is the number of
+    the block in the whole rows.
+    """
     x = dict(zip(names, refs, strict=True))
     v, top, total, acc = (x[name] for name in ("v", "top", "total", "acc"))
-    b, h, i, j = (pl.program_id(axis) for axis in range(4))
-    n = call.blocks
+    b, h, own, j = (pl.program_id(axis) for axis in range(4))
+    n, i = call.blocks, call.number(x, own)
 
     @pl.when(j == 0)
     def start() -> None:
@@ -169,7 +170,7 @@ def kernel(call: Call, names: tuple[str, ...], *refs: Any) -> None:
             for rows in range(0, n.block_q, n.tile_q):
                 add(pl.ds(rows, n.tile_q), _far_scores(call, x, i, rows), x["v_sinks"][...])
 
-    call.visit(i, j, call.bounds(x, b, i), work)
+    call.visit(i, j, call.bounds(x, b, own), work)
 
     @pl.when(j == call.num_stretches - 1)
     def finish() -> None:

@@ -14,9 +14,9 @@ from kernels.flash_attention.backward import Cotangents
 from kernels.flash_attention.bias import of_distance
 from kernels.flash_attention.blocks import Blocks
 from kernels.flash_attention.call import HIDDEN, LOG2_E, Call
-from kernels.flash_attention.operands import Arrays, Far
+from kernels.flash_attention.operands import Arrays, Far, Segments, query_ids
 from kernels.flash_attention.pattern import Band
-from kernels.flash_attention.segments import slots_of
+from kernels.flash_attention.segments import block_bounds, slots_of
 from kernels.flash_attention.sinks import SinkRows, find_sinks, first_tokens, gather, scatter
 
 
@@ -65,42 +65,52 @@ class Trained(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """What has none: int32 [batch, length of the keys], or None."""
+    """What has none: int32 [batch, length of the keys], and the first query's slot, or None."""
 
     segment_ids: Any
     positions: Any
+    first_query: Any
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def attend(settings: Settings, x: Trained, tokens: Tokens) -> tuple[jax.Array, jax.Array]:
     """See `flash_attention`."""
-    return forward.run(_call(settings, 0, x, tokens), _arrays(settings, x, tokens))
+    call = _call(settings, 0, x, tokens)
+    return forward.run(call, _arrays(call, x, tokens))
 
 
 def _call(settings: Settings, side: int, x: Trained, tokens: Tokens) -> Call:
     """Of the forward kernel (side 0), or of the backward kernels (1)."""
-    T, H = x.q.shape[2:]
+    H = x.q.shape[3]
     s, n = settings, settings.blocks[side]
-    band = Band(s.ahead, s.window, n.block_q, n.block_k, T // n.block_q, T // n.block_k)
+    length = (x.q if tokens.first_query is None else x.k).shape[2]
+    band = Band(s.ahead, s.window, n.block_q, n.block_k, length // n.block_q, length // n.block_k)
     segments = tokens.segment_ids is not None
     return Call(
         band, n, H, s.scale, s.softcap, segments, s.prefix, s.num_sinks, s.strides, x.k.shape[2]
     )
 
 
-def _arrays(settings: Settings, x: Trained, tokens: Tokens, side: int = 0) -> Arrays:
-    T, ids, positions = x.q.shape[2], *tokens
-    is_open = open_ends = far = None
-    if settings.prefix is not None:
-        is_open = (positions < settings.prefix).astype(jnp.int32)
-        if ids is not None:
-            open_ends = (slots_of(ids) - positions + settings.prefix)[:, :T]
-    if settings.num_sinks:
+def _arrays(call: Call, x: Trained, tokens: Tokens) -> Arrays:
+    (ids, positions, first), n, T = tokens, call.blocks, x.q.shape[2]
+    first_block = None if first is None else first // n.block_q
+    segments = is_open = far = None
+    if ids is not None:
+        open_ends = None
+        if call.prefix is not None:
+            open_ends = (slots_of(ids) - positions + call.prefix)[:, : call.length]
+        bounds = block_bounds(ids[:, : call.length], open_ends, n.block_q, n.block_k)
+        bounds = _part(bounds, first_block, T // n.block_q)
+        segments = Segments(query_ids(_part(ids, first, T)), ids, bounds)
+    if call.prefix is not None:
+        is_open = (positions < call.prefix).astype(jnp.int32)
+    if call.num_sinks:
         if ids is None:
-            sinks = first_tokens(x.q.shape[0], settings.num_sinks)
+            sinks = first_tokens(x.q.shape[0], call.num_sinks)
         else:
-            block_q = settings.blocks[side].block_q
-            sinks = find_sinks(ids[:, :T], positions[:, :T], settings.num_sinks, block_q)
+            own = ids[:, : call.length], positions[:, : call.length]
+            sinks = find_sinks(*own, call.num_sinks, n.block_q)
+            sinks = jax.tree.map(lambda a: _part(a, first_block, T // n.block_q), sinks)
         far = Far(
             x.q_far,
             gather(x.k_far, sinks),
@@ -109,13 +119,20 @@ def _arrays(settings: Settings, x: Trained, tokens: Tokens, side: int = 0) -> Ar
             _rows(x.far_bias.astype(jnp.float32) * LOG2_E, sinks),
             None if x.far_factor is None else _rows(x.far_factor.astype(jnp.float32), sinks),
         )
+    if first_block is not None:
+        first_block = first_block.reshape(1)
     bias = None if x.bias is None else x.bias.astype(jnp.float32) * LOG2_E
-    return Arrays(x.q, x.k, x.v, ids, is_open, open_ends, bias, x.factor, far, x.fire)
+    return Arrays(x.q, x.k, x.v, first_block, segments, is_open, bias, x.factor, far, x.fire)
 
 
 def _rows(of_heads: jax.Array, sinks: SinkRows) -> jax.Array:
     """[N] → [N, 1, sinks], equal along the last axis."""
     return jnp.broadcast_to(of_heads[:, None, None], (of_heads.size, 1, sinks.slots.shape[2]))
+
+
+def _part(x: jax.Array, first: jax.Array | None, size: int) -> jax.Array:
+    """`size` entries of the second axis: those from `first` on, or the first."""
+    return x[:, :size] if first is None else jax.lax.dynamic_slice_in_dim(x, first, size, axis=1)
 
 
 def _forward(settings: Settings, x: Trained, tokens: Tokens) -> Any:
@@ -126,7 +143,8 @@ def _forward(settings: Settings, x: Trained, tokens: Tokens) -> Any:
 def _backward(settings: Settings, saved: Any, cotangents: Any) -> Any:
     x, tokens, out, lse = saved
     d_out, d_lse = cotangents
-    call, arrays = _call(settings, 1, x, tokens), _arrays(settings, x, tokens, 1)
+    call = _call(settings, 1, x, tokens)
+    arrays = _arrays(call, x, tokens)
     rest = d_lse - (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
     # A query that sees nothing has the log-sum-exp HIDDEN, which base 2 would make infinite.
     rows = jnp.where(lse == HIDDEN, 0.0, lse * LOG2_E)

@@ -32,15 +32,29 @@ class Far(NamedTuple):
     factor: jax.Array | None
 
 
+class Segments(NamedTuple):
+    """Of packed rows.
+
+    Attributes:
+        q_ids: int32 [B, T], see `query_ids`.
+        k_ids: int32 [B, S].
+        bounds: int32 [B, T / block_q, 3], see `block_bounds`.
+    """
+
+    q_ids: jax.Array
+    k_ids: jax.Array
+    bounds: jax.Array
+
+
 class Arrays(NamedTuple):
     """Of one call, padded to whole blocks.
 
     Attributes:
         q: [B, N, T, H].
         k, v: [B, K, S, H], S >= T.
-        segment_ids: int32 [B, S], or None.
+        first_block: int32 [1], number of q's first block in the rows, or None: 0.
+        segments: or None.
         is_open: int32 [B, S], not 0 for keys that earlier queries see too, or None.
-        open_ends: int32 [B, T], one past the last such slot of each token's segment, or None.
         bias: float32 [N, 2·length - 1] in base 2, see `flash_attention`, or None.
         factor: [N, 2·length - 1], or None.
         far: or None.
@@ -50,9 +64,9 @@ class Arrays(NamedTuple):
     q: jax.Array
     k: jax.Array
     v: jax.Array
-    segment_ids: jax.Array | None
+    first_block: jax.Array | None
+    segments: Segments | None
     is_open: jax.Array | None
-    open_ends: jax.Array | None
     bias: jax.Array | None
     factor: jax.Array | None
     far: Far | None
@@ -62,8 +76,10 @@ class Arrays(NamedTuple):
 class Operands:
     """The arguments of a kernel in order, those in scalar memory first, with their names."""
 
-    def __init__(self) -> None:
+    def __init__(self, first_block: jax.Array | None) -> None:
         self.scalars: list[tuple[str, jax.Array]] = []
+        if first_block is not None:
+            self.prefetch("first_block", first_block)
         self.blocks: list[tuple[str, jax.Array, pl.BlockSpec]] = []
 
     def prefetch(self, name: str, array: jax.Array) -> None:

@@ -12,20 +12,27 @@ from kernels.flash_attention.segments import count_up
 from kernels.flash_attention.sinks import NOWHERE
 
 
-def whole_blocks(
-    settings: Settings, x: Trained, segment_ids: jax.Array | None, positions: jax.Array | None
-) -> tuple[Trained, Tokens]:
-    """Pads what is too short; ids say what is padding where the pattern does not hide it."""
+def whole_blocks(settings: Settings, x: Trained, tokens: Tokens) -> tuple[Trained, Tokens]:
+    """Pads what is too short; ids say what is padding where the pattern does not hide it.
+
+    Raises:
+        ValueError: blocks of which a stretch of the queries is not whole ones.
+    """
     B, _, T, _ = x.q.shape
+    S, (segment_ids, positions, first_query) = x.k.shape[2], tokens
     block = math.lcm(*(b.block_q for b in settings.blocks))
     stretch = math.lcm(*(b.stretch for b in settings.blocks))
     queries = -(-T // block) * block
-    keys = -(-queries // stretch) * stretch
+    if first_query is not None and queries != T:
+        raise ValueError(f"first_query with {T} queries in blocks of {block}; allowed: whole ones")
+    keys = -(-S // block) * block
+    keys = -(-keys // stretch) * stretch
+    length = queries if first_query is None else keys  # of what the band is of
     # Padding is later than all tokens: a causal mask hides it from them without segment ids.
-    if segment_ids is None and (positions is not None or (queries != T and settings.ahead != 0)):
-        segment_ids = jnp.ones((B, T), jnp.int32)
+    if segment_ids is None and (positions is not None or (length != S and settings.ahead != 0)):
+        segment_ids = jnp.ones((B, S), jnp.int32)
     if positions is None and (settings.num_sinks or settings.prefix is not None):
-        positions = count_up(jnp.ones((B, T), jnp.int32) if segment_ids is None else segment_ids)
+        positions = count_up(jnp.ones((B, S), jnp.int32) if segment_ids is None else segment_ids)
     fire = None
     if x.fire is not None:
         # At the ends: the least and the most of a tile stay those of its tokens.
@@ -34,8 +41,8 @@ def whole_blocks(
         fire = x.fire._replace(numerator=numerator, reciprocal=reciprocal)
     of_queries = {name: _pad(getattr(x, name), 2, queries) for name in ("q", "q_far")}
     of_keys = {name: _pad(getattr(x, name), 2, keys) for name in ("k", "v", "k_far")}
-    tokens = Tokens(_pad(segment_ids, 1, keys), _pad(positions, 1, keys, NOWHERE))
-    return x._replace(**of_queries, **of_keys, fire=fire), tokens
+    ids, positions = _pad(segment_ids, 1, keys), _pad(positions, 1, keys, NOWHERE)
+    return x._replace(**of_queries, **of_keys, fire=fire), Tokens(ids, positions, first_query)
 
 
 def _pad(x: jax.Array | None, axis: int, length: int, value: int = 0) -> jax.Array | None:

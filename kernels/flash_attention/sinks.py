@@ -27,11 +27,12 @@ class SinkRows(NamedTuple):
     Attributes:
         slots: int32 [batch, blocks, sinks], sinks a multiple of 128, NOWHERE where there is none;
             one block where the row is one document: it serves all.
-        segments: int32 [batch, blocks], the segment of the block's first query; 0: padding.
+        segments: int32 [batch, blocks], the segment of the block's first query; 0: padding. None
+            where the row is one document.
     """
 
     slots: jax.Array
-    segments: jax.Array
+    segments: jax.Array | None
 
 
 def _numbers(num_sinks: int) -> jax.Array:
@@ -43,7 +44,7 @@ def first_tokens(batch: int, num_sinks: int) -> SinkRows:
     """Of rows that are one document."""
     n = _numbers(num_sinks)
     slots = jnp.broadcast_to(jnp.where(n < num_sinks, n, NOWHERE), (batch, 1, n.size))
-    return SinkRows(slots, jnp.ones((batch, 1), jnp.int32))
+    return SinkRows(slots, None)
 
 
 def find_sinks(
@@ -72,7 +73,7 @@ def gather(x: jax.Array, sinks: SinkRows) -> jax.Array:
     finite where there is no sink.
     """
     slots = sinks.slots
-    if slots.shape[1] == 1:  # the first tokens: no gather, whose cost compilers cannot tell
+    if sinks.segments is None:  # the first tokens: no gather, whose cost compilers cannot tell
         x = x[:, :, : slots.shape[2]]
         x = jnp.pad(x, ((0, 0), (0, 0), (0, slots.shape[2] - x.shape[2]), (0, 0)))
         return x[:, :, None]
@@ -82,7 +83,7 @@ def gather(x: jax.Array, sinks: SinkRows) -> jax.Array:
 def scatter(parts: jax.Array, sinks: SinkRows, length: int) -> jax.Array:
     """The transpose of `gather`, float32: all blocks' gradients, summed at the sinks' slots."""
     K, H = parts.shape[1], parts.shape[4]
-    if sinks.slots.shape[1] == 1:
+    if sinks.segments is None:
         whole = parts.sum(2)[:, :, :length]
         return jnp.pad(whole, ((0, 0), (0, 0), (0, length - whole.shape[2]), (0, 0)))
 
@@ -94,11 +95,13 @@ def scatter(parts: jax.Array, sinks: SinkRows, length: int) -> jax.Array:
 
 def block_number(sinks: SinkRows, i: Any) -> Any:
     """Which block of `sinks` is query block i's."""
-    return i if sinks.slots.shape[1] > 1 else 0
+    return 0 if sinks.segments is None else i
 
 
 def as_rows(sinks: SinkRows) -> jax.Array:
-    """int32 [batch, blocks, SUBLANES, sinks]: row 0 the slots, row 1 the segment."""
-    segments = jnp.broadcast_to(sinks.segments[:, :, None], sinks.slots.shape)
-    rows = jnp.stack([sinks.slots, segments], axis=2)
-    return jnp.pad(rows, ((0, 0), (0, 0), (0, SUBLANES - 2), (0, 0)))
+    """int32 [batch, blocks, SUBLANES, sinks]: row 0 the slots, row 1 the segment, if any."""
+    rows = sinks.slots[:, :, None]
+    if sinks.segments is not None:
+        segments = jnp.broadcast_to(sinks.segments[:, :, None], sinks.slots.shape)
+        rows = jnp.stack([sinks.slots, segments], axis=2)
+    return jnp.pad(rows, ((0, 0), (0, 0), (0, SUBLANES - rows.shape[2]), (0, 0)))

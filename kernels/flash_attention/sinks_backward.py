@@ -18,7 +18,7 @@ from jax.experimental.pallas import tpu as pltpu
 from kernels.flash_attention.backward import TN, Cotangents
 from kernels.flash_attention.call import LANES, SUBLANES, Call, wide
 from kernels.flash_attention.forward import NN, NT
-from kernels.flash_attention.operands import Arrays, Far, Operands, query_ids, rows_of
+from kernels.flash_attention.operands import Arrays, Far, Operands, rows_of
 from kernels.flash_attention.sinks import block_number
 
 
@@ -28,10 +28,10 @@ def run(
     """Gradients of far.q in its dtype, of far.k, far.v in float32, and of the bias, float32 [N]."""
     B, N, T, H = x.q.shape
     K, n = x.k.shape[1], call.blocks
-    group, num_blocks, S = N // K, call.band.num_blocks_q, far.k.shape[3]
+    group, num_blocks, S, f32 = N // K, T // n.block_q, far.k.shape[3], jnp.float32
 
     def spec(block: tuple[Any, ...], index: Any) -> pl.BlockSpec:
-        return pl.BlockSpec(block, lambda b, h, i, g: index(b, h, i, h * group + g))
+        return pl.BlockSpec(block, lambda b, h, i, g, *_: index(b, h, i, h * group + g))
 
     queries = spec((None, None, n.block_q, H), lambda b, h, i, head: (b, head, i, 0))
     sinks = spec((None, None, None, S, H), lambda b, h, i, head: (b, h, i, 0, 0))
@@ -39,7 +39,7 @@ def run(
     at = functools.partial(block_number, far.sinks)
     given = spec((None, None, None, S, H), lambda b, h, i, head: (b, h, at(i), 0, 0))
     per_sink = spec((None, None, S, LANES), lambda b, h, i, head: (b, at(i), 0, 0))
-    operands = Operands()
+    operands = Operands(x.first_block)
     operands.add("q", far.q, queries)
     operands.add("k", far.k, given)
     operands.add("v", far.v, given)
@@ -47,16 +47,15 @@ def run(
     operands.add("lse", d.lse, row)
     operands.add("rest", d.rest, row)
     operands.add("slots", _columns(far.sinks.slots), per_sink)
-    if x.segment_ids is not None:
+    if x.segments is not None and far.sinks.segments is not None:
         ids = spec((None, SUBLANES, n.block_q), lambda b, h, i, head: (b, 0, i))
-        operands.add("q_ids", rows_of(query_ids(x.segment_ids[:, :T])), ids)
-        segments = jnp.broadcast_to(far.sinks.segments[:, :, None], far.sinks.slots.shape)
-        operands.add("k_ids", _columns(segments), per_sink)
+        operands.add("q_ids", rows_of(x.segments.q_ids), ids)
+        owner = jnp.broadcast_to(far.sinks.segments[:, :, None], far.sinks.slots.shape)
+        operands.add("k_ids", _columns(owner), per_sink)
     per_head = spec((None, 1, n.block_q), lambda b, h, i, head: (head, 0, 0))
     for name in ("bias", "factor"):
         if (of_heads := getattr(far, name)) is not None:
             operands.add(name, jnp.broadcast_to(of_heads[:, :, :1], (N, 1, n.block_q)), per_head)
-    f32 = jnp.float32
     d_bias = spec((None, None, None, 1, n.block_q), lambda b, h, i, head: (b, head, i, 0, 0))
     outputs = {
         "dq": (queries, far.q.shape, far.q.dtype),
@@ -66,22 +65,30 @@ def run(
     }
     dq, dk, dv, db = pl.pallas_call(
         functools.partial(kernel, call, (*operands.names, *outputs)),
-        grid=(B, K, num_blocks, group),
-        in_specs=operands.specs,
-        out_specs=[spec for spec, *_ in outputs.values()],
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=operands.num_prefetched,
+            grid=(B, K, num_blocks, group),
+            in_specs=operands.specs,
+            out_specs=[spec for spec, *_ in outputs.values()],
+        ),
         out_shape=[jax.ShapeDtypeStruct(*rest) for _, *rest in outputs.values()],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
             vmem_limit_bytes=n.vmem_bytes,
         ),
-        cost_estimate=pl.CostEstimate(
-            flops=10 * B * N * T * S * H,
-            transcendentals=B * N * T * S,
-            bytes_accessed=3 * far.q.nbytes + 4 * far.k.nbytes,
-        ),
+        cost_estimate=_cost(far),
         name="flash_attention_sinks_backward",
     )(*operands.arrays)
     return dq, dk, dv, db.sum((0, 2, 3, 4))
+
+
+def _cost(far: Far) -> pl.CostEstimate:
+    pairs = far.q.size // far.q.shape[3] * far.k.shape[3]
+    return pl.CostEstimate(
+        flops=10 * pairs * far.q.shape[3],
+        transcendentals=pairs,
+        bytes_accessed=3 * far.q.nbytes + 4 * far.k.nbytes,
+    )
 
 
 def _columns(x: jax.Array) -> jax.Array:
@@ -90,9 +97,11 @@ def _columns(x: jax.Array) -> jax.Array:
 
 
 def kernel(call: Call, names: tuple[str, ...], *refs: Any) -> None:
-    """Body of the grid step (batch, kv head, query block i, query head g)."""
+    """Body of the grid step (batch, kv head, query block, query head g); i is the number of the
+    block in the whole rows.
+    """
     x = dict(zip(names, refs, strict=True))
-    i, g = pl.program_id(2), pl.program_id(3)
+    i, g = call.number(x, pl.program_id(2)), pl.program_id(3)
     n = call.blocks
     f32: dict[str, Any] = {"preferred_element_type": jnp.float32}
 

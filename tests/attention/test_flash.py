@@ -1,6 +1,9 @@
 """The door to the TPU kernels: what they do agrees with the reference, what they do not is said."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +78,18 @@ def test_on_a_mesh_each_device_has_its_rows_and_heads(on_tpu):
     mesh = make_mesh(MeshConfig())
     with jax.set_mesh(mesh):
         check(dataclasses.replace(SPEC, mask=masks.sliding_window(40)), inputs())
+
+
+@pytest.mark.parametrize("name", ["lambda", pytest.param("causal", marks=pytest.mark.slow)])
+def test_parts_of_rows_are_whole_rows(name):
+    """On two devices, in a process of its own; there the interpreter's threads await each other, so
+    a device needs a few.
+    """
+    command = [sys.executable, "-W", "error", "-m", "tests.attention.context_process", name]
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=2"
+    env = {**os.environ, "XLA_FLAGS": flags, "NPROC": "8"}
+    run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
 
 
 ENCODINGS = {

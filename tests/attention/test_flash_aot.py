@@ -1,4 +1,4 @@
-"""A train step for absent TPUs holds the attention kernels, one for each device's heads."""
+"""A train step for absent TPUs holds the attention kernels, for each device's heads or queries."""
 
 import importlib.util
 import os
@@ -22,7 +22,7 @@ from jaxlm.training.optimizers import make_optimizer
 from jaxlm.training.state import abstract_state
 from jaxlm.training.step import make_train_step
 
-mesh = pod_mesh("TOPOLOGY", {"data": 2, "fsdp": 1, "tensor": 2})
+mesh = pod_mesh("TOPOLOGY", MESH)
 config = jaxlm.ModelConfig(
     vocab_size=512, num_layers=2, d_model=256, context_length=1024, position_encoding="rope",
     attention=jaxlm.AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=128),
@@ -31,7 +31,7 @@ config = jaxlm.ModelConfig(
 model, train = jaxlm.Transformer(config), TrainConfig(steps=2)
 optimizer = make_optimizer(train.optimizer, 2)
 shapes = abstract_state(model, optimizer, train, mesh)
-rows = batch_sharding(mesh, 4)
+rows = batch_sharding(mesh, 4, 1024)
 names = ("tokens", "targets", "positions", "segment_ids")
 batch = {n: jax.ShapeDtypeStruct((4, 1024), jnp.int32, sharding=rows) for n in names}
 batch["loss_weights"] = jax.ShapeDtypeStruct((4, 1024), jnp.float32, sharding=rows)
@@ -47,12 +47,20 @@ for name in ("forward", "backward"):
 
 @pytest.mark.tpu_aot
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")
-@pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
-def test_a_train_step_holds_the_kernels(topology):
-    command = [sys.executable, "-c", STEP.replace("TOPOLOGY", topology)]
+@pytest.mark.parametrize(
+    ("topology", "mesh", "queries"),
+    [
+        # A device has two rows of the four and two heads of the four, or half of the queries.
+        ("v5e:2x2", {"data": 2, "fsdp": 1, "context": 1, "tensor": 2}, "2,2,1024,128"),
+        ("v6e:2x2", {"data": 2, "fsdp": 1, "context": 1, "tensor": 2}, "2,2,1024,128"),
+        ("v5e:2x2", {"data": 2, "fsdp": 1, "context": 2, "tensor": 1}, "2,4,512,128"),
+    ],
+)
+def test_a_train_step_holds_the_kernels(topology, mesh, queries):
+    program = STEP.replace("TOPOLOGY", topology).replace("MESH", repr(mesh))
+    command = [sys.executable, "-c", program]
     run = subprocess.run(
         command, env=environment(os.environ), capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    # A device has two rows of the four and two heads of the four.
-    assert set(run.stdout.splitlines()) == {"forward 2,2,1024,128", "backward 2,2,1024,128"}
+    assert set(run.stdout.splitlines()) == {f"forward {queries}", f"backward {queries}"}

@@ -30,6 +30,14 @@ CASES = {
     "packed_prefix_bias": {"prefix": 50, "bias": True, "segment_ids": PACKED, "length": 500},
     "factor": {"factor": True, "softcap": 3.0, "length": 300},
     "fire": {"fire": True, "softcap": 3.0, "length": 300},
+    "parts_lambda_packed": {
+        "parts": 4,
+        "sinks": "far",
+        "window": 140,
+        "segment_ids": np.repeat([1, 2, 0], [40, 420, 52]).astype(np.int32),
+        "length": 512,
+        "bias": True,
+    },
     "causal_ragged": {"length": 300, "blocks": (Blocks(256, 128, 128, 128, 384, early=1), SMALL)},
     "lookahead_softcap": {"ahead": 40, "window": 70, "softcap": 2.0},
     "packed_window": {"segment_ids": PACKED, "length": 500, "window": 90},
@@ -104,10 +112,30 @@ CASES = {
     "dim_192": {"head_dim": 192, "length": 256},
     "dim_256": {"head_dim": 256, "length": 256},
     "bfloat16_packed": {"dtype": jnp.bfloat16, "segment_ids": PACKED, "length": 500},
+    "parts": {"parts": 3, "heads": (4, 2), "blocks": (Blocks(128, 128, 128, 128, 256), SMALL)},
+    "parts_bias": {"parts": 2, "bias": True, "length": 512},
+    "parts_prefix_packed": {
+        "parts": 2,
+        "prefix": 50,
+        "segment_ids": np.repeat([1, 2, 3, 0], [130, 100, 200, 82]).astype(np.int32),
+        "length": 512,
+    },
+    "parts_prefix": {"parts": 3, "prefix": 200},
+    "parts_lambda": {"parts": 2, "sinks": "far", "window": 140, "length": 512},
+    "parts_full": {"parts": 3, "ahead": None},
+    "parts_backward_window": {"parts": 3, "ahead": None, "window": 100},
+    "parts_lookahead": {"parts": 3, "ahead": 40, "window": 70, "blocks": None},
+    "parts_of_longer_blocks": {
+        "parts": 2,
+        "length": 512,
+        "window": 200,
+        "blocks": (Blocks(256, 128, 128, 128, 384), SMALL),
+    },
+    "parts_bfloat16": {"parts": 2, "dtype": jnp.bfloat16, "length": 512},
     "own_blocks": {"length": 700, "blocks": None},
     "longer_blocks_backward": {"blocks": (SMALL, Blocks(256, 128, 128, 128, 256))},
 }
-IN_EVERY_RUN = 8
+IN_EVERY_RUN = 9
 
 
 def arrays(length, heads, head_dim, dtype, batch=1):
@@ -151,6 +179,27 @@ def assert_near(a, b, tolerance):
     np.testing.assert_allclose(a[some], b[some], atol=tolerance * np.abs(b[some]).max())
 
 
+def in_parts(parts):
+    """`flash_attention` of a stretch of the queries after the other, by one program."""
+
+    def attend(q, k, v, *, sinks, bias, **options):
+        num, q_far, *far = sinks or (0, None, None, None)
+
+        @jax.jit
+        def of_part(q, q_far, first, k, v, far, bias):
+            sinks = Sinks(num, q_far, *far) if num else None
+            own = {"bias": bias, "sinks": sinks, "first_query": first}
+            return flash_attention(q, k, v, **own, **options)
+
+        outs, size = [], q.shape[2] // parts
+        for first in range(0, q.shape[2], size):
+            own = [None if x is None else x[:, :, first : first + size] for x in (q, q_far)]
+            outs.append(of_part(*own, jnp.int32(first), k, v, far, bias))
+        return tuple(jnp.concatenate(x, 2) for x in zip(*outs, strict=True))
+
+    return attend
+
+
 def compare(
     *,
     length=384,
@@ -167,12 +216,13 @@ def compare(
     num_sinks=4,
     start=None,
     chip="v5e",
+    parts=None,
     **options,
 ):
     """Output, log-sum-exp and all gradients, the log-sum-exp's cotangent too.
 
     `sinks`: "near" as ever, or "far" with queries, keys and a bias of their own. `start`: position
-    of each document's first token; None: unsaid."""
+    of each document's first token; None: unsaid. `parts`: that the queries are cut into."""
     q, k, v, d_out = arrays(length, heads, head_dim, dtype)
     keys = jax.random.split(jax.random.key(9), 7)
     d_lse = jax.random.normal(keys[0], q.shape[:3])
@@ -197,7 +247,8 @@ def compare(
     options |= {"scale": head_dim**-0.5, "segment_ids": ids, "positions": positions}
     num_sinks = 0 if sinks is None else num_sinks
     more = {"blocks": blocks, "learned_bias": learned_bias, "chip": chip}
-    found, back = jax.vjp(of_arrays(flash_attention, num_sinks, **options, **more), x)
+    kernels = flash_attention if parts is None else in_parts(parts)
+    found, back = jax.vjp(of_arrays(kernels, num_sinks, **options, **more), x)
     wanted, wanted_back = jax.vjp(of_arrays(reference.flash_attention, num_sinks, **options), x)
     (grads,) = back((d_out, d_lse))
     (wanted_grads,) = wanted_back((d_out.astype(jnp.float32), d_lse))
@@ -334,6 +385,8 @@ def test_sizes_of_blocks(chip, length):
         assert b.tile_q % 128 == b.tile_k % 128 == b.block_q % b.block_k == 0
         padded = -(-length // b.stretch) * b.stretch
         assert padded <= max(2 * length, 128) and b.stretch <= 8192
+    for b in choose_blocks(4 * 640, chip, 256, part=640):
+        assert 640 % b.block_q == b.block_q % b.tile_q == b.stretch % b.block_k == 0
 
 
 @pytest.mark.parametrize(
@@ -382,6 +435,24 @@ def test_options_that_are_wrong(message):
         flash_attention(q, k, v, scale=1.0, **BAD_OPTIONS[message])
 
 
+@pytest.mark.parametrize(
+    ("queries", "message"),
+    [
+        (100, "first_query with 100 queries of 512 tokens; allowed: a multiple of 128"),
+        (640, "first_query with 640 queries of 512 tokens; allowed: a multiple of 128"),
+        (384, "first_query with 384 queries in blocks of 256; allowed: whole ones"),
+    ],
+)
+def test_parts_that_are_no_parts(queries, message):
+    q, k, v, _ = arrays(768, (2, 1), 64, jnp.float32)
+    keys = (x[:, :, :512] for x in (k, v))
+    blocks = (Blocks(256, 256, 128, 128, 256),) * 2
+    with pytest.raises(ValueError, match=message):
+        flash_attention(
+            q[:, :, :queries], *keys, scale=1.0, first_query=jnp.int32(0), blocks=blocks
+        )
+
+
 def test_an_unknown_chip():
     with pytest.raises(ValueError, match="chip='v9'; allowed: v4, v5e, v5p, v6e, tpu7x"):
         choose_blocks(128, "v9", 256)
@@ -410,6 +481,7 @@ MORE = {
     "biased_attention": {"length": 12288},
     "damped_attention": {"length": 12288},
     "fire_attention": {"length": 12288},
+    "attention_of_a_part": {"length": 32768, "parts": 4, "window": 2048, "num_sinks": 16},
 }
 
 

@@ -12,7 +12,14 @@ import pytest
 
 from jaxlm.checkpoints import load_numpy, restore
 from jaxlm.model.parameters import logical_axes
-from jaxlm.sharding.mesh import RULES, MeshConfig, batch_sharding, make_mesh, parameter_sharding
+from jaxlm.sharding.mesh import (
+    AXES,
+    RULES,
+    MeshConfig,
+    batch_sharding,
+    make_mesh,
+    parameter_sharding,
+)
 from tests.sharding.training_process import RUNS, three_steps
 from tests.training.cases import MODELS, make_model
 
@@ -76,19 +83,21 @@ def test_parameters_moments_and_average_are_cut_alike(meshes):
 
 
 def test_sizes_that_do_not_fit_the_devices():
-    with pytest.raises(ValueError, match=r"fsdp=2 × tensor=3 = 6; allowed: .* devices, 1$"):
-        make_mesh(MeshConfig(fsdp=2, tensor=3))
+    with pytest.raises(ValueError, match=r"fsdp=2 × context=5 × tensor=3 = 30; .* devices, 1$"):
+        make_mesh(MeshConfig(fsdp=2, context=5, tensor=3))
     with pytest.raises(ValueError, match="mesh: fsdp=0; allowed: a number >= 1"):
         MeshConfig(fsdp=0)
 
 
-def abstract_mesh(data=1, fsdp=1, tensor=1):
-    return jax.sharding.AbstractMesh((data, fsdp, tensor), ("data", "fsdp", "tensor"))
+def abstract_mesh(data=1, fsdp=1, context=1, tensor=1):
+    return jax.sharding.AbstractMesh((data, fsdp, context, tensor), AXES)
 
 
 def test_rows_that_cannot_be_shared_out():
     with pytest.raises(ValueError, match="batch_size=6; allowed: a multiple of data × fsdp = 4"):
-        batch_sharding(abstract_mesh(data=2, fsdp=2), 6)
+        batch_sharding(abstract_mesh(data=2, fsdp=2), 6, 8)
+    with pytest.raises(ValueError, match="sequence_length=9; allowed: a multiple of context = 2"):
+        batch_sharding(abstract_mesh(data=2, context=2), 6, 9)
 
 
 def test_a_parameter_that_cannot_be_cut():

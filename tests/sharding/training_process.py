@@ -23,9 +23,15 @@ RUNS = {
     "fsdp": ("plain", MeshConfig(data=1, fsdp=8)),
     "all": ("plain", MeshConfig(data=2, fsdp=2, tensor=2)),
     "experts": ("experts", MeshConfig(data=2, fsdp=2, tensor=2)),
+    "context": ("experts", MeshConfig(data=2, context=2, tensor=2)),
 }
-ROWS = 16
-MODEL = {"vocab_size": 40, "dropout": 0.1}  # 40 is divided by tensor = 2
+ROWS, LENGTH = 16, 12
+# 40 is divided by tensor = 2.
+MODEL = {"vocab_size": 40, "dropout": 0.1}
+KINDS = {
+    "plain": make_model("plain", **MODEL),
+    "experts": make_model("experts", **MODEL, attention={"num_heads": 2}),  # blockwise
+}
 
 
 CONFIG = TrainConfig(
@@ -39,7 +45,7 @@ CONFIG = TrainConfig(
 
 def three_steps(kind, mesh):
     """(shapes with shardings, the state after three steps, the losses)."""
-    model = make_model(kind, **MODEL)
+    model = KINDS[kind]
     optimizer = make_optimizer(CONFIG.optimizer, CONFIG.steps)
     shapes = abstract_state(model, optimizer, CONFIG, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, shapes)
@@ -47,7 +53,8 @@ def three_steps(kind, mesh):
     step = compile_step(make_train_step(model, optimizer, CONFIG), shapes)
     losses = []
     for seed in range(3):
-        batch = jax.device_put(make_batch(seed, ROWS), batch_sharding(mesh, ROWS))
+        rows = batch_sharding(mesh, ROWS, LENGTH)
+        batch = jax.device_put(make_batch(seed, ROWS, LENGTH), rows)
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
     return shapes, state, losses

@@ -31,7 +31,7 @@ config = jaxlm.ModelConfig(
 model, train = jaxlm.Transformer(config), TrainConfig(steps=2)
 optimizer = make_optimizer(train.optimizer, 2)
 shapes = abstract_state(model, optimizer, train, mesh)
-rows = batch_sharding(mesh, 8)
+rows = batch_sharding(mesh, 8, 256)
 names = ("tokens", "targets", "positions", "segment_ids")
 batch = {n: jax.ShapeDtypeStruct((8, 256), jnp.int32, sharding=rows) for n in names}
 batch["loss_weights"] = jax.ShapeDtypeStruct((8, 256), jnp.float32, sharding=rows)
@@ -53,15 +53,20 @@ for name in ("forward", "backward"):
     [
         # A device has two rows of 256 tokens of the eight, and all of the head.
         (
-            {"data": 4, "fsdp": 1, "tensor": 1},
+            {"data": 4, "fsdp": 1, "context": 1, "tensor": 1},
             {"forward 256,1000 512,256", "backward 256,1000 512,256"},
         ),
         (
-            {"data": 2, "fsdp": 2, "tensor": 1},
+            {"data": 2, "fsdp": 2, "context": 1, "tensor": 1},
+            {"forward 256,1000 512,256", "backward 256,1000 512,256"},
+        ),
+        # Or four of 128.
+        (
+            {"data": 2, "fsdp": 1, "context": 2, "tensor": 1},
             {"forward 256,1000 512,256", "backward 256,1000 512,256"},
         ),
         # The head is cut along the vocabulary: XLA's form keeps it cut.
-        ({"data": 2, "fsdp": 1, "tensor": 2}, set()),
+        ({"data": 2, "fsdp": 1, "context": 1, "tensor": 2}, set()),
     ],
 )
 def test_a_train_step_holds_the_kernels(mesh, kernels):

@@ -54,14 +54,18 @@ def _sums(logits, lse, picked, targets, weights) -> LossSums:
 
 
 def _in_chunks(spec: LossSpec, hidden, targets, weights):
-    """[B, T, …] → [chunks, B, C, …], the tail padded with weight 0."""
+    """[B, T, …] → [chunks, B, C, …], the tail padded with weight 0.
+
+    A chunk is every n-th position: tokens lie in parts over the devices of a context axis, so each
+    chunk keeps all of them busy.
+    """
     T = targets.shape[1]
     size = min(spec.chunk, T)
     pad = -T % size
 
     def cut(x):
         x = jnp.pad(x, ((0, 0), (0, pad)) + ((0, 0),) * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
+        return jnp.moveaxis(x.reshape(x.shape[0], size, -1, *x.shape[2:]), 2, 0)
 
     return cut(hidden), cut(targets), cut(weights)
 
@@ -129,7 +133,7 @@ def _forward(spec, hidden, matrix, bias, targets, weights):
         body, start, _in_chunks(spec, hidden, targets, weights)
     )
     B, T, D = hidden.shape
-    d_hidden = jnp.moveaxis(d_hidden, 0, 1).reshape(B, -1, D)[:, :T]
+    d_hidden = jnp.moveaxis(d_hidden, 0, 2).reshape(B, -1, D)[:, :T]
     out = sums.nll + spec.z_weight * sums.z, sums
     # Cast here: residuals live until the backward pass.
     if bias is not None and d_bias is not None:

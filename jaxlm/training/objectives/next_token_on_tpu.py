@@ -36,8 +36,8 @@ def next_token_loss_on_tpu(
 ) -> tuple[Float[Array, ""], LossSums]:
     """As `next_token_loss`, for what `fits`; no logits leave the chip's VMEM, so no `spec.chunk`.
 
-    On a mesh set by `jax.set_mesh`, each device works for its rows. A gradient of the matrix, and
-    the sum of the devices' gradients, is in the matrix's dtype.
+    On a mesh set by `jax.set_mesh`, each device works for its tokens. A gradient of the matrix,
+    and the sum of the devices' gradients, is in the matrix's dtype.
     """
     chip, mesh = target_chip() or "v5e", jax.sharding.get_abstract_mesh()
 
@@ -55,7 +55,8 @@ def next_token_loss_on_tpu(
         return tuple(x.reshape(targets.shape) for x in losses)
 
     if not mesh.empty:
-        rows = PartitionSpec(dividing_axes(mesh, "batch", hidden.shape[0]))
+        sizes = {"batch": hidden.shape[0], "length": hidden.shape[1]}
+        rows = PartitionSpec(*(dividing_axes(mesh, *axis) for axis in sizes.items()))
         whole = PartitionSpec()
         of_rows = jax.shard_map(
             of_rows,
