@@ -296,14 +296,27 @@ def test_no_races(capfd):
     packed=st.booleans(),
     sizes=st.sampled_from([(128, 128), (256, 128), (256, 256)]),
     extras=st.sampled_from(
-        ["", "bias", "prefix", "sinks", "far", "bias far", "bias prefix", "factor", "factor far"]
+        [
+            "",
+            "bias",
+            "prefix",
+            "sinks",
+            "far",
+            "bias far",
+            "bias prefix",
+            "factor",
+            "factor far",
+            "fire",
+            "fire bias factor",
+            "fire prefix",
+        ]
     ),
     number=st.integers(1, 200),
 )
 def test_many_drawn_cases(
     length, heads, ahead, window, softcap, cuts, packed, sizes, extras, number
 ):
-    options = {name: name in extras for name in ("bias", "factor")}
+    options = {name: name in extras for name in ("bias", "factor", "fire")}
     if "prefix" in extras:
         ahead, window, options["prefix"] = 0, None, number
     if "sinks" in extras or "far" in extras:
