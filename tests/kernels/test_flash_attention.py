@@ -180,22 +180,22 @@ def assert_near(a, b, tolerance):
 
 
 def in_parts(parts):
-    """`flash_attention` of a stretch of the queries after the other, by one program."""
+    """`flash_attention` of a stretch of the queries after the other: the interpreter may hang where
+    two calls run at a time.
+    """
 
-    def attend(q, k, v, *, sinks, bias, **options):
-        num, q_far, *far = sinks or (0, None, None, None)
+    def attend(q, k, v, *, sinks, **options):
+        def of_part(own):
+            q, q_far, first = own
+            far = sinks and sinks._replace(q=q_far)
+            return flash_attention(q, k, v, sinks=far, first_query=first, **options)
 
-        @jax.jit
-        def of_part(q, q_far, first, k, v, far, bias):
-            sinks = Sinks(num, q_far, *far) if num else None
-            own = {"bias": bias, "sinks": sinks, "first_query": first}
-            return flash_attention(q, k, v, **own, **options)
+        def cut(x):
+            return None if x is None else jnp.stack(jnp.split(x, parts, axis=2))
 
-        outs, size = [], q.shape[2] // parts
-        for first in range(0, q.shape[2], size):
-            own = [None if x is None else x[:, :, first : first + size] for x in (q, q_far)]
-            outs.append(of_part(*own, jnp.int32(first), k, v, far, bias))
-        return tuple(jnp.concatenate(x, 2) for x in zip(*outs, strict=True))
+        firsts = jnp.arange(parts, dtype=jnp.int32) * (q.shape[2] // parts)
+        found = jax.lax.map(of_part, (cut(q), cut(sinks and sinks.q), firsts))
+        return tuple(jnp.concatenate(list(x), 2) for x in found)
 
     return attend
 
