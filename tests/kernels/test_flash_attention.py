@@ -297,18 +297,8 @@ def test_no_races(capfd):
     sizes=st.sampled_from([(128, 128), (256, 128), (256, 256)]),
     extras=st.sampled_from(
         [
-            "",
-            "bias",
-            "prefix",
-            "sinks",
-            "far",
-            "bias far",
-            "bias prefix",
-            "factor",
-            "factor far",
-            "fire",
-            "fire bias factor",
-            "fire prefix",
+            *("", "bias", "prefix", "sinks", "far", "bias far", "bias prefix"),
+            *("factor", "factor far", "fire", "fire bias factor", "fire prefix"),
         ]
     ),
     number=st.integers(1, 200),
