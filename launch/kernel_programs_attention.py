@@ -65,28 +65,26 @@ def biased_attention(
     mesh: Mesh, length: int, heads: int, head_dim: int, backward: bool = False
 ) -> Program:
     """Causal, bfloat16, with a trained bias of the distance."""
-
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array) -> jax.Array:
-        chip, scale = target_chip() or "v5e", head_dim**-0.5
-        return ours.flash_attention(q, k, v, scale=scale, bias=bias, chip=chip)[0]
-
-    x = struct(mesh, 1, heads, length, head_dim)
-    bias = struct(mesh, heads, 2 * length - 1, dtype="float32")
-    return with_gradients(attend) if backward else attend, [x, x, x, bias]
+    return _by_distance("bias", mesh, length, heads, head_dim, backward)
 
 
 def damped_attention(
     mesh: Mesh, length: int, heads: int, head_dim: int, backward: bool = False
 ) -> Program:
     """Causal, bfloat16, with a factor of the distance."""
+    return _by_distance("factor", mesh, length, heads, head_dim, backward)
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, factor: jax.Array) -> jax.Array:
-        chip, scale = target_chip() or "v5e", head_dim**-0.5
-        return ours.flash_attention(q, k, v, scale=scale, factor=factor, chip=chip)[0]
+
+def _by_distance(
+    name: str, mesh: Mesh, length: int, heads: int, head_dim: int, backward: bool
+) -> Program:
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, vector: jax.Array) -> jax.Array:
+        options: dict[str, Any] = {"scale": head_dim**-0.5, name: vector}
+        return ours.flash_attention(q, k, v, chip=target_chip() or "v5e", **options)[0]
 
     x = struct(mesh, 1, heads, length, head_dim)
-    factor = struct(mesh, heads, 2 * length - 1, dtype="float32")
-    return with_gradients(attend) if backward else attend, [x, x, x, factor]
+    vector = struct(mesh, heads, 2 * length - 1, dtype="float32")
+    return with_gradients(attend) if backward else attend, [x, x, x, vector]
 
 
 def fire_attention(
