@@ -1,11 +1,15 @@
 """Strict settings for every test: promotion raises, warnings are errors, shapes are checked."""
 
+import importlib.metadata
 import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# LLVM's optimizations take longer than they save on programs as small as the tests'.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
+# XLA takes longer to optimize programs as small as the tests' than they take to run.
+FLAGS = "--xla_backend_optimization_level=0"
+if importlib.metadata.version("jax").startswith("0.10."):  # a flag that later ones do not know
+    FLAGS += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", FLAGS)
 # Many tests, and the processes they start, compile the same programs.
 CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "xla"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
