@@ -1,4 +1,4 @@
-"""Open what training left behind."""
+"""Open what training left behind, here or elsewhere."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import jax
 
 from jaxlm.checkpoints import restore
 from jaxlm.data.tokenizers import Tokenizer, load_tokenizer
+from jaxlm.interop.read import is_gguf, is_hub_folder, read_gguf, read_hub_folder
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.parameters import abstract_params
 from jaxlm.model.transformer import Transformer
@@ -33,25 +34,32 @@ def run_folder(path: str | Path) -> Path:
         found = "is not a jaxlm workdir (it has no checkpoints)" if folder.exists() else "is absent"
         if comparison:
             found = "is the comparison's first run and has no checkpoint yet"
-        raise FileNotFoundError(f"{folder} {found}; allowed: the --workdir of a training run")
+        allowed = "the --workdir of a training run, a Hugging Face folder, a .gguf file"
+        raise FileNotFoundError(f"{folder} {found}; allowed: {allowed}")
     return folder
 
 
 def load(path: str | Path, step: int | None = None) -> tuple[Transformer, Any, Tokenizer]:
-    """The model, its parameters and its tokenizer from a training workdir.
+    """The model, its parameters and its tokenizer.
 
     A run that kept an average of its parameters (`train.ema_decay`) gives that average.
 
     Args:
-        path: the workdir of a run, or of a comparison (its first run is loaded).
-        step: None: the newest good checkpoint.
+        path: the workdir of a run, or of a comparison (its first run is loaded); a Hugging Face
+            folder (config.json, safetensors, tokenizer.json); or a GGUF file.
+        step: of a workdir; None: the newest good checkpoint.
 
     Returns:
         (model, params, tokenizer); params is a nested dict of arrays.
 
     Raises:
-        FileNotFoundError: not a workdir, or no good checkpoint in it.
+        FileNotFoundError: none of these, a missing file, or no good checkpoint in a workdir.
+        ValueError: a damaged file, or an architecture that is not known.
     """
+    if is_gguf(Path(path)):
+        return read_gguf(Path(path))
+    if is_hub_folder(Path(path)):
+        return read_hub_folder(Path(path))
     folder = run_folder(path)
     restored = restore(folder / CHECKPOINTS, step=step, prefix=("ema", "params"))
     model = Transformer(ModelConfig.from_dict(restored.metadata["model"]))

@@ -23,7 +23,12 @@ from launch import console
 
 DEFAULT_LENGTH = 2048
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a training run.", required=True)
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    None,
+    "Workdir of a training run, a Hugging Face folder, or a GGUF file.",
+    required=True,
+)
 TEXT = flags.DEFINE_string("text", "builtin:austen_valid", "A source of held-out text.")
 ENCODING = flags.DEFINE_multi_string(
     "position_encoding",

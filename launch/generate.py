@@ -14,7 +14,12 @@ from absl import app, flags
 import jaxlm
 from launch import console
 
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Workdir of a training run.", required=True)
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    None,
+    "Workdir of a training run, a Hugging Face folder, or a GGUF file.",
+    required=True,
+)
 PROMPT = flags.DEFINE_multi_string(
     "prompt", None, "Text to continue; may be given several times.", required=True
 )

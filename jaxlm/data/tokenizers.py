@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -94,21 +94,27 @@ class Bytes:
 class HuggingFace:
     """A tokenizer.json of the `tokenizers` library.
 
-    The start and end tokens are those that a tokenizer_config.json beside it names, or well-known.
+    The end token is the one that a tokenizer_config.json beside it names, or a well-known one. A
+    start token that it names counts if texts do begin with it: as add_bos_token says, or by what
+    the tokenizer itself adds to a text.
+
+    Args:
+        data: the file.
+        config: its tokenizer_config.json; empty: there is none.
+        name: where they are from.
 
     Raises:
         ValueError: not such a file, or no end token is known.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, data: bytes, config: Mapping[str, Any], name: str):
         import tokenizers
 
-        self._path, self.name = Path(path), str(path)
-        data = self._path.read_bytes()
+        self._data, self.config, self.name = data, config, name
         try:
             self._inner = tokenizers.Tokenizer.from_buffer(data)
         except Exception as error:  # the library raises nothing more exact
-            raise ValueError(f"{path} is no tokenizer.json: {error}") from error
+            raise ValueError(f"{name} is no tokenizer.json: {error}") from error
         self._inner.no_truncation()
         self._inner.no_padding()
         self._inner.encode_special_tokens = True
@@ -117,22 +123,37 @@ class HuggingFace:
         if end is None:
             special = ", ".join(t.content for t in self._inner.get_added_tokens_decoder().values())
             raise ValueError(
-                f"{path}: no end-of-text token among its special tokens ({special}); name it as "
+                f"{name}: no end-of-text token among its special tokens ({special}); name it as "
                 'eos_token in a tokenizer_config.json beside it: {"eos_token": "…"}'
             )
         self.eos_id = end
-        self.bos_id = self._first([self._stated("bos_token"), *START_TOKENS])
+        self.bos_id = self._start()
         self.fingerprint = _sha256(data, self.bos_id, self.eos_id)
 
+    @classmethod
+    def from_file(cls, path: str | Path) -> HuggingFace:
+        """From a tokenizer.json and the tokenizer_config.json beside it, if there is one."""
+        beside = Path(path).with_name("tokenizer_config.json")
+        config = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
+        return cls(Path(path).read_bytes(), config, str(path))
+
     def _stated(self, name: str) -> str | None:
-        """A special token's text in tokenizer_config.json, if that is there and has it."""
-        path = self._path.with_name("tokenizer_config.json")
-        value = json.loads(path.read_text()).get(name) if path.exists() else None
+        """A special token's text in the config, if it has it."""
+        value = self.config.get(name)
         return value["content"] if isinstance(value, dict) else value
 
     def _first(self, names: Sequence[str | None]) -> int | None:
         ids = (self._inner.token_to_id(n) for n in names if n is not None)
         return next((i for i in ids if i is not None), None)
+
+    def _start(self) -> int | None:
+        stated = self._first([self._stated("bos_token")])
+        if stated is None:
+            return self._first(START_TOKENS)
+        begins = self.config.get("add_bos_token")
+        if begins is None:
+            begins = stated in self._inner.encode("").ids[:1]
+        return stated if begins else None
 
     def encode(self, text: str) -> list[int]:
         """Ids as the file says, without the special tokens it would add."""
@@ -146,10 +167,10 @@ class HuggingFace:
     def save(self, folder: str | Path) -> None:
         """The file and its tokenizer_config.json."""
         _write_kind(folder, "huggingface")
-        _copy(self._path, Path(folder) / "tokenizer.json")
-        config = self._path.with_name("tokenizer_config.json")
-        if config.exists():
-            _copy(config, Path(folder) / "tokenizer_config.json")
+        (Path(folder) / "tokenizer.json").write_bytes(self._data)
+        if self.config:
+            text = json.dumps(self.config, indent=2, ensure_ascii=False) + "\n"
+            (Path(folder) / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 
 class SentencePiece:
@@ -261,7 +282,7 @@ def _sha256(data: bytes, *also: int | None) -> str:
 KIND = "kind.json"
 _SAVED: dict[str, Any] = {
     "bytes": lambda folder: Bytes(),
-    "huggingface": lambda folder: HuggingFace(folder / "tokenizer.json"),
+    "huggingface": lambda folder: HuggingFace.from_file(folder / "tokenizer.json"),
     "sentencepiece": lambda folder: SentencePiece(folder / "tokenizer.model"),
     "tiktoken": lambda folder: Tiktoken(folder / "tokenizer.tiktoken"),
 }
@@ -301,7 +322,7 @@ def load_tokenizer(spec: str) -> Tokenizer:
     if path.is_dir():
         path = path / "tokenizer.json"
     kinds: dict[str, Any] = {
-        ".json": HuggingFace,
+        ".json": HuggingFace.from_file,
         ".model": SentencePiece,
         ".tiktoken": Tiktoken,
     }

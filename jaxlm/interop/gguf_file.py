@@ -1,0 +1,110 @@
+"""A GGUF file: config, tensors and tokenizer in one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxlm.data.optional import optional
+from jaxlm.interop.rows import Row
+
+# GGUF's name of an architecture → the hub's.
+ARCHITECTURES = {"llama": "LlamaForCausalLM"}
+# Whose queries and keys llama.cpp stores for a rotation of neighbouring dims (2i, 2i + 1).
+PERMUTED = {"llama"}
+# Metadata, after "{architecture}." → config.json.
+KEYS = {
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "rope.freq_base": "rope_theta",
+}
+
+
+class GGUFFile:
+    """A GGUF file under the hub's names.
+
+    Attributes:
+        config: what config.json would say.
+        metadata: all of the file's, by its names.
+    """
+
+    def __init__(self, path: Path):
+        self._gguf = optional("gguf", str(path))
+        self.name = str(path)
+        try:
+            self._reader = self._gguf.GGUFReader(path)
+        except (ValueError, KeyError, IndexError) as error:
+            raise ValueError(f"{path} is no whole GGUF file: {error}") from error
+        self.metadata: dict[str, Any] = {
+            key: field.contents() for key, field in self._reader.fields.items()
+        }
+        self.architecture = self.metadata["general.architecture"]
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(
+                f"{path}: architecture={self.architecture!r}; allowed: {', '.join(ARCHITECTURES)}"
+            )
+        self._tensors = {t.name: t for t in self._reader.tensors}
+        self.config = self._config()
+
+    def _config(self) -> dict[str, Any]:
+        found = {
+            theirs: self.metadata[f"{self.architecture}.{ours}"]
+            for ours, theirs in KEYS.items()
+            if f"{self.architecture}.{ours}" in self.metadata
+        }
+        return found | {
+            "architectures": [ARCHITECTURES[self.architecture]],
+            "hidden_act": "silu",
+            "vocab_size": len(self.metadata["tokenizer.ggml.tokens"]),
+            "tie_word_embeddings": "output.weight" not in self._tensors,
+        }
+
+    def tensors(self, rows: list[Row]) -> GGUFTensors:
+        """Its tensors under the names that the rows give."""
+        arch = next(a for a, n in self._gguf.MODEL_ARCH_NAMES.items() if n == self.architecture)
+        layers = self.metadata[f"{self.architecture}.block_count"]
+        names = self._gguf.get_tensor_name_map(arch, layers)
+        here = {}
+        for row in rows:
+            for layer in range(layers if row.per_layer else 1):
+                name = row.theirs.format(layer=layer)
+                short = names.get_name(name, try_suffixes=(".weight", ".bias"))
+                if short in self._tensors:
+                    here[name] = self._tensors[short]
+        known = {t.name for t in here.values()}
+        # llama.cpp's own table of angles, which follows from the config.
+        here |= {n: t for n, t in self._tensors.items() if n not in known | {"rope_freqs.weight"}}
+        heads = (self.config["num_attention_heads"], self.config["num_key_value_heads"])
+        return GGUFTensors(self.name, self._gguf, here, heads, self.architecture in PERMUTED)
+
+
+class GGUFTensors:
+    """Named arrays, dequantized as they are read."""
+
+    def __init__(
+        self, name: str, gguf: Any, tensors: dict[str, Any], heads: tuple[int, int], permuted: bool
+    ):
+        self.name, self._gguf, self._tensors = name, gguf, tensors
+        self._heads, self._permuted = heads, permuted
+        self.shapes: Mapping[str, tuple[int, ...]] = {
+            n: tuple(int(s) for s in reversed(t.shape)) for n, t in tensors.items()
+        }
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, float32 unless it is stored in 16 bits; queries and keys as the hub's."""
+        tensor = self._tensors[name]
+        x = self._gguf.dequantize(tensor.data, tensor.tensor_type)
+        for part, heads in zip((".q_proj.", ".k_proj."), self._heads, strict=True):
+            if self._permuted and part in name:
+                pairs = x.reshape(heads, -1, 2, *x.shape[1:])
+                x = pairs.swapaxes(1, 2).reshape(x.shape)
+        return x

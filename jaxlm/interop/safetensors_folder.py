@@ -1,0 +1,66 @@
+"""The tensors of a Hugging Face folder: safetensors, in one file or several with an index."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from jaxlm.data.optional import optional
+
+INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
+# Formats that run code when they are opened.
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+class SafetensorsFolder:
+    """Named arrays of all the folder's shards.
+
+    Raises:
+        FileNotFoundError: no weights, only pickled ones, or a shard is missing.
+        ValueError: a file is damaged, or the index names a file outside of the folder.
+    """
+
+    def __init__(self, folder: Path):
+        self.name = str(folder)
+        self._files: dict[str, Path] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
+        safetensors = optional("safetensors", self.name)
+        for path in self._shards(folder):
+            try:
+                with safetensors.safe_open(path, framework="numpy") as file:
+                    for name in file.keys():  # noqa: SIM118  no mapping
+                        shapes[name] = tuple(file.get_slice(name).get_shape())
+                        self._files[name] = path
+            except safetensors.SafetensorError as error:
+                raise ValueError(f"{path} is no whole safetensors file: {error}") from error
+        self.shapes: Mapping[str, tuple[int, ...]] = shapes
+
+    def _shards(self, folder: Path) -> list[Path]:
+        if (folder / INDEX).is_file():
+            names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+            outside = [n for n in names if Path(n).name != n]
+            if outside:
+                raise ValueError(f"{folder / INDEX} names {outside[0]!r}; allowed: files beside it")
+        elif (folder / WHOLE).is_file():
+            names = [WHOLE]
+        else:
+            pickled = [p.name for p in sorted(folder.iterdir()) if p.suffix in PICKLED]
+            why = "no safetensors"
+            if pickled:
+                why = f"only pickled weights ({pickled[0]}), which may run code when opened"
+            raise FileNotFoundError(f"{folder} has {why}; allowed: {WHOLE}, or shards and {INDEX}")
+        missing = [n for n in names if not (folder / n).is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"{folder}: {len(missing)} of {len(names)} shards are missing, such as {missing[0]}"
+            )
+        return [folder / n for n in names]
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, as it is stored."""
+        safetensors = optional("safetensors", self.name)
+        with safetensors.safe_open(self._files[name], framework="numpy") as file:
+            return file.get_tensor(name)
