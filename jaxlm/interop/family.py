@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxlm.interop.rows import Row
@@ -24,14 +24,15 @@ class HubConfig:
             *("torch_dtype", "use_cache", "initializer_range", "pretraining_tp", "id2label"),
             *("label2id", "problem_type", "return_dict", "output_hidden_states", "is_llama_config"),
             *("output_attentions", "chunk_size_feed_forward", "is_encoder_decoder"),
-            *("attention_dropout", "rope_interleaved", "transformers.js_config"),
+            *("attention_dropout", "embd_pdrop", "resid_pdrop", "router_jitter_noise"),
+            *("output_router_logits", "rope_interleaved", "transformers.js_config"),
             *("bos_token_id", "eos_token_id", "pad_token_id"),  # the tokenizer's own count
         }
     )
 
     def __init__(self, values: Mapping[str, Any], name: str):
         self._values, self.name = values, name
-        self.unread = set(values) - self.IRRELEVANT
+        self.unread = {k for k, v in values.items() if v is not None} - self.IRRELEVANT
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value; `default` if it is absent or null."""
@@ -49,6 +50,62 @@ class HubConfig:
         if value is None:
             raise ValueError(f"{self.name}: {key} is absent; allowed: a config.json that has it")
         return value
+
+
+# Names of activations: of the MLPs that they gate, of plain ones.
+GATED = {
+    "silu": "swiglu",
+    "gelu": "geglu",
+    "gelu_pytorch_tanh": "geglu_tanh",
+    "gelu_new": "geglu_tanh",
+}
+PLAIN = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+}
+KINDS = {"full_attention": "global", "sliding_attention": "sliding"}
+
+
+def activation(config: HubConfig, gated: bool, key: str = "hidden_act") -> str:
+    """FeedForwardConfig's kind.
+
+    Raises:
+        ValueError: an activation that is not known.
+    """
+    known, name = GATED if gated else PLAIN, config.require(key)
+    if name not in known:
+        raise ValueError(f"{config.name}: {key}={name!r}; allowed: {', '.join(known)}")
+    return known[name]
+
+
+def layer_pattern(config: HubConfig, default: Sequence[str] = ("global",)) -> dict[str, Any]:
+    """AttentionConfig's layer_pattern and sliding_window, from layer_types if it is there.
+
+    Raises:
+        ValueError: a kind of layer that is not known.
+    """
+    types, window = config.get("layer_types"), config.get("sliding_window")
+    layers = config.require("num_hidden_layers")
+    kinds = [default[i % len(default)] for i in range(layers)]
+    if types is not None:
+        unknown = sorted(set(types) - KINDS.keys())
+        if unknown or len(types) != layers:
+            raise ValueError(
+                f"{config.name}: layer_types={types!r}; allowed: {layers} of {', '.join(KINDS)}"
+            )
+        kinds = [KINDS[t] for t in types]
+    if window is None:
+        kinds = ["global"]
+    period = next(n for n in range(1, layers + 1) if kinds == (kinds[:n] * layers)[: len(kinds)])
+    slides = "sliding" in kinds
+    return {
+        "layer_pattern": tuple(kinds[:period]),
+        "sliding_window": window if slides else None,
+    }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -75,7 +75,7 @@ class GGUFFile:
         names = self._gguf.get_tensor_name_map(arch, layers)
         here = {}
         for row in rows:
-            for layer in range(layers if row.per_layer else 1):
+            for layer in range(layers if "{layer}" in row.theirs else 1):
                 name = row.theirs.format(layer=layer)
                 short = names.get_name(name, try_suffixes=(".weight", ".bias"))
                 if short in self._tensors:

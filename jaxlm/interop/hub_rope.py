@@ -30,9 +30,8 @@ def rope(config: HubConfig) -> RoPE:
 
 def _scaling(values: dict[str, Any], config: HubConfig) -> RopeScaling | None:
     kind = values.get("rope_type", values.get("type", "default"))
-    trained = values.get("original_max_position_embeddings")
-    if trained is None:
-        trained = config.get("original_max_position_embeddings")
+    trained = config.get("original_max_position_embeddings")
+    trained = values.get("original_max_position_embeddings") or trained
     if trained is None:
         trained = config.require("max_position_embeddings")
     factor = float(values.get("factor") or 1.0)

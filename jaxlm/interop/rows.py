@@ -1,63 +1,101 @@
-"""A table of parameter names, theirs and ours, that is read in both directions."""
+"""A table of tensors' names, theirs and ours, that is read in both directions."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
+
+Shape = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One tensor of a checkpoint and the parameter it is.
+    """One tensor of a checkpoint, and the parameter or parameters it holds.
 
     Attributes:
-        theirs: its name there; {layer} stands for the layer's number.
-        ours: the parameter's path; of a layer's, within its block.
+        theirs: its name there; {layer} and {expert} stand for numbers.
+        ours: the parameter's path, within its block if it is a layer's. Several, with a space
+            between: the tensor holds them one after another along its axis p.
         layout: einops' notation, theirs to ours: "(n h) d -> d n h" splits the rows of a matrix
-            into heads and moves the columns to the front.
+            into heads and moves the columns to the front. Of several parameters
+            "(g p h) d -> d (g p) h": within each of `groups` groups of rows first the heads of the
+            first, then those of the second, ….
+        groups: the length of axis g.
     """
 
     theirs: str
     ours: str
     layout: str
+    groups: int = 1
 
     @property
-    def per_layer(self) -> bool:
-        """Whether every layer has such a tensor."""
-        return "{layer}" in self.theirs
+    def paths(self) -> list[str]:
+        """Of the parameters."""
+        return self.ours.split()
 
-    def their_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The tensor's shape, if the parameter's is `shape`."""
-        groups, axes = self._axes()
-        sizes = dict(zip(axes, shape, strict=True))
-        return tuple(math.prod(sizes[a] for a in group) for group in groups)
+    def their_shape(self, shapes: Sequence[Shape]) -> Shape:
+        """The tensor's shape, if the parameters have these."""
+        left, _ = self._axes()
+        sizes = self._sizes(shapes)
+        return tuple(math.prod(sum(sizes[a]) for a in group) for group in left)
 
-    def to_ours(self, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """The parameter, of `shape`: a view of the tensor."""
-        groups, axes = self._axes()
-        sizes = dict(zip(axes, shape, strict=True))
-        order = [a for group in groups for a in group]
-        return tensor.reshape([sizes[a] for a in order]).transpose([order.index(a) for a in axes])
+    def to_ours(self, tensor: np.ndarray, shapes: Sequence[Shape]) -> list[np.ndarray]:
+        """The parameters, of these shapes; views of the tensor where they can be."""
+        left, right = self._axes()
+        sizes, order = self._sizes(shapes), [*itertools.chain(*left)]
+        x = tensor.reshape([sum(sizes[a]) for a in order])
+        turn = [order.index(a) for a in itertools.chain(*right)]
+        parts = [x]
+        if "p" in order:
+            parts = np.split(x, np.cumsum(sizes["p"])[:-1], order.index("p"))
+        return [y.transpose(turn).reshape(s) for y, s in zip(parts, shapes, strict=True)]
 
-    def to_theirs(self, parameter: np.ndarray) -> np.ndarray:
+    def to_theirs(self, parameters: Sequence[np.ndarray]) -> np.ndarray:
         """The tensor."""
-        groups, axes = self._axes()
-        turned = parameter.transpose([axes.index(a) for group in groups for a in group])
-        return turned.reshape(self.their_shape(parameter.shape))
+        left, right = self._axes()
+        shapes = [x.shape for x in parameters]
+        sizes, order = self._sizes(shapes), [*itertools.chain(*right)]
+        turn = [order.index(a) for a in itertools.chain(*left)]
+        parts = []
+        for i, x in enumerate(parameters):
+            own = [sizes[a][i] if a == "p" else sum(sizes[a]) for a in order]
+            parts.append(x.reshape(own).transpose(turn))
+        at = [*itertools.chain(*left)].index("p") if "p" in order else 0
+        return np.concatenate(parts, at).reshape(self.their_shape(shapes))
 
-    def _axes(self) -> tuple[list[list[str]], list[str]]:
-        """The axes of theirs, grouped, and those of ours."""
+    def _axes(self) -> tuple[list[list[str]], list[list[str]]]:
+        """The axes of theirs and of ours, grouped."""
         left, right = self.layout.split(" -> ")
-        groups: list[list[str]] = []
-        inside = False
-        for word in left.replace("(", "( ").replace(")", " )").split():
-            if word in "()":
-                inside = word == "("
-                groups += [[]] if inside else []
-            elif inside:
-                groups[-1].append(word)
+        return _groups(left), _groups(right)
+
+    def _sizes(self, shapes: Sequence[Shape]) -> dict[str, list[int]]:
+        """Of each axis; of p, one for each parameter."""
+        _, right = self._axes()
+        sizes = {"g": [self.groups]}
+        for i, group in enumerate(right):
+            if "p" in group:
+                others = math.prod(self.groups for a in group if a == "g")
+                sizes["p"] = [shape[i] // others for shape in shapes]
             else:
-                groups.append([word])
-        return groups, right.split()
+                (axis,) = group
+                sizes[axis] = [shapes[0][i]]
+        return sizes
+
+
+def _groups(text: str) -> list[list[str]]:
+    """ "(n h) d" → [[n, h], [d]]."""
+    groups: list[list[str]] = []
+    inside = False
+    for word in text.replace("(", "( ").replace(")", " )").split():
+        if word in "()":
+            inside = word == "("
+            groups += [[]] if inside else []
+        elif inside:
+            groups[-1].append(word)
+        else:
+            groups.append([word])
+    return groups

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -44,24 +45,36 @@ def block_of(config: ModelConfig, layer: int) -> tuple[str, int | None]:
 
 
 class Place(NamedTuple):
-    """One tensor: its row, its name there, the parameter's path, and where on the scanned axis."""
+    """One tensor: its row, its name there, the parameters' paths, and where on their axes of
+    layers and experts.
+    """
 
     row: Row
     name: str
-    path: str
-    at: int | None
+    paths: tuple[str, ...]
+    at: tuple[int, ...]
 
 
 def places(config: ModelConfig, rows: list[Row]) -> list[Place]:
     """Where every tensor of a model belongs."""
     found = []
+    experts = 0 if config.moe is None else config.moe.num_experts
     for row in rows:
-        if not row.per_layer:
-            found.append(Place(row, row.theirs, row.ours, None))
-            continue
-        for layer in range(config.num_layers):
-            block, index = block_of(config, layer)
-            found.append(Place(row, row.theirs.format(layer=layer), f"{block}/{row.ours}", index))
+        numbers: dict[str, range] = {}
+        if "{layer}" in row.theirs:
+            numbers["layer"] = range(config.num_layers)
+        if "{expert}" in row.theirs:
+            numbers["expert"] = range(experts)
+        for values in itertools.product(*numbers.values()):
+            at = dict(zip(numbers, values, strict=True))
+            name, folder = row.theirs.format(**at), ""
+            index: list[int] = []
+            if "layer" in at:
+                block, scanned = block_of(config, at["layer"])
+                folder, index = f"{block}/", [] if scanned is None else [scanned]
+            index += [at["expert"]] if "expert" in at else []
+            paths = tuple(folder + path for path in row.paths)
+            found.append(Place(row, name, paths, tuple(index)))
     return found
 
 
@@ -74,36 +87,38 @@ def read_params(tensors: Tensors, model: Transformer, rows: list[Row]) -> dict[s
     Raises:
         ValueError: a tensor is missing, has another shape, or is none of the model's.
     """
-    shapes = {
+    like = {
         "/".join(k.key for k in path): s
         for path, s in jax.tree_util.tree_leaves_with_path(abstract_params(model))
     }
     found = places(model.config, rows)
-    _check(tensors, shapes, found)
+    _check(tensors, like, found)
     params: dict[str, Array] = {}
-    for row, name, path, index in found:
-        shape, dtype = shapes[path].shape, shapes[path].dtype
-        if index is None:
-            params[path] = jnp.asarray(row.to_ours(tensors.read(name), shape), dtype)
-            continue
-        if path not in params:
-            params[path] = jnp.zeros(shape, dtype)
-        part = row.to_ours(tensors.read(name), shape[1:])
-        params[path] = _put(params[path], np.asarray(part, dtype), index)
+    for row, name, paths, at in found:
+        shapes = [like[p].shape[len(at) :] for p in paths]
+        for path, part in zip(paths, row.to_ours(tensors.read(name), shapes), strict=True):
+            shape, dtype = like[path].shape, like[path].dtype
+            if not at:
+                params[path] = jnp.asarray(part, dtype)
+                continue
+            if path not in params:
+                params[path] = jnp.zeros(shape, dtype)
+            params[path] = _put(params[path], np.asarray(part, dtype), np.asarray(at, np.int32))
     return _nested(params)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _put(whole: Float[Array, "L *S"], part: Float[Array, "*S"], index: Int[Array, ""]) -> Array:
-    """The layer's parameter into those of all."""
-    return jax.lax.dynamic_update_index_in_dim(whole, part, index, 0)
+def _put(whole: Float[Array, "*W"], part: Float[Array, "*P"], at: Int[Array, "A"]) -> Array:
+    """A layer's parameter, or an expert's of a layer, into those of all."""
+    start = [*at, *(0 for _ in range(part.ndim))]
+    return jax.lax.dynamic_update_slice(whole, part[(None,) * at.size], start)
 
 
-def _check(tensors: Tensors, shapes: Mapping[str, Any], found: list[Place]) -> None:
-    wanted = {}
-    for row, name, path, index in found:
-        shape = shapes[path].shape
-        wanted[name] = row.their_shape(shape if index is None else shape[1:])
+def _check(tensors: Tensors, like: Mapping[str, Any], found: list[Place]) -> None:
+    wanted = {
+        name: row.their_shape([like[p].shape[len(at) :] for p in paths])
+        for row, name, paths, at in found
+    }
     missing = [n for n in wanted if n not in tensors.shapes]
     if missing:
         raise ValueError(f"{tensors.name}: no tensor {missing[0]} ({len(missing)} are missing)")

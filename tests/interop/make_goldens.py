@@ -4,6 +4,8 @@ python -m tests.interop.make_goldens        (in an environment with torch and tr
 """
 
 import json
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -62,23 +64,74 @@ CASES = {
         },
     ),
     "mistral": ("MistralConfig", SMALL | {"sliding_window": 7}),
+    "mixtral": ("MixtralConfig", SMALL | {"num_local_experts": 5, "num_experts_per_tok": 2}),
+    "qwen2": ("Qwen2Config", SMALL),
+    "qwen2_sliding": (
+        "Qwen2Config",
+        SMALL | {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
+    ),
+    "qwen3": ("Qwen3Config", SMALL),
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        SMALL
+        | {
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 24,
+            "norm_topk_prob": True,
+        },
+    ),
+    "gemma": ("GemmaConfig", SMALL),
+    "gemma2": ("Gemma2Config", SMALL | {"sliding_window": 7, "query_pre_attn_scalar": 20}),
+    "olmo2": ("Olmo2Config", SMALL),
+    "phi3": (
+        "Phi3Config",
+        {k: v for k, v in SMALL.items() if k != "head_dim"}
+        | {
+            "hidden_size": 48,
+            "pad_token_id": 0,
+            "max_position_embeddings": 128,
+            "original_max_position_embeddings": 16,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 1.0,
+                "short_factor": [1.0, 1.1, 1.2, 1.3],
+                "long_factor": [1.5, 2.5, 3.5, 4.5],
+            },
+        },
+    ),
 }
 
 
+def drawn_model(transformers, config, folder):
+    """The model as it loads from a folder whose tensors are drawn, and their shapes."""
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(folder)  # under the names that the hub knows
+    path = Path(folder) / "model.safetensors"
+    with safe_open(path, "numpy") as file:
+        shapes = {n: tuple(file.get_slice(n).get_shape()) for n in sorted(file.keys())}
+    save_file({n: draw(n, s) for n, s in shapes.items()}, path, {"format": "pt"})
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="eager", experts_implementation="eager", dtype="float32"
+    )
+    return model.eval(), shapes
+
+
 def main():
-    """Writes one file a case."""
+    """Writes one file for each of the cases named on the command line, or for all."""
     import torch
     import transformers
 
-    for case, (kind, fields) in CASES.items():
-        config = getattr(transformers, kind)(**fields)
-        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-        config.architectures = [type(model).__name__]
-        model.eval()
-        tied = set(model._tied_weights_keys or ()) if config.tie_word_embeddings else set()
-        state = {n: tuple(t.shape) for n, t in model.state_dict().items() if n not in tied}
-        drawn = {n: torch.from_numpy(draw(n, shape)) for n, shape in state.items()}
-        model.load_state_dict(drawn, strict=not tied)
+    for case in sys.argv[1:] or CASES:
+        kind, fields = CASES[case]
+        with tempfile.TemporaryDirectory() as folder:
+            config = getattr(transformers, kind)(**fields)
+            model, shapes = drawn_model(transformers, config, folder)
+            stated = json.loads((Path(folder) / "config.json").read_text())
         tokens = np.random.default_rng(0).integers(2, config.vocab_size, (2, 40))
         with torch.no_grad():
             logits = model(torch.from_numpy(tokens)).logits.numpy()
@@ -87,8 +140,8 @@ def main():
                 ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], 1)
         np.savez_compressed(
             FOLDER / f"{case}.npz",
-            config=json.dumps(config.to_dict()),
-            shapes=json.dumps(state),
+            config=json.dumps(stated),
+            shapes=json.dumps(shapes),
             tokens=tokens,
             logits=logits,
             greedy=ids[0].numpy(),

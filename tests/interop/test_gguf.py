@@ -1,14 +1,12 @@
 """A GGUF file of the same weights gives the same logits, and its tokenizer the same ids."""
 
-import json
-
 import gguf
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxlm
-from tests.interop.test_families import GOLDENS
+from tests.interop.test_families import read_golden
 from tests.interop.weights import draw
 
 # Two merges over the byte alphabet: "ab", "abc", and a control token.
@@ -55,8 +53,7 @@ def write_gguf(path, config, shapes, kind=gguf.GGMLQuantizationType.F32):
 
 @pytest.fixture
 def golden():
-    file = np.load(GOLDENS["llama"])
-    return file, json.loads(str(file["config"])), json.loads(str(file["shapes"]))
+    return read_golden("llama")
 
 
 def test_logits(golden, tmp_path):

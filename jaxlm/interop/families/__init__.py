@@ -1,9 +1,30 @@
 """The families that are known, one file each."""
 
-from jaxlm.interop.families import llama
+from jaxlm.interop.families import (
+    gemma,
+    llama,
+    mistral,
+    mixtral,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+)
 from jaxlm.interop.family import Family
 
-FAMILIES: tuple[Family, ...] = (llama.FAMILY,)
+FAMILIES: tuple[Family, ...] = (
+    gemma.FAMILY,
+    gemma.FAMILY_2,
+    llama.FAMILY,
+    mistral.FAMILY,
+    mixtral.FAMILY,
+    olmo2.FAMILY,
+    phi3.FAMILY,
+    qwen2.FAMILY,
+    qwen3.FAMILY,
+    qwen3_moe.FAMILY,
+)
 
 
 def find(architecture: str, where: str) -> Family:

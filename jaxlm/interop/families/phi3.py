@@ -1,0 +1,34 @@
+"""Phi-3 and Phi-4: Llama with fused projections, LongRoPE in the long ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxlm.interop import llama_like
+from jaxlm.interop.family import Family, HubConfig, layer_pattern
+from jaxlm.interop.llama_like import LAYER
+from jaxlm.interop.rows import Row
+from jaxlm.model.config import ModelConfig
+
+
+def model(config: HubConfig) -> dict[str, Any]:
+    """ModelConfig's fields."""
+    fields = llama_like.model(config)
+    fields["attention"] |= layer_pattern(config, ("sliding",))
+    return fields
+
+
+def rows(config: ModelConfig) -> list[Row]:
+    """All tensors."""
+    heads = " ".join(f"attention/{name}/kernel" for name in ("q", "k", "v"))
+    gate_up = " ".join(f"feed_forward/{name}/kernel" for name in ("gate", "up"))
+    return [
+        *llama_like.other_rows(config),
+        Row(f"{LAYER}self_attn.qkv_proj.weight", heads, "(p h) d -> d p h"),
+        Row(f"{LAYER}self_attn.o_proj.weight", "attention/out/kernel", "d (n h) -> n h d"),
+        Row(f"{LAYER}mlp.gate_up_proj.weight", gate_up, "p d -> d p"),
+        Row(f"{LAYER}mlp.down_proj.weight", "feed_forward/down/kernel", "o i -> i o"),
+    ]
+
+
+FAMILY = Family(("Phi3ForCausalLM",), model, rows)
