@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -23,8 +24,8 @@ def one_of(value: Any, *allowed: Any) -> tuple[Any, bool, str]:
 
 
 def at_least(value: Any, low: float) -> tuple[Any, bool, str]:
-    """A field's test: a number not below `low`."""
-    return value, value >= low, f"a number >= {low}"
+    """A field's test: a finite number not below `low`."""
+    return value, low <= value < math.inf, f"a number >= {low}"
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -36,6 +37,11 @@ def fits(value: Any, hint: Any) -> bool:
         return any(fits(value, option) for option in typing.get_args(hint))
     if hint in (int, float):
         return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    if origin is tuple and isinstance(value, tuple):
+        kinds = typing.get_args(hint)
+        if kinds[-1] is not ...:
+            return len(value) == len(kinds) and all(map(fits, value, kinds))
+        return all(fits(element, kinds[0]) for element in value)
     return isinstance(value, origin or hint)
 
 

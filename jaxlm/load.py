@@ -14,10 +14,12 @@ from jaxlm.interop.read import is_gguf, is_hub_folder, read_gguf, read_hub_folde
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.parameters import abstract_params
 from jaxlm.model.transformer import Transformer
-from jaxlm.training.loop import CHECKPOINTS
+from jaxlm.training.loop import CHECKPOINTS, DEFAULT_RUN
 
-# In the folder of a comparison: names the run that stands for it.
-DEFAULT_RUN = "default.json"
+
+def is_workdir(path: Path) -> bool:
+    """Whether it is the folder of a run or of a comparison."""
+    return (path / CHECKPOINTS).is_dir() or (path / DEFAULT_RUN).is_file()
 
 
 def run_folder(path: str | Path) -> Path:
@@ -58,7 +60,7 @@ def load(path: str | Path, step: int | None = None) -> tuple[Transformer, Any, T
     """
     if is_gguf(Path(path)):
         return read_gguf(Path(path))
-    if is_hub_folder(Path(path)):
+    if is_hub_folder(Path(path)) and not is_workdir(Path(path)):
         return read_hub_folder(Path(path))
     folder = run_folder(path)
     restored = restore(folder / CHECKPOINTS, step=step, prefix=("ema", "params"))

@@ -14,8 +14,8 @@ import jaxlm
 from jaxlm.data.documents import long_windows
 from jaxlm.evaluation.charts import draw_loss_by_position
 from jaxlm.evaluation.loss import HeldOut, LossByPosition, evaluate_loss_by_position
-from jaxlm.load import DEFAULT_RUN
 from jaxlm.model.transformer import Transformer
+from jaxlm.training.loop import CHECKPOINTS, DEFAULT_RUN
 from jaxlm.training.run import CompareConfig, RunConfig
 from jaxlm.training.train import TrainedRun, train
 from launch import console
@@ -29,6 +29,8 @@ def run_comparison(run: RunConfig, workdir: str | Path, allow_config_change: boo
     check_encodings(compare, runs)
     # Before the first run: a comparison that was stopped can be opened too.
     first = compare.position_encodings[0]
+    if (folder / CHECKPOINTS).exists():
+        raise ValueError(f"workdir={folder} holds a run; allowed: a comparison's, or a new one")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / DEFAULT_RUN).write_text(json.dumps({"run": first}))
     trained: dict[str, TrainedRun] = {}
@@ -54,8 +56,9 @@ def run_comparison(run: RunConfig, workdir: str | Path, allow_config_change: boo
 
 
 def with_encoding(run: RunConfig, encoding: str) -> RunConfig:
-    """The same run, with another position encoding."""
-    return dataclasses.replace(run, model={**run.model, "position_encoding": encoding})
+    """The same run, with another position encoding, for itself."""
+    model = {**run.model, "position_encoding": encoding}
+    return dataclasses.replace(run, model=model, compare=None)
 
 
 def check_encodings(compare: CompareConfig, runs: Mapping[str, RunConfig]) -> None:

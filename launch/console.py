@@ -16,6 +16,7 @@ from jaxlm.checkpoints import ConfigMismatchError, SaveError, WorkdirLockedError
 from jaxlm.data.optional import MissingPackageError
 from jaxlm.evaluation.loss import HeldOut, LossByPosition
 from jaxlm.training.divergence import DivergedError
+from jaxlm.training.stopping import Interrupt
 
 # Errors whose text already says what to do: a traceback would hide it.
 EXPLAINED = (
@@ -41,7 +42,7 @@ def clear_errors() -> Iterator[None]:
     # Training takes both signals over while it has a state to save. Shells start background jobs
     # with SIGINT ignored: whoever sends it all the same means it.
     numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {n: signal.signal(n, signal.default_int_handler) for n in numbers}
+    before = {n: signal.signal(n, Interrupt()) for n in numbers}
     try:
         yield
     except ConfigMismatchError as error:

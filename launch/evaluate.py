@@ -29,7 +29,7 @@ CHECKPOINT = flags.DEFINE_string(
     "Workdir of a training run, a Hugging Face folder, or a GGUF file.",
     required=True,
 )
-TEXT = flags.DEFINE_string("text", "builtin:austen_valid", "A source of held-out text.")
+TEXT = flags.DEFINE_string("text", "builtin:austen_valid", "One source of held-out text.")
 ENCODING = flags.DEFINE_multi_string(
     "position_encoding",
     [],

@@ -21,8 +21,9 @@ def parse(argv: Sequence[str]) -> list[str]:
 
     Without it, ml_collections answers with a traceback of its own, and reads neither.
     """
-    for argument in argv:
-        name, _, file = argument.partition("=")
+    for argument, after in zip(argv, [*argv[1:], ""], strict=True):
+        name, given, file = argument.partition("=")
+        file = file if given else after  # --config FILE
         if name in CONFIG and not file.partition(":")[0].endswith(".py"):
             print(f"error: {argument}; allowed: a Python file, as configs/tiny.py", file=sys.stderr)
             raise SystemExit(1)

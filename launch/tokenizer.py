@@ -64,6 +64,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     with console.clear_errors():
+        if not SOURCES.value:
+            raise ValueError("sources is empty; allowed: at least one")
         path = checked_output()
         train_bpe(texts(), VOCAB_SIZE.value, path)
         tokenizer = load_tokenizer(str(path))

@@ -6,7 +6,12 @@ restored = restore(directory, abstract_state)             # newest good step, or
 params = restore(directory, prefix="params").state        # no optimizer needed
 """
 
-from jaxlm.checkpoints.config_file import ConfigMismatchError, check_config, check_known_config
+from jaxlm.checkpoints.config_file import (
+    ConfigMismatchError,
+    check_config,
+    check_known_config,
+    write_config,
+)
 from jaxlm.checkpoints.digest import tree_digest
 from jaxlm.checkpoints.layout import available_steps, local_folder
 from jaxlm.checkpoints.lock import WorkdirLockedError, workdir_lock
@@ -35,4 +40,5 @@ __all__ = [
     "restore",
     "tree_digest",
     "workdir_lock",
+    "write_config",
 ]

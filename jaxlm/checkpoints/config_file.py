@@ -21,32 +21,37 @@ class ConfigMismatchError(ValueError):
 def check_config(
     workdir: str | os.PathLike[str], config: Mapping[str, Any], allow_change: bool = False
 ) -> None:
-    """Write the config into a new workdir, or compare it with the one that is there.
+    """Compare the config with the one that a workdir holds, if it holds one.
 
     Args:
-        workdir: made if absent.
+        workdir: may be absent.
         config: nested, JSON-able (tuples count as lists).
-        allow_change: take the new config, log the differences as warnings.
+        allow_change: log the differences as warnings.
 
     Raises:
         ConfigMismatchError: another config, and allow_change is False.
         ValueError: config.json is there but unreadable.
     """
+    saved = _saved(Path(workdir) / CONFIG)
+    lines = [] if saved is None else differences(json.loads(_text_of(config)), saved)
+    if lines and not allow_change:
+        raise _mismatch(workdir, lines)
+    for line in lines:
+        logging.warning("config changed: %s", line)
+
+
+def write_config(workdir: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
+    """Make it the workdir's config, once it is known that the run can go on with it."""
     path = Path(workdir) / CONFIG
-    text = json.dumps(dict(config), indent=1, sort_keys=True) + "\n"
-    saved = _saved(path)
-    if saved is not None:
-        lines = differences(json.loads(text), saved)
-        if not lines:
-            return
-        if not allow_change:
-            raise _mismatch(workdir, lines)
-        for line in lines:
-            logging.warning("config changed: %s", line)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(CONFIG + ".tmp")
-    temporary.write_text(text)
+    temporary.write_text(_text_of(config))
     temporary.replace(path)
+
+
+def _text_of(config: Mapping[str, Any]) -> str:
+    """As it is written. NaN and infinity are no JSON: ValueError, here rather than at a save."""
+    return json.dumps(dict(config), indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
 def check_known_config(workdir: str | os.PathLike[str], config: Mapping[str, Any]) -> None:

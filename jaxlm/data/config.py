@@ -43,8 +43,9 @@ class SourceConfig:
         )
 
 
-def as_sources(values: Iterable[Any]) -> tuple[SourceConfig, ...]:
+def as_sources(values: str | Iterable[Any]) -> tuple[SourceConfig, ...]:
     """From paths, several of them with commas between, mappings, or SourceConfigs."""
+    values = [values] if isinstance(values, str) else values
     parts = (v.split(",") if isinstance(v, str) else [v] for v in values)
     return tuple(as_source(value) for part in parts for value in part)
 
@@ -75,8 +76,8 @@ class DataConfig:
         num_threads: that read and assemble rows ahead of the training step.
     """
 
-    sources: tuple[Any, ...] = ("builtin:austen",)
-    held_out: tuple[Any, ...] = ("builtin:austen_valid",)
+    sources: Any = ("builtin:austen",)
+    held_out: Any = ("builtin:austen_valid",)
     tokenizer: str = "bytes"
     sequence_length: int = 512
     batch_size: int = 8
@@ -86,6 +87,7 @@ class DataConfig:
     def __post_init__(self):
         for name in ("sources", "held_out"):
             object.__setattr__(self, name, as_sources(getattr(self, name)))
+        check_types(type(self), vars(self), "data")
         check(
             "data",
             sources=(self.sources, len(self.sources) >= 1, "at least one source"),

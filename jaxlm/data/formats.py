@@ -117,7 +117,7 @@ def read_jsonl(path: str, field: str) -> Iterator[str]:
             where = f"{path}, line {number}"
             try:
                 record = json.loads(decode(line, where))
-            except json.JSONDecodeError as error:
+            except (json.JSONDecodeError, RecursionError) as error:
                 raise ValueError(f"{where} is not JSON: {error}") from error
             if not isinstance(record, dict):
                 raise ValueError(f"{where} is {type(record).__name__}; allowed: a JSON object")

@@ -103,7 +103,7 @@ def source_digest(source: SourceConfig, cache: Path) -> str:
     """
     path = cache / "digests.json"
     with exclusive(cache / "digests.lock"):
-        known = json.loads(path.read_text()) if path.exists() else {}
+        known = _known_digests(path)
         before = len(known)
         lines = [f"{kind} {file_digest(p, known)}" for p, kind in files(source)]
         if len(known) > before:
@@ -111,3 +111,12 @@ def source_digest(source: SourceConfig, cache: Path) -> str:
             temporary.write_text(json.dumps(known))
             temporary.replace(path)
     return hashlib.sha256("\n".join([source.text_field, *lines]).encode()).hexdigest()
+
+
+def _known_digests(path: Path) -> dict[str, str]:
+    """What the cache holds; a damaged one holds nothing."""
+    try:
+        known = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:
+        return {}
+    return known if isinstance(known, dict) else {}

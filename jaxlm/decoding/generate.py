@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.caches.dense import DenseCache
+from jaxlm.config import at_least, check
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.decoding.engine import DecodeState, decode, prefill
 from jaxlm.decoding.sampling import Sampling
@@ -33,7 +34,10 @@ class _Request:
 def _request(model, tokenizer, prompts, max_new_tokens, settings) -> _Request:
     if isinstance(prompts, str) or not prompts:
         raise ValueError(f"prompts={prompts!r}; allowed: a non-empty list of strings")
-    if max_new_tokens < 1:
+    unlike = [p for p in prompts if not isinstance(p, str)]
+    if unlike:
+        raise ValueError(f"prompt={unlike[0]!r}; allowed: a string")
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens}; allowed: an integer >= 1")
     start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     rows = [start + list(tokenizer.encode(p)) for p in prompts]
@@ -128,6 +132,7 @@ def stream(
 
     A piece never ends within a character: bytes of an unfinished one are held back.
     """
+    check("stream", tokens_per_update=at_least(tokens_per_update, 1))
     r = _request(model, tokenizer, [prompt], max_new_tokens, settings)
     state = _start(model, params, r)
     stops = jnp.asarray(r.stop_tokens)

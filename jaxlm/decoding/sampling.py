@@ -56,7 +56,10 @@ class Sampling:
             fine = (x >= low) & (x <= high)
             if not fine.all():
                 raise ValueError(f"{name}={x[~fine][0]:g}; allowed: [{low:g}, {high:g}]")
-            return x.astype(dtype)
+            whole = x.astype(dtype)
+            if np.issubdtype(dtype, np.integer) and (whole != x).any():
+                raise ValueError(f"{name}={x[whole != x][0]:g}; allowed: an integer")
+            return whole
 
         smallest = float(np.finfo(np.float32).tiny)
         seeds = rows("seed", seed, 0, 2**31 - 1, np.int64)

@@ -114,7 +114,7 @@ class LossByPosition:
 def evaluate_loss_by_position(
     model: Transformer,
     params: Any,
-    windows: Int[np.ndarray, "W S"],
+    windows: np.ndarray,
     bucket: int = 64,
     batch_size: int = 1,
 ) -> LossByPosition:
@@ -123,19 +123,29 @@ def evaluate_loss_by_position(
     Args:
         model: try `model.with_position_encoding("lm_infinite", …)` on the same parameters.
         params: its parameters.
-        windows: token ids of contiguous text, [windows, length + 1].
+        windows: token ids of contiguous text, integers [windows, length + 1].
         bucket: positions averaged into one number.
         batch_size: windows evaluated at a time.
 
     Raises:
-        ValueError: windows too short, or longer than the position encoding's table; a bucket or
-            batch_size below 1.
+        ValueError: windows that are no token ids of the model's, too short, or longer than the
+            position encoding's table; a bucket or batch_size below 1.
     """
     check(
         "evaluate_loss_by_position",
         bucket=at_least(bucket, 1),
         batch_size=at_least(batch_size, 1),
     )
+    windows = np.asarray(windows)
+    if windows.ndim != 2 or not np.issubdtype(windows.dtype, np.integer):
+        raise ValueError(
+            f"windows of shape {windows.shape}, {windows.dtype}; "
+            "allowed: token ids [windows, length + 1]"
+        )
+    size = model.config.vocab_size
+    if windows.size and not (windows.min() >= 0 and windows.max() < size):
+        outside = windows[(windows < 0) | (windows >= size)][0]
+        raise ValueError(f"windows hold the token {outside}; allowed: 0 to {size - 1}")
     count, length = windows.shape[0], windows.shape[1] - 1
     limit = model.config.encoding.max_length
     if length < 1 or count < 1:

@@ -24,8 +24,12 @@ class HubConfig:
             *("torch_dtype", "use_cache", "initializer_range", "pretraining_tp", "id2label"),
             *("label2id", "problem_type", "return_dict", "output_hidden_states", "is_llama_config"),
             *("output_attentions", "chunk_size_feed_forward", "is_encoder_decoder"),
-            *("attention_dropout", "embd_pdrop", "resid_pdrop", "router_jitter_noise"),
-            *("output_router_logits", "rope_interleaved", "transformers.js_config"),
+            *("attention_dropout", "hidden_dropout", "residual_dropout", "embedding_dropout"),
+            *("classifier_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop"),
+            *("router_jitter_noise", "output_router_logits", "n_ctx", "task_specific_params"),
+            *("summary_type", "summary_use_proj", "summary_activation", "summary_first_dropout"),
+            *("summary_proj_to_labels", "reorder_and_upcast_attn", "is_decoder"),
+            *("transformers.js_config",),
             *("bos_token_id", "eos_token_id", "pad_token_id"),  # the tokenizer's own count
         }
     )
@@ -50,6 +54,17 @@ class HubConfig:
         if value is None:
             raise ValueError(f"{self.name}: {key} is absent; allowed: a config.json that has it")
         return value
+
+    def only(self, key: str, *allowed: Any) -> None:
+        """Checks a choice of which the model here has one; the first is what absence means.
+
+        Raises:
+            ValueError: it is another.
+        """
+        value = self.get(key, allowed[0])
+        if value not in allowed:
+            shown = ", ".join(str(a) for a in allowed)
+            raise ValueError(f"{self.name}: {key}={value!r}; allowed: {shown}")
 
 
 # Names of activations: of the MLPs that they gate, of plain ones.

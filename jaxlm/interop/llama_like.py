@@ -5,14 +5,16 @@ A family states where it differs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from jaxlm.interop.family import HubConfig, activation, layer_pattern
 from jaxlm.interop.hub_rope import rope
-from jaxlm.interop.rows import Row
+from jaxlm.interop.rows import Row, linear, norm
 from jaxlm.model.config import ModelConfig
 
 LAYER = "model.layers.{layer}."
+MLP = {name: f"{name}_proj" for name in ("gate", "up", "down")}
 # Our norms of a layer and theirs, by placement.
 NORMS = {
     "pre": {
@@ -32,8 +34,10 @@ NORMS = {
 }
 
 
-def model(config: HubConfig, activation_key: str = "hidden_act") -> dict[str, Any]:
-    """ModelConfig's fields."""
+def model(
+    config: HubConfig, activation_key: str = "hidden_act", norm: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """ModelConfig's fields; the norm is an RMSNorm unless another is given."""
     bias = config.get("attention_bias", False)
     return {
         "vocab_size": config.require("vocab_size"),
@@ -54,41 +58,38 @@ def model(config: HubConfig, activation_key: str = "hidden_act") -> dict[str, An
             "kind": activation(config, True, activation_key),
             "bias": config.get("mlp_bias", False),
         },
-        "norm": {"kind": "rmsnorm", "epsilon": config.require("rms_norm_eps")},
+        "norm": norm or {"kind": "rmsnorm", "epsilon": config.require("rms_norm_eps")},
         "embedding": {"tied": config.get("tie_word_embeddings", False)},
     }
 
 
 def attention_rows(config: ModelConfig) -> list[Row]:
     """The projections, their biases, the norms of queries and keys."""
-    a, table = config.attention, []
+    a, attention = config.attention, f"{LAYER}self_attn."
+    table = linear(
+        f"{attention}o_proj",
+        "attention/out",
+        "d (n h) -> n h d",
+        "d -> d" if a.out_bias else None,
+    )
+    bias = "(n h) -> n h" if a.qkv_bias else None
     for name in ("q", "k", "v"):
-        theirs, ours = f"{LAYER}self_attn.{name}_proj", f"attention/{name}"
-        table.append(Row(f"{theirs}.weight", f"{ours}/kernel", "(n h) d -> d n h"))
-        if a.qkv_bias:
-            table.append(Row(f"{theirs}.bias", f"{ours}/bias", "(n h) -> n h"))
+        table += linear(f"{attention}{name}_proj", f"attention/{name}", "(n h) d -> d n h", bias)
         if a.qk_norm != "none" and name != "v":
-            norm = f"{LAYER}self_attn.{name}_norm.weight"
-            table.append(Row(norm, f"attention/{name}_norm/scale", "h -> h"))
-    theirs = f"{LAYER}self_attn.o_proj"
-    table.append(Row(f"{theirs}.weight", "attention/out/kernel", "d (n h) -> n h d"))
-    if a.out_bias:
-        table.append(Row(f"{theirs}.bias", "attention/out/bias", "d -> d"))
+            table += norm(f"{attention}{name}_norm", f"attention/{name}_norm", config.norm.bias)
     return table
 
 
-def feed_forward_rows(config: ModelConfig, theirs: str = "mlp", ours: str = "") -> list[Row]:
-    """The MLP `theirs` of every layer; `ours` is its place among experts."""
+def feed_forward_rows(config: ModelConfig, names: Mapping[str, str] = MLP) -> list[Row]:
+    """The MLP of every layer; `names` are those of its matrices."""
     table = []
-    for name in ("gate", "up", "down"):
-        matrix, path = f"{LAYER}{theirs}.{name}_proj", f"{ours or 'feed_forward'}/{name}"
-        table.append(Row(f"{matrix}.weight", f"{path}/kernel", "o i -> i o"))
-        if config.feed_forward.bias:
-            table.append(Row(f"{matrix}.bias", f"{path}/bias", "o -> o"))
+    bias = "o -> o" if config.feed_forward.bias else None
+    for ours, theirs in names.items():
+        table += linear(f"{LAYER}mlp.{theirs}", f"feed_forward/{ours}", "o i -> i o", bias)
     return table
 
 
-def expert_rows(theirs: str, router: str, names: dict[str, str]) -> list[Row]:
+def expert_rows(theirs: str, router: str, names: Mapping[str, str] = MLP) -> list[Row]:
     """The experts of every layer and their router; `names` are those of gate, up and down."""
     table = [Row(f"{LAYER}{router}.weight", "experts/router/kernel", "e d -> d e")]
     for ours, name in names.items():
@@ -101,10 +102,12 @@ def other_rows(config: ModelConfig) -> list[Row]:
     """Embedding, norms and head."""
     table = [
         Row("model.embed_tokens.weight", "embedding", "v d -> v d"),
-        Row("model.norm.weight", "final_norm/scale", "d -> d"),
+        *norm("model.norm", "final_norm", config.norm.bias),
     ]
     for ours, theirs in NORMS[config.norm.placement].items():
-        table.append(Row(f"{LAYER}{theirs}.weight", f"{ours}/scale", "d -> d"))
+        if ours == "feed_forward_norm" and config.feed_forward.parallel == "shared":
+            continue
+        table += norm(f"{LAYER}{theirs}", ours, config.norm.bias)
     if not config.embedding.tied:
         table.append(Row("lm_head.weight", "head", "v d -> d v"))
     return table

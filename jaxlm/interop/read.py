@@ -39,6 +39,7 @@ def read_gguf(path: Path) -> tuple[Transformer, Any, Tokenizer]:
     family, model = _model(file.config, str(path))
     text, tokenizer_config = tokenizer_json(file.metadata, str(path))
     tokenizer = HuggingFace(text.encode(), tokenizer_config, str(path))
+    _check_vocabulary(tokenizer, model)
     rows = family.rows(model.config)
     return model, read_params(file.tensors(rows), model, rows), tokenizer
 
@@ -53,8 +54,10 @@ def read_hub_folder(folder: Path) -> tuple[Transformer, Any, Tokenizer]:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     family, model = _model(config, str(folder / "config.json"))
     tokenizer = load_tokenizer(str(folder))
-    params = read_params(SafetensorsFolder(folder), model, family.rows(model.config))
-    return model, params, tokenizer
+    _check_vocabulary(tokenizer, model)
+    rows = family.rows(model.config)
+    prefix = rows[0].theirs.split(".")[0] + "."
+    return model, read_params(SafetensorsFolder(folder, prefix), model, rows), tokenizer
 
 
 def _model(values: dict[str, Any], where: str) -> tuple[Family, Transformer]:
@@ -65,3 +68,12 @@ def _model(values: dict[str, Any], where: str) -> tuple[Family, Transformer]:
     if config.unread:
         logging.warning("%s: not understood: %s", where, ", ".join(sorted(config.unread)))
     return family, model
+
+
+def _check_vocabulary(tokenizer: Tokenizer, model: Transformer) -> None:
+    size = model.config.vocab_size
+    if tokenizer.vocab_size > size:
+        raise ValueError(
+            f"{tokenizer.name}: vocab_size={tokenizer.vocab_size}; "
+            f"allowed: at most the model's {size}"
+        )

@@ -99,3 +99,22 @@ def _groups(text: str) -> list[list[str]]:
         else:
             groups.append([word])
     return groups
+
+
+def linear(
+    theirs: str, ours: str, layout: str, bias: str | None = None, groups: int = 1
+) -> list[Row]:
+    """A matrix and, by a layout of its own, its bias; `ours` may be several with a space."""
+    paths, table = ours.split(), []
+    for name, parameter, how in (("weight", "kernel", layout), ("bias", "bias", bias)):
+        if how is not None:
+            table.append(
+                Row(f"{theirs}.{name}", " ".join(f"{p}/{parameter}" for p in paths), how, groups)
+            )
+    return table
+
+
+def norm(theirs: str, ours: str, bias: bool) -> list[Row]:
+    """A norm's scale and, with LayerNorm, its bias."""
+    table = [Row(f"{theirs}.weight", f"{ours}/scale", "d -> d")]
+    return [*table, Row(f"{theirs}.bias", f"{ours}/bias", "d -> d")] if bias else table

@@ -18,14 +18,19 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 class SafetensorsFolder:
     """Named arrays of all the folder's shards.
 
+    Args:
+        folder: with the shards.
+        prefix: that all but the head's tensors should have; a file of the model without its head
+            leaves it out, and it is put back.
+
     Raises:
         FileNotFoundError: no weights, only pickled ones, or a shard is missing.
         ValueError: a file is damaged, or the index names a file outside of the folder.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, prefix: str):
         self.name = str(folder)
-        self._files: dict[str, Path] = {}
+        self._stored: dict[str, tuple[Path, str]] = {}
         shapes: dict[str, tuple[int, ...]] = {}
         safetensors = optional("safetensors", self.name)
         for path in self._shards(folder):
@@ -33,9 +38,12 @@ class SafetensorsFolder:
                 with safetensors.safe_open(path, framework="numpy") as file:
                     for name in file.keys():  # noqa: SIM118  no mapping
                         shapes[name] = tuple(file.get_slice(name).get_shape())
-                        self._files[name] = path
+                        self._stored[name] = path, name
             except safetensors.SafetensorError as error:
                 raise ValueError(f"{path} is no whole safetensors file: {error}") from error
+        if not any(name.startswith(prefix) for name in shapes):
+            shapes = {prefix + name: shape for name, shape in shapes.items()}
+            self._stored = {prefix + name: at for name, at in self._stored.items()}
         self.shapes: Mapping[str, tuple[int, ...]] = shapes
 
     def _shards(self, folder: Path) -> list[Path]:
@@ -62,5 +70,6 @@ class SafetensorsFolder:
     def read(self, name: str) -> np.ndarray:
         """One tensor, as it is stored."""
         safetensors = optional("safetensors", self.name)
-        with safetensors.safe_open(self._files[name], framework="numpy") as file:
-            return file.get_tensor(name)
+        path, stored = self._stored[name]
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return file.get_tensor(stored)

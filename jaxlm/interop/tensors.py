@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -16,6 +17,10 @@ from jaxlm.interop.rows import Row
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.parameters import abstract_params
 from jaxlm.model.transformer import Transformer
+
+# Masks and tables of angles that older files hold beside the parameters; a tied head's copy.
+BUFFERS = re.compile(r"\.(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$")
+TIED_HEAD = re.compile(r"^(\w+\.)?(lm_head|embed_out)\.weight$")
 
 
 @runtime_checkable
@@ -128,7 +133,9 @@ def _check(tensors: Tensors, like: Mapping[str, Any], found: list[Place]) -> Non
                 f"{tensors.name}: {name} has shape {list(tensors.shapes[name])}; "
                 f"allowed: {list(shape)}, by its config"
             )
-    unknown = sorted(tensors.shapes.keys() - wanted.keys())
+    unknown = [n for n in sorted(tensors.shapes.keys() - wanted.keys()) if not BUFFERS.search(n)]
+    if "head" not in like:
+        unknown = [n for n in unknown if not TIED_HEAD.search(n)]
     if unknown:
         raise ValueError(
             f"{tensors.name}: {len(unknown)} tensors that the model has no place for, "

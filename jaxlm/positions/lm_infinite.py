@@ -15,8 +15,13 @@ from absl import logging
 
 from jaxlm.attention.mask import AttentionMask, lambda_shaped
 from jaxlm.positions.encoding import MAX_POSITION, Dimensions, PositionEncoding, require
-from jaxlm.positions.registry import register
+from jaxlm.positions.registry import available, kind, register
 from jaxlm.positions.rope import RoPE
+
+
+def _wrappable() -> str:
+    """Names of the encodings that depend on distance alone."""
+    return ", ".join(n for n in available() if n != "lm_infinite" and kind(n).relative)
 
 
 @functools.cache  # models are bound more than once; each pair is told once
@@ -95,8 +100,7 @@ class LMInfinite(PositionEncoding):
             isinstance(inner, PositionEncoding) and inner.relative and not nested,
             "lm_infinite: inner",
             str(inner),
-            "a relative encoding (rope, alibi, nope, t5, kerple, sandwich, rope_alibi, xpos): "
-            "the method needs distances",
+            f"a relative encoding ({_wrappable()}): the method needs distances",
         )
         window = dims.context_length if self.window is None else self.window
         ceiling = window if self.ceiling_distance is None else self.ceiling_distance

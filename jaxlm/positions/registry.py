@@ -37,6 +37,11 @@ def available() -> tuple[str, ...]:
     return tuple(sorted(n for n, c in _REGISTRY.items() if issubclass(c, PositionEncoding)))
 
 
+def kind(name: str) -> Any:
+    """The class registered under a name."""
+    return _REGISTRY[name]
+
+
 def get(name: str, **options: Any) -> Any:
     """The encoding (or RoPE scaling) called `name` with these options.
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from jaxlm.config import at_least, build, check, one_of
+from jaxlm.config import at_least, build, check, check_types, one_of
 
 OPTIMIZERS = ("adamw", "adafactor", "lion", "muon", "sgd")
 SCHEDULES = ("cosine", "linear", "wsd", "rsqrt", "constant")
@@ -45,6 +46,8 @@ class OptimizerConfig:
     clip_norm: float | None = 1.0
 
     def __post_init__(self):
+        check_types(type(self), vars(self), "optimizer")
+        clip = self.clip_norm
         check(
             "optimizer",
             name=one_of(self.name, *OPTIMIZERS),
@@ -56,8 +59,8 @@ class OptimizerConfig:
             weight_decay=at_least(self.weight_decay, 0),
             b1=(self.b1, 0 <= self.b1 < 1, "in [0, 1)"),
             b2=(self.b2, 0 <= self.b2 < 1, "in [0, 1)"),
-            epsilon=(self.epsilon, self.epsilon > 0, "a number > 0"),
-            clip_norm=(self.clip_norm, self.clip_norm is None or self.clip_norm > 0, "None or > 0"),
+            epsilon=(self.epsilon, 0 < self.epsilon < math.inf, "a finite number > 0"),
+            clip_norm=(clip, clip is None or 0 < clip < math.inf, "None or a finite number > 0"),
         )
 
 
@@ -97,6 +100,7 @@ class TrainConfig:
     PARTS = {"optimizer": OptimizerConfig}
 
     def __post_init__(self):
+        check_types(type(self), vars(self), "train")
         every, decay, window = self.evaluate_every, self.ema_decay, self.profile
         check(
             "train",

@@ -29,15 +29,15 @@ class FiniteCheck:
     data_seed: int
     saver: Saver
 
-    def __call__(self, step: int, metrics: Metrics) -> None:
-        """Waits for the metrics of the `step`-th step.
+    def __call__(self, step: int, metrics: Metrics) -> int:
+        """How many steps in a row, up to the `step`-th, were bad; waits for its metrics.
 
         Raises:
             DivergedError: it was the last of `most` bad steps in a row.
         """
         in_a_row = int(jax.device_get(metrics["bad_in_a_row"]))
         if not in_a_row:
-            return
+            return 0
         batch = f"data seed {self.data_seed}, step {step - 1}"
         logging.warning("step %d: loss or gradient not finite, skipped (batch: %s)", step, batch)
         if in_a_row >= self.most:
@@ -49,3 +49,4 @@ class FiniteCheck:
                 f"last good checkpoint: {f'step {good[-1]}' if good else 'none'}. "
                 "Try a lower learning rate or a longer warm-up."
             )
+        return in_a_row

@@ -21,6 +21,7 @@ from jaxlm.checkpoints import (
     local_folder,
     restore,
     workdir_lock,
+    write_config,
 )
 from jaxlm.data.loader import Loader
 from jaxlm.data.tokenizers import Tokenizer
@@ -40,6 +41,8 @@ from jaxlm.training.step import Batch, Metrics, make_train_step
 from jaxlm.training.stopping import StopRequest, stop_on_signals
 
 CHECKPOINTS = "checkpoints"
+# In the folder of a comparison: names the run that stands for it.
+DEFAULT_RUN = "default.json"
 TOKENIZER = "tokenizer"
 PROFILE = "profile"
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -87,13 +90,13 @@ def run_loop(
         settings = {**run.to_dict(), "model": model.config.to_dict(), "contents": loader.contents}
         check_config(workdir, settings, allow_config_change)
         tokenizer.save(workdir / TOKENIZER)
-        mesh = make_mesh(run.mesh)
-        stack.enter_context(jax.set_mesh(mesh))  # kernels ask it where they are
+        stack.enter_context(jax.set_mesh(mesh := make_mesh(run.mesh)))  # kernels ask it
         rows = batch_sharding(mesh, run.data.batch_size, run.data.sequence_length)
         optimizer = make_optimizer(run.train.optimizer, run.train.steps)
         shapes = abstract_state(model, optimizer, run.train, mesh)
         stop = stack.enter_context(stop_on_signals())
         state = _first_state(shapes, lambda: init_state(model, optimizer, run.train), checkpoints)
+        write_config(workdir, settings)
         start, keep = int(state.step), run.checkpoint
         saver = Saver(checkpoints, keep_last=keep.keep_last, keep_every=keep.keep_every)
         stack.enter_context(saver)
@@ -184,9 +187,12 @@ class _Loop:
                 self.evaluate(state)
                 watch.start()
             if last or done % self.run.checkpoint.every == 0:
-                self.check_finite(*unchecked)
+                bad = self.check_finite(*unchecked)
                 unchecked = None
-                save(done, state)
+                # Within a bad streak the parameters may be what makes the steps bad: a save would
+                # push a good checkpoint out.
+                if last or not bad:
+                    save(done, state)
                 watch.start()
             if last:
                 break

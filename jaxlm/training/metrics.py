@@ -18,11 +18,13 @@ def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
     """All records of a workdir, oldest first; a line cut short by a kill is left out."""
     path = Path(workdir) / METRICS
     records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
             continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            records.append(record)
     return records
 
 

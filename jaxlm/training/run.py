@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jaxlm.config import at_least, build, check
+from absl import logging
+
+from jaxlm.config import at_least, build, check, check_types, one_of
 from jaxlm.data.config import DataConfig
 from jaxlm.model.config import ModelConfig
 from jaxlm.sharding.mesh import MeshConfig
@@ -31,6 +33,7 @@ class CheckpointConfig:
     keep_every: int | None = None
 
     def __post_init__(self):
+        check_types(type(self), vars(self), "checkpoint")
         forever = self.keep_every
         check(
             "checkpoint",
@@ -65,6 +68,7 @@ class CompareConfig:
     prompt: str = "Emma was"
 
     def __post_init__(self):
+        check_types(type(self), vars(self), "compare")
         check(
             "compare",
             position_encodings=(
@@ -102,6 +106,13 @@ class RunConfig:
         parts, rows = self.train.microbatches, self.data.batch_size
         allowed = f"a divisor of data.batch_size={rows}"
         check("train", microbatches=(parts, rows % parts == 0, allowed))
+        steps, warmup = self.train.steps, self.train.optimizer.warmup_steps
+        if warmup >= steps:
+            logging.warning(
+                "train.optimizer.warmup_steps=%d of %d steps: the rate never comes down",
+                warmup,
+                steps,
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """All settings but the model's, JSON-able; the comparison is not part of a run."""
@@ -140,6 +151,11 @@ class RunConfig:
                 f"model.vocab_size={config.vocab_size}; allowed: at least the tokenizer's "
                 f"{tokenizer_vocab_size}, or None to take it from there"
             )
+        check(
+            "model.numerics",
+            # Optimizers divide by numbers that float16 rounds to 0.
+            param_dtype=one_of(config.numerics.param_dtype, "float32", "bfloat16"),
+        )
         limit, length = config.encoding.max_length, self.data.sequence_length
         if limit is not None and length > limit:
             raise ValueError(

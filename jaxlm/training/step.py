@@ -132,7 +132,8 @@ def make_train_step(
     """`train_step(state, batch) → (state, metrics)`; jit it with the state donated.
 
     The loss is the mean over all weighted targets of the batch, whatever the number of
-    microbatches. A step whose loss or gradient is not finite changes nothing but the counters.
+    microbatches. A step whose loss, gradient or new parameters are not finite changes
+    nothing but the counters.
     """
     gradients = _mean_gradients(model, config)
     schedule = learning_rate(config.optimizer, config.steps)
@@ -145,7 +146,9 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         # Skipped steps leave the optimizer's own count of steps behind.
         rate = schedule(state.step - state.bad_steps[0])
-        fine = jnp.isfinite(loss) & jnp.isfinite(norm)
+        # A finite gradient may still give an update that is not.
+        kept = [jnp.isfinite(p).all() for p in jax.tree.leaves(params)]
+        fine = jnp.stack([jnp.isfinite(loss), jnp.isfinite(norm), *kept]).all()
         state = _advance(config, state, fine, params, optimizer_state)
         metrics = {
             "loss": loss,

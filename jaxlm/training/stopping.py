@@ -9,6 +9,19 @@ from contextlib import contextmanager
 from typing import Any
 
 
+class Interrupt:
+    """A signal handler that raises KeyboardInterrupt, and remembers that it did: Python drops what
+    is raised in the middle of a garbage collection.
+    """
+
+    name: str | None = None
+
+    def __call__(self, number: int, frame: object) -> None:
+        """As signal.default_int_handler."""
+        self.name = signal.Signals(number).name
+        raise KeyboardInterrupt
+
+
 class StopRequest:
     """Whether a signal came, and which."""
 
@@ -36,7 +49,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
         restore()
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, note)
+        before[number] = earlier = signal.signal(number, note)
+        if isinstance(earlier, Interrupt) and earlier.name is not None:
+            request.name = earlier.name  # it came before, and was dropped
     try:
         yield request
     finally:

@@ -10,7 +10,7 @@ from jaxlm.checkpoints import check_known_config, local_folder
 from jaxlm.data.loader import Loader, open_loader
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.model.transformer import Transformer
-from jaxlm.training.loop import TrainResult, run_loop
+from jaxlm.training.loop import DEFAULT_RUN, TrainResult, run_loop
 from jaxlm.training.run import RunConfig
 
 
@@ -64,6 +64,12 @@ def train(
         SaveError: a checkpoint could not be written; the earlier ones are good.
     """
     workdir = local_folder(workdir)
+    if run.compare is not None:
+        raise ValueError(
+            "compare is set; allowed: None, or launch.train, which trains all that it compares"
+        )
+    if (workdir / DEFAULT_RUN).exists():
+        raise ValueError(f"workdir={workdir} holds a comparison; allowed: a run's, or a new one")
     # The vocabulary is the tokenizer's, which may have to be trained first; all else is known now.
     config = run.model_config(tokenizer_vocab_size=1).to_dict()
     del config["vocab_size"]

@@ -2,20 +2,21 @@ import json
 
 import pytest
 
-from jaxlm.checkpoints import ConfigMismatchError, check_config
+from jaxlm.checkpoints import ConfigMismatchError, check_config, write_config
 
 CONFIG = {"train": {"learning_rate": 0.001, "steps": 10, "betas": (0.9, 0.99)}, "seed": 0}
 
 
 def test_first_and_same_config(tmp_path):
     check_config(tmp_path / "run", CONFIG)
+    write_config(tmp_path / "run", CONFIG)
     check_config(tmp_path / "run", dict(reversed(CONFIG.items())))
     saved = json.loads((tmp_path / "run/config.json").read_text())
     assert saved["train"]["betas"] == [0.9, 0.99]
 
 
 def test_another_config_is_shown_field_by_field(tmp_path, caplog):
-    check_config(tmp_path, CONFIG)
+    write_config(tmp_path, CONFIG)
     changed = {"train": {"learning_rate": 0.002, "steps": 10.0, "new": None}, "seed": 0}
     with pytest.raises(ConfigMismatchError) as caught:
         check_config(tmp_path, changed)
@@ -29,7 +30,14 @@ def test_another_config_is_shown_field_by_field(tmp_path, caplog):
 
     check_config(tmp_path, changed, allow_change=True)
     assert "train.learning_rate: 0.002 here, 0.001 in the workdir" in caplog.text
+    check_config(tmp_path, CONFIG)
+    write_config(tmp_path, changed)
     check_config(tmp_path, changed)
+
+
+def test_what_is_no_json_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_config(tmp_path, {"rate": float("inf")})
 
 
 def test_unreadable_config(tmp_path):

@@ -185,6 +185,7 @@ def test_the_cache_is_donated():
     [
         ({"prompts": []}, r"prompts=\[\]; allowed: a non-empty list"),
         ({"prompts": "Emma"}, "prompts='Emma'; allowed: a non-empty list"),
+        ({"prompts": ["a", None]}, "prompt=None; allowed: a string"),
         ({"max_new_tokens": 0}, "max_new_tokens=0; allowed: an integer >= 1"),
         ({"temperature": -1}, "temperature=-1; allowed"),
         ({"top_k": -2}, "top_k=-2; allowed"),
@@ -199,6 +200,12 @@ def test_errors_at_the_door(arguments, message):
     arguments = {"prompts": ["a"], **arguments}
     with pytest.raises(ValueError, match=message):
         generate(model, {}, tiny.TOKENIZER, **arguments)
+
+
+def test_a_stream_goes_on_by_at_least_one_token():
+    pieces = stream(tiny.model(), {}, tiny.TOKENIZER, "a", tokens_per_update=0)
+    with pytest.raises(ValueError, match="tokens_per_update=0; allowed: a number >= 1"):
+        next(pieces)
 
 
 def test_an_empty_prompt_needs_a_start_token():

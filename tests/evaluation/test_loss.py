@@ -78,6 +78,20 @@ def test_loss_by_position_knows_the_end_of_a_table():
         evaluate_loss_by_position(tiny.model(), {}, np.zeros((1, 1), np.int32))
 
 
+@pytest.mark.parametrize(
+    ("windows", "message"),
+    [
+        (np.zeros(9, np.int32), r"windows of shape \(9,\), int32; allowed: token ids"),
+        (np.zeros((1, 9)), r"windows of shape \(1, 9\), float64; allowed: token ids"),
+        (np.full((1, 9), -1), "windows hold the token -1; allowed: 0 to"),
+        (np.full((1, 9), 10**6), "windows hold the token 1000000; allowed: 0 to"),
+    ],
+)
+def test_windows_that_are_no_token_ids(windows, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate_loss_by_position(tiny.model(), {}, windows)
+
+
 @pytest.mark.parametrize("name", ["bucket", "batch_size"])
 @pytest.mark.parametrize("value", [0, -3])
 def test_loss_by_position_of_no_positions_or_windows(name, value):

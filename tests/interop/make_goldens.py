@@ -26,6 +26,19 @@ SMALL = {
     "bos_token_id": None,
     "eos_token_id": 1,
 }
+# For those whose head_dim is hidden_size / num_attention_heads.
+PLAIN = {k: v for k, v in SMALL.items() if k != "head_dim"} | {"hidden_size": 48}
+NEOX = {k: v for k, v in PLAIN.items() if k != "num_key_value_heads"}
+OLD = {
+    "vocab_size": 97,
+    "n_embd": 48,
+    "n_layer": 3,
+    "n_head": 6,
+    "n_positions": 128,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+}
+QUARTER = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.25}
 # Case: transformers' config class, its fields.
 CASES = {
     "llama": ("LlamaConfig", SMALL),
@@ -84,11 +97,23 @@ CASES = {
     "gemma": ("GemmaConfig", SMALL),
     "gemma2": ("Gemma2Config", SMALL | {"sliding_window": 7, "query_pre_attn_scalar": 20}),
     "olmo2": ("Olmo2Config", SMALL),
+    "stablelm": ("StableLmConfig", PLAIN | {"use_qkv_bias": True}),
+    "stablelm_parallel": (
+        "StableLmConfig",
+        PLAIN | {"use_parallel_residual": True, "rope_parameters": QUARTER},
+    ),
+    "starcoder2": ("Starcoder2Config", PLAIN | {"sliding_window": 7}),
+    "gpt2": ("GPT2Config", OLD),
+    "gptj": ("GPTJConfig", OLD | {"rotary_dim": 4, "n_inner": 56}),
+    "gpt_neox": ("GPTNeoXConfig", NEOX),
+    "gpt_neox_serial": (
+        "GPTNeoXConfig",
+        NEOX | {"use_parallel_residual": False, "rope_parameters": QUARTER},
+    ),
     "phi3": (
         "Phi3Config",
-        {k: v for k, v in SMALL.items() if k != "head_dim"}
+        PLAIN
         | {
-            "hidden_size": 48,
             "pad_token_id": 0,
             "max_position_embeddings": 128,
             "original_max_position_embeddings": 16,

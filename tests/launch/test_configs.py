@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 import configs
-from jaxlm.data.config import SourceConfig
+from jaxlm.data.config import DataConfig, SourceConfig
 from jaxlm.model.config import MoEConfig
 from jaxlm.model.parameters import abstract_params
 from jaxlm.model.transformer import Transformer
@@ -98,6 +98,13 @@ def test_sources_with_commas_between():
         argument = _quoted(f"--config.data.sources={value}")
         run = RunConfig.from_dict(overridden(argument).to_dict())
         assert run.data.sources == (SourceConfig("a.txt"), SourceConfig("b.txt"))
+
+
+def test_sources_of_a_run_built_in_python():
+    assert DataConfig(sources="a.txt,b.txt").sources == (
+        SourceConfig("a.txt"),
+        SourceConfig("b.txt"),
+    )
 
 
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")

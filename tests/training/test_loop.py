@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+import jaxlm
 from jaxlm.checkpoints import (
     ConfigMismatchError,
+    StateMismatchError,
     WorkdirLockedError,
     available_steps,
     load_numpy,
@@ -24,8 +26,9 @@ from jaxlm.checkpoints import (
 from jaxlm.training import progress
 from jaxlm.training.compiles import count_compiles
 from jaxlm.training.divergence import DivergedError
-from jaxlm.training.loop import CHECKPOINTS
+from jaxlm.training.loop import CHECKPOINTS, DEFAULT_RUN
 from jaxlm.training.metrics import MetricsWriter, read_metrics
+from jaxlm.training.run import CompareConfig
 from jaxlm.training.speed import Stopwatch
 from tests.checkpoints.states import assert_same_bytes
 from tests.training.texts import tiny_run, train_tiny, write_texts
@@ -179,6 +182,33 @@ def test_another_config_is_refused_with_the_difference(finished, texts):
     ]
 
 
+def test_a_change_that_the_checkpoint_does_not_fit_leaves_the_config(texts, tmp_path):
+    run = tiny_run(texts, train__steps=2)
+    train_tiny(run, tmp_path, texts / "cache")
+    wider = tiny_run(texts, train__steps=2, model__d_model=64)
+    with pytest.raises(StateMismatchError):
+        train_tiny(wider, tmp_path, texts / "cache", allow_config_change=True)
+    train_tiny(run, tmp_path, texts / "cache")
+
+
+def test_a_comparison_is_not_trained_as_a_run(texts, tmp_path):
+    compare = {"position_encodings": ("rope", "nope")}
+    run = dataclasses.replace(tiny_run(texts), compare=CompareConfig(**compare))
+    with pytest.raises(ValueError, match="compare is set; allowed: None"):
+        train_tiny(run, tmp_path, texts / "cache")
+    (tmp_path / DEFAULT_RUN).write_text("{}")
+    with pytest.raises(ValueError, match="holds a comparison; allowed: a run's, or a new one"):
+        train_tiny(tiny_run(texts), tmp_path, texts / "cache")
+
+
+def test_a_run_is_opened(finished):
+    """It has a config.json, as a folder of the hub's has."""
+    model, params, tokenizer = jaxlm.load(finished.workdir)
+    assert model.config.d_model == finished.run.model["d_model"]
+    assert_same_bytes(params, finished.result.state.averaged_params)
+    assert tokenizer.name == "bytes"
+
+
 def test_a_refused_run_leaves_the_tokenizer_alone(finished, texts):
     before = (finished.workdir / "tokenizer/kind.json").read_bytes()
     with pytest.raises(ConfigMismatchError):
@@ -201,14 +231,15 @@ def test_divergence_stops_the_run_and_says_where_it_can_go_on(texts, tmp_path, c
         train__optimizer__learning_rate=1e30,
         train__max_bad_steps=3,
         train__log_every=1,
-        checkpoint__every=2,
+        checkpoint__every=1,
+        checkpoint__keep_last=1,
         data__seed=5,
     )
     with pytest.raises(DivergedError) as caught:
         train_tiny(run, tmp_path, texts / "cache")
     assert str(caught.value) == (
         "step 4: the loss or gradient of the last 3 steps is not finite (last batch: data seed 5, "
-        "step 3); parameters are unchanged since step 1; last good checkpoint: step 2. "
+        "step 3); parameters are unchanged since step 1; last good checkpoint: step 1. "
         "Try a lower learning rate or a longer warm-up."
     )
     skipped = [r.getMessage() for r in caplog.records if "skipped" in r.getMessage()]
@@ -222,7 +253,7 @@ def test_divergence_stops_the_run_and_says_where_it_can_go_on(texts, tmp_path, c
     assert strict[1]["grad_norm"] in ("nan", "inf") and strict[1]["bad_steps"] == 1
     assert not np.isfinite(scalars(tmp_path)["train/grad_norm", 2])
     saved = load_numpy(tmp_path / CHECKPOINTS)
-    assert saved["step"] == 2 and saved["bad_steps"].tolist() == [1, 1]
+    assert saved["step"] == 1 and saved["bad_steps"].tolist() == [0, 0]
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(saved["params"]))
 
 
@@ -278,6 +309,10 @@ def test_an_implicit_transfer_in_the_loop_is_an_error(texts, tmp_path, monkeypat
         ({"train__optimizer__name": "adam"}, "optimizer: name='adam'; allowed: adamw, adafactor"),
         ({"model__vocab_size": 100}, "model.vocab_size=100; allowed: at least the tokenizer's 258"),
         ({"train__ema_decay": 1.0}, "train: ema_decay=1.0; allowed: None or in (0, 1)"),
+        ({"train__optimizer__clip_norm": math.inf}, "clip_norm=inf; allowed: None or a finite"),
+        ({"train__optimizer__weight_decay": math.inf}, "optimizer: weight_decay=inf; allowed"),
+        ({"train__profile": ("a", "b")}, "train: profile=('a', 'b'); allowed: tuple[int, int]"),
+        ({"model__numerics__param_dtype": "float16"}, "param_dtype='float16'; allowed: float32"),
     ],
 )
 def test_bad_settings(texts, changes, message):

@@ -2,6 +2,9 @@
 
 from jaxlm.interop.families import (
     gemma,
+    gpt2,
+    gpt_neox,
+    gptj,
     llama,
     mistral,
     mixtral,
@@ -10,12 +13,17 @@ from jaxlm.interop.families import (
     qwen2,
     qwen3,
     qwen3_moe,
+    stablelm,
+    starcoder2,
 )
 from jaxlm.interop.family import Family
 
 FAMILIES: tuple[Family, ...] = (
     gemma.FAMILY,
     gemma.FAMILY_2,
+    gpt2.FAMILY,
+    gpt_neox.FAMILY,
+    gptj.FAMILY,
     llama.FAMILY,
     mistral.FAMILY,
     mixtral.FAMILY,
@@ -24,6 +32,8 @@ FAMILIES: tuple[Family, ...] = (
     qwen2.FAMILY,
     qwen3.FAMILY,
     qwen3_moe.FAMILY,
+    stablelm.FAMILY,
+    starcoder2.FAMILY,
 )
 
 

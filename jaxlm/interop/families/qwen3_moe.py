@@ -17,11 +17,8 @@ def model(config: HubConfig) -> dict[str, Any]:
     Raises:
         ValueError: some layers have a dense MLP.
     """
-    for key, every in (("mlp_only_layers", []), ("decoder_sparse_step", 1)):
-        value = config.get(key, every)
-        if value != every:
-            allowed = f"{every!r}, experts in every layer"
-            raise ValueError(f"{config.name}: {key}={value!r}; allowed: {allowed}")
+    config.only("mlp_only_layers", [])
+    config.only("decoder_sparse_step", 1)
     return qwen3.model(config) | {
         "moe": {
             # Its name before transformers 5 and after.
@@ -37,11 +34,10 @@ def model(config: HubConfig) -> dict[str, Any]:
 
 def rows(config: ModelConfig) -> list[Row]:
     """All tensors."""
-    names = {name: f"{name}_proj" for name in ("gate", "up", "down")}
     return [
         *llama_like.other_rows(config),
         *llama_like.attention_rows(config),
-        *llama_like.expert_rows("mlp.experts", "mlp.gate", names),
+        *llama_like.expert_rows("mlp.experts", "mlp.gate"),
     ]
 
 

@@ -1,0 +1,134 @@
+"""Damaged, hostile and unknown checkpoints: one clear line, before anything large is allocated."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import jaxlm
+from tests.interop.test_families import read_golden, write_folder
+from tests.interop.weights import draw
+
+SHARD = "model-00002-of-00003.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    _, config, shapes = read_golden("llama")
+    return write_folder(tmp_path / "hub", config, shapes, parts=3)
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def unknown_architecture(folder):
+    edit(folder / "config.json", architectures=["NoSuchForCausalLM"])
+
+
+def missing_key(folder):
+    edit(folder / "config.json", num_hidden_layers=None)
+
+
+def unknown_activation(folder):
+    edit(folder / "config.json", hidden_act="sine")
+
+
+def unknown_scaling(folder):
+    edit(folder / "config.json", rope_parameters={"rope_type": "spiral"})
+
+
+def missing_shard(folder):
+    (folder / SHARD).unlink()
+
+
+def truncated_shard(folder):
+    whole = (folder / SHARD).read_bytes()
+    (folder / SHARD).write_bytes(whole[: len(whole) // 2])
+
+
+def huge_header(folder):
+    (folder / SHARD).write_bytes((2**62).to_bytes(8, "little") + b"{}")
+
+
+def overlapping_tensors(folder):
+    entry = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+    header = json.dumps({"a": entry, "b": entry}).encode()
+    (folder / SHARD).write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+
+
+def path_trick(folder):
+    edit(folder / INDEX, weight_map={"model.norm.weight": "../model.safetensors"})
+
+
+def no_weights(folder):
+    for path in folder.glob("model*"):
+        path.unlink()
+
+
+def pickled_weights(folder):
+    no_weights(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"pickle")
+
+
+def wrong_shape(folder):
+    edit(folder / "config.json", intermediate_size=57)
+
+
+def missing_tensor(folder):
+    edit(folder / "config.json", num_hidden_layers=4)
+
+
+def tensor_without_a_place(folder):
+    edit(folder / "config.json", num_hidden_layers=2)
+
+
+def large_tokenizer(folder):
+    edit(folder / "config.json", vocab_size=90)
+
+
+def no_tokenizer(folder):
+    (folder / "tokenizer.json").unlink()
+
+
+CASES = {
+    unknown_architecture: r"architecture='NoSuchForCausalLM'; allowed: .*LlamaForCausalLM",
+    missing_key: r"config.json: num_hidden_layers is absent",
+    unknown_activation: r"hidden_act='sine'; allowed: silu",
+    unknown_scaling: r"rope_type='spiral'; allowed: default, linear",
+    missing_shard: r"1 of 3 shards are missing, such as model-00002",
+    truncated_shard: r"model-00002-of-00003.safetensors is no whole safetensors file",
+    huge_header: r"model-00002-of-00003.safetensors is no whole safetensors file",
+    overlapping_tensors: r"model-00002-of-00003.safetensors is no whole safetensors file",
+    path_trick: r"names '../model.safetensors'; allowed: files beside it",
+    no_weights: r"hub has no safetensors; allowed: model.safetensors",
+    pickled_weights: r"only pickled weights \(pytorch_model.bin\), which may run code",
+    wrong_shape: r"gate_proj.weight has shape \[56, 42\]; allowed: \[57, 42\]",
+    missing_tensor: r"no tensor model.layers.3.* \(9 are missing\)",
+    tensor_without_a_place: r"9 tensors that the model has no place for, such as model.layers.2",
+    large_tokenizer: r"vocab_size=97; allowed: at most the model's 90",
+    no_tokenizer: r"tokenizer.*hub.*allowed",
+}
+
+
+@pytest.mark.parametrize("damage", CASES, ids=lambda f: f.__name__)
+def test_it_is_refused(folder, damage):
+    damage(folder)
+    with pytest.raises((ValueError, FileNotFoundError), match=CASES[damage]):
+        jaxlm.load(folder)
+
+
+def test_a_body_alone_with_old_buffers(tmp_path):
+    """As openai-community/gpt2 is stored: no prefix, and a mask in every layer."""
+    _, config, shapes = read_golden("gpt2")
+    whole = write_folder(tmp_path / "whole", config, shapes)
+    body = write_folder(tmp_path / "body", config, shapes)
+    tensors = {n.removeprefix("transformer."): draw(n, s) for n, s in shapes.items()}
+    tensors |= {f"h.{i}.attn.bias": np.ones((1, 1, 8, 8), np.float32) for i in range(3)}
+    save_file(tensors | {"lm_head.weight": tensors["wte.weight"]}, body / "model.safetensors")
+    (_, want, _), (_, got, _) = jaxlm.load(whole), jaxlm.load(body)
+    np.testing.assert_array_equal(got["embedding"], want["embedding"])
+    for part in ("layers", "final_norm", "position"):
+        assert str(got[part]) == str(want[part])
