@@ -41,17 +41,23 @@ from jaxlm.training.state import init_state
 from jaxlm.training.step import make_train_step
 from launch import console
 
-D_MODEL = flags.DEFINE_integer("d_model", 256, "Width.")
-NUM_LAYERS = flags.DEFINE_integer("num_layers", 4, "Depth.")
-NUM_HEADS = flags.DEFINE_integer("num_heads", 8, "Query heads, and as many kv heads.")
-VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 8192, "Vocabulary.")
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Rows.")
-LENGTH = flags.DEFINE_integer("length", 512, "train: tokens a row.")
-PROMPT_LENGTH = flags.DEFINE_integer("prompt_length", 128, "decode: tokens of a prompt.")
-NEW_TOKENS = flags.DEFINE_integer("new_tokens", 128, "decode: tokens drawn for each prompt.")
+D_MODEL = flags.DEFINE_integer("d_model", 256, "Width.", lower_bound=1)
+NUM_LAYERS = flags.DEFINE_integer("num_layers", 4, "Depth.", lower_bound=1)
+NUM_HEADS = flags.DEFINE_integer(
+    "num_heads", 8, "Query heads, and as many kv heads.", lower_bound=1
+)
+VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 8192, "Vocabulary.", lower_bound=1)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Rows.", lower_bound=1)
+LENGTH = flags.DEFINE_integer("length", 512, "train: tokens a row.", lower_bound=1)
+PROMPT_LENGTH = flags.DEFINE_integer(
+    "prompt_length", 128, "decode: tokens of a prompt.", lower_bound=1
+)
+NEW_TOKENS = flags.DEFINE_integer(
+    "new_tokens", 128, "decode: tokens drawn for each prompt.", lower_bound=1
+)
 ENCODING = flags.DEFINE_string("position_encoding", "rope", "Of our model; the peer's is RoPE.")
 DTYPE = flags.DEFINE_string("dtype", "float32", "Of activations.")
-ROUNDS = flags.DEFINE_integer("rounds", 8, "Repetitions.")
+ROUNDS = flags.DEFINE_integer("rounds", 8, "Repetitions.", lower_bound=1)
 PEER = flags.DEFINE_enum("peer", "", ["", "transformers"], "Measured in turn with us.")
 PEER_PYTHON = flags.DEFINE_string("peer_python", sys.executable, "Interpreter of the peer.")
 OUTPUT = flags.DEFINE_string("output", None, "File of the figures as JSON.")

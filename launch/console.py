@@ -22,6 +22,7 @@ from jaxlm.training.stopping import Interrupt
 EXPLAINED = (
     ValueError,
     OSError,
+    OverflowError,
     MissingPackageError,
     SaveError,
     WorkdirLockedError,

@@ -36,9 +36,9 @@ def decode(data: bytes, where: str, offset: int = 0) -> str:
 def _unpacked(path: str) -> Iterator[Any]:
     """A file's bytes, decompressed if it is called .gz or .zst."""
     with open_binary(path) as file:
-        if path.endswith(".zst"):
+        if path.lower().endswith(".zst"):
             yield io.BufferedReader(ZstdReader(file, path))
-        elif path.endswith(".gz"):
+        elif path.lower().endswith(".gz"):
             try:
                 with gzip.open(file) as plain:
                     yield plain
@@ -115,9 +115,10 @@ def read_jsonl(path: str, field: str) -> Iterator[str]:
             if not line.strip():
                 continue
             where = f"{path}, line {number}"
+            text = decode(line, where)
             try:
-                record = json.loads(decode(line, where))
-            except (json.JSONDecodeError, RecursionError) as error:
+                record = json.loads(text)
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{where} is not JSON: {error}") from error
             if not isinstance(record, dict):
                 raise ValueError(f"{where} is {type(record).__name__}; allowed: a JSON object")
@@ -134,8 +135,14 @@ def read_parquet(path: str, field: str) -> Iterator[str]:
         except ValueError as error:
             raise ValueError(f"{path} is no Parquet file: {error}") from error
         _has_field(table.schema_arrow.names, path, field)
-        number = 0
-        for batch in table.iter_batches(RECORDS_AT_A_TIME, columns=[field]):
+        batches, number = table.iter_batches(RECORDS_AT_A_TIME, columns=[field]), 0
+        while True:
+            try:
+                batch = next(batches, None)
+            except (OSError, ValueError) as error:  # what pyarrow raises on reading
+                raise ValueError(f"{path} is damaged: {error}") from error
+            if batch is None:
+                return
             for value in batch.column(0).to_pylist():
                 yield _string(value, f"{path}, row {number}", field)
                 number += 1

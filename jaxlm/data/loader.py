@@ -15,6 +15,7 @@ from pathlib import Path
 import grain
 import numpy as np
 
+from jaxlm.config import at_least, check
 from jaxlm.data.config import DataConfig, as_source
 from jaxlm.data.locks import exclusive
 from jaxlm.data.sources import documents, source_digest
@@ -192,5 +193,6 @@ def held_out_batches(
     source: str, tokenizer: Tokenizer, length: int, batch_size: int, cache: str | Path
 ) -> tuple[Iterator[Batch], int]:
     """(batches of a text in order, its UTF-8 bytes), packed to rows of `length` tokens."""
+    check("held_out_batches", length=at_least(length, 1), batch_size=at_least(batch_size, 1))
     store = build_store(as_source(source), tokenizer, length, cache)
     return in_order(store, batch_size), store.num_bytes

@@ -88,12 +88,13 @@ class TokenStore:
         folder = Path(folder)
         try:
             meta = json.loads((folder / META).read_text())
-        except ValueError as error:
+            lengths, bos_id = dict(meta["sizes"]), meta["bos_id"]
+            sizes = meta["row_length"], meta["num_bytes"]
+        except (ValueError, KeyError, TypeError) as error:
             raise _damaged(folder / META, error) from error
-        arrays = {n: _load(folder / f"{n}.npy", size) for n, size in meta["sizes"].items()}
+        arrays = {n: _load(folder / f"{n}.npy", size) for n, size in lengths.items()}
         packing = Packing(arrays["offsets"], arrays["starts"], arrays["lengths"])
-        sizes = meta["row_length"], meta["num_bytes"]
-        return cls(arrays["tokens"], packing, *sizes, meta["bos_id"], folder.name)
+        return cls(arrays["tokens"], packing, *sizes, bos_id, folder.name)
 
 
 def _load(path: Path, size: int) -> np.ndarray:

@@ -18,7 +18,7 @@ import math
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from jaxlm.config import at_least, check
+from jaxlm.config import at_least, check, check_types
 
 CONTEXT = "context"
 AXES = ("data", "fsdp", CONTEXT, "tensor")
@@ -47,6 +47,7 @@ class MeshConfig:
     tensor: int = 1
 
     def __post_init__(self):
+        check_types(type(self), vars(self), "mesh")
         check(
             "mesh",
             data=at_least(self.data, 0),

@@ -139,6 +139,7 @@ BROKEN = {
     "empty.jsonl.gz": (gzip.compress(b""), r"empty\.jsonl\.gz is empty"),
     "bad.jsonl": (b'{"text": "a"}\n\n{"text": ', r"bad\.jsonl, line 3 is not JSON"),
     "deep.jsonl": (b"[" * 200_000, r"deep\.jsonl, line 1 is not JSON"),
+    "long.jsonl": (b'{"text": "a", "n": ' + b"1" * 5000 + b"}", r"long\.jsonl, line 1 is not JSON"),
     "list.jsonl": (b'["a"]\n', r"list\.jsonl, line 1 is list; allowed: a JSON object"),
     "field.jsonl": (b'{"txt": "a", "n": 1}', r"line 1: text_field='text'; allowed: txt, n"),
     "null.jsonl": (b'{"text": null}', r"line 1: text is NoneType; allowed: a string"),

@@ -180,10 +180,12 @@ def test_a_damaged_array_is_refused(tmp_path, name, how):
 def test_damaged_metadata_is_refused(tmp_path):
     source = write_documents(tmp_path / "a.jsonl", samples.TEXTS)
     build_store(source, Bytes(), 16, tmp_path / "cache")
-    for how in ("cut", "emptied", "garbled"):
+    for how in ("cut", "emptied", "garbled", "of another kind"):
         meta = store_folder(tmp_path / "cache") / META
         good = meta.read_bytes()
         meta.write_bytes(good[:-3]) if how == "cut" else spoil(meta, how)
+        if how == "of another kind":
+            meta.write_text('{"sizes": []}')
         with pytest.raises(ValueError, match=r"meta\.json is damaged"):
             build_store(source, Bytes(), 16, tmp_path / "cache")
         meta.write_bytes(good)
