@@ -185,7 +185,6 @@ def test_the_cache_is_donated():
     [
         ({"prompts": []}, r"prompts=\[\]; allowed: a non-empty list"),
         ({"prompts": "Emma"}, "prompts='Emma'; allowed: a non-empty list"),
-        ({"prompts": ["a", None]}, "prompt=None; allowed: a string"),
         ({"max_new_tokens": 0}, "max_new_tokens=0; allowed: an integer >= 1"),
         ({"temperature": -1}, "temperature=-1; allowed"),
         ({"top_k": -2}, "top_k=-2; allowed"),
