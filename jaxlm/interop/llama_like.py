@@ -34,17 +34,24 @@ NORMS = {
 }
 
 
-def model(
-    config: HubConfig, activation_key: str = "hidden_act", norm: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """ModelConfig's fields; the norm is an RMSNorm unless another is given."""
-    bias = config.get("attention_bias", False)
+def sizes(config: HubConfig) -> dict[str, Any]:
+    """ModelConfig's own fields: those of no part."""
     return {
         "vocab_size": config.require("vocab_size"),
         "num_layers": config.require("num_hidden_layers"),
         "d_model": config.require("hidden_size"),
         "context_length": config.require("max_position_embeddings"),
         "position_encoding": rope(config),
+    }
+
+
+def model(
+    config: HubConfig, activation_key: str = "hidden_act", norm: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """ModelConfig's fields; the norm is an RMSNorm unless another is given."""
+    bias = config.get("attention_bias", False)
+    return {
+        **sizes(config),
         "attention": {
             "num_heads": config.require("num_attention_heads"),
             "num_kv_heads": config.get("num_key_value_heads"),

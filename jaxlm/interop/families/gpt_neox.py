@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from jaxlm.interop import llama_like
 from jaxlm.interop.family import Family, HubConfig, activation
 from jaxlm.interop.hub_rope import rope
 from jaxlm.interop.rows import Row, linear, norm
@@ -26,10 +27,7 @@ def model(config: HubConfig) -> dict[str, Any]:
     """ModelConfig's fields."""
     bias = config.get("attention_bias", True)
     return {
-        "vocab_size": config.require("vocab_size"),
-        "num_layers": config.require("num_hidden_layers"),
-        "d_model": config.require("hidden_size"),
-        "context_length": config.require("max_position_embeddings"),
+        **llama_like.sizes(config),
         "position_encoding": encoding(config),
         "attention": {
             "num_heads": config.require("num_attention_heads"),

@@ -6,7 +6,6 @@ from typing import Any
 
 from jaxlm.interop import llama_like
 from jaxlm.interop.family import Family, HubConfig, activation, layer_pattern
-from jaxlm.interop.hub_rope import rope
 from jaxlm.interop.rows import Row
 from jaxlm.model.config import ModelConfig
 
@@ -15,11 +14,7 @@ def model(config: HubConfig) -> dict[str, Any]:
     """ModelConfig's fields."""
     bias = config.get("use_bias", True)
     return {
-        "vocab_size": config.require("vocab_size"),
-        "num_layers": config.require("num_hidden_layers"),
-        "d_model": config.require("hidden_size"),
-        "context_length": config.require("max_position_embeddings"),
-        "position_encoding": rope(config),
+        **llama_like.sizes(config),
         "attention": {
             "num_heads": config.require("num_attention_heads"),
             "num_kv_heads": config.require("num_key_value_heads"),
