@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from jaxlm.checkpoints import restore
 from jaxlm.data.tokenizers import Tokenizer, load_tokenizer
-from jaxlm.interop.read import is_gguf, is_hub_folder, read_gguf, read_hub_folder
+from jaxlm.interop.read import Placement, is_gguf, is_hub_folder, read_gguf, read_hub_folder
 from jaxlm.model.config import ModelConfig
-from jaxlm.model.parameters import abstract_params
+from jaxlm.model.parameters import abstract_params, parameter_shardings
 from jaxlm.model.transformer import Transformer
 from jaxlm.training.loop import CHECKPOINTS, DEFAULT_RUN
 
@@ -41,7 +43,14 @@ def run_folder(path: str | Path) -> Path:
     return folder
 
 
-def load(path: str | Path, step: int | None = None) -> tuple[Transformer, Any, Tokenizer]:
+def load(
+    path: str | Path,
+    step: int | None = None,
+    *,
+    dtype: str | None = None,
+    param_dtype: str | None = None,
+    mesh: Mesh | None = None,
+) -> tuple[Transformer, Any, Tokenizer]:
     """The model, its parameters and its tokenizer.
 
     A run that kept an average of its parameters (`train.ema_decay`) gives that average.
@@ -50,6 +59,10 @@ def load(path: str | Path, step: int | None = None) -> tuple[Transformer, Any, T
         path: the workdir of a run, or of a comparison (its first run is loaded); a Hugging Face
             folder (config.json, safetensors, tokenizer.json); or a GGUF file.
         step: of a workdir; None: the newest good checkpoint.
+        dtype: of activations; None: the run's, or the dtype that the parameters are stored in.
+        param_dtype: of parameters; None: as they are stored, quantized ones in float32.
+        mesh: over which the parameters are cut (`jaxlm.sharding.mesh`), one tensor after the other;
+            None: the default device holds them all.
 
     Returns:
         (model, params, tokenizer); params is a nested dict of arrays.
@@ -59,13 +72,22 @@ def load(path: str | Path, step: int | None = None) -> tuple[Transformer, Any, T
         ValueError: a damaged file, or an architecture that is not known.
     """
     if is_gguf(Path(path)):
-        return read_gguf(Path(path))
+        return read_gguf(Path(path), Placement(dtype, param_dtype, mesh))
     if is_hub_folder(Path(path)) and not is_workdir(Path(path)):
-        return read_hub_folder(Path(path))
+        return read_hub_folder(Path(path), Placement(dtype, param_dtype, mesh))
     folder = run_folder(path)
     restored = restore(folder / CHECKPOINTS, step=step, prefix=("ema", "params"))
-    model = Transformer(ModelConfig.from_dict(restored.metadata["model"]))
+    config = ModelConfig.from_dict(restored.metadata["model"])
+    numerics = dataclasses.replace(
+        config.numerics,
+        dtype=dtype or config.numerics.dtype,
+        param_dtype=param_dtype or config.numerics.param_dtype,
+    )
+    model = Transformer(config.replace(numerics=numerics))
     params = jax.tree.map(
-        lambda x, like: x.astype(like.dtype), restored.state, abstract_params(model)
+        lambda x, like, place: jax.device_put(x.astype(like.dtype), place),
+        restored.state,
+        abstract_params(model),
+        parameter_shardings(model, mesh),
     )
     return model, params, load_tokenizer(str(restored.folder / "tokenizer"))

@@ -15,6 +15,8 @@ from jaxlm.interop.rows import Row
 ARCHITECTURES = {"llama": "LlamaForCausalLM"}
 # Whose queries and keys llama.cpp stores for a rotation of neighbouring dims (2i, 2i + 1).
 PERMUTED = {"llama"}
+# GGUF's names of what is no quantization.
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 # Metadata, after "{architecture}." → config.json.
 KEYS = {
     "block_count": "num_hidden_layers",
@@ -97,6 +99,10 @@ class GGUFTensors:
         self._heads, self._permuted = heads, permuted
         self.shapes: Mapping[str, tuple[int, ...]] = {
             n: tuple(int(s) for s in reversed(t.shape)) for n, t in tensors.items()
+        }
+        # Quantized ones are read as float32.
+        self.dtypes: Mapping[str, str] = {
+            n: DTYPES.get(t.tensor_type.name, "float32") for n, t in tensors.items()
         }
 
     def read(self, name: str) -> np.ndarray:

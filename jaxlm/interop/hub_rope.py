@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-from jaxlm.interop.family import HubConfig
+from jaxlm import positions
+from jaxlm.interop.hub_config import HubConfig
+from jaxlm.model.config import ModelConfig
 from jaxlm.positions.rope import RoPE
 from jaxlm.positions.rope_scaling import (
     DynamicNTK,
@@ -16,53 +19,120 @@ from jaxlm.positions.rope_scaling import (
 )
 
 
-def rope(config: HubConfig) -> RoPE:
-    """The encoding.
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """The position encoding.
 
-    Raises:
-        ValueError: a kind of scaling that is not known.
+    Written under the names of transformers 4, which later versions read too.
+
+    Attributes:
+        fraction: the share of a head that is rotated, where the config is silent.
+        base: the same of the frequencies' base.
+        fraction_key, base_key: their names outside of rope_scaling.
     """
-    values = dict(config.get("rope_scaling", {})) | dict(config.get("rope_parameters", {}))
-    base = float(values.get("rope_theta") or config.get("rope_theta", 10000.0))
-    fraction = values.get("partial_rotary_factor") or config.get("partial_rotary_factor", 1.0)
-    return RoPE(base=base, fraction=float(fraction), scaling=_scaling(values, config))
+
+    fraction: float = 1.0
+    base: float = 10000.0
+    fraction_key: str = "partial_rotary_factor"
+    base_key: str = "rope_theta"
+
+    def read(self, config: HubConfig) -> dict[str, Any]:
+        """The encoding.
+
+        Raises:
+            ValueError: a kind of scaling that is not known.
+        """
+        values = dict(config.get("rope_scaling", {})) | dict(config.get("rope_parameters", {}))
+        base = values.get("rope_theta") or config.get(self.base_key, self.base)
+        config.get(self.base_key)
+        share = values.get("partial_rotary_factor") or config.get(self.fraction_key, self.fraction)
+        config.get(self.fraction_key)
+        scaling = _scaling(values, config)
+        encoding = RoPE(base=float(base), fraction=float(share), scaling=scaling)
+        return {"position_encoding": encoding}
+
+    def write(self, config: ModelConfig) -> dict[str, Any]:
+        """The base, the share and, in rope_scaling, the scaling.
+
+        Raises:
+            ValueError: it is not RoPE, or its scaling is one that the hub has no name for.
+        """
+        encoding = positions.parse(config.position_encoding)
+        if type(encoding) is not RoPE:
+            raise ValueError(f"position_encoding={encoding}; allowed: rope")
+        scaling = encoding.scaling
+        keys = {self.base_key: encoding.base, self.fraction_key: encoding.fraction}
+        if scaling is None:
+            return keys
+        if type(scaling) not in NAMES:
+            known = ", ".join(kind.name for kind in NAMES)
+            raise ValueError(f"position_encoding={encoding}; allowed: scaling is {known}")
+        said = {theirs: getattr(scaling, ours) for ours, theirs in NAMES[type(scaling)].items()}
+        said = {k: list(v) if isinstance(v, tuple) else v for k, v in said.items()}
+        said = {k: v for k, v in said.items() if v is not None}
+        return keys | {"rope_scaling": {"rope_type": KINDS[type(scaling)], **said}}
+
+
+ORIGINAL = {"original_length": "original_max_position_embeddings"}
+KINDS: dict[type[RopeScaling], str] = {
+    Linear: "linear",
+    DynamicNTK: "dynamic",
+    YaRN: "yarn",
+    LongRoPE: "longrope",
+    Llama3: "llama3",
+}
+# Of each kind our fields and theirs.
+NAMES: dict[type[RopeScaling], dict[str, str]] = {
+    Linear: {"factor": "factor"},
+    DynamicNTK: {"factor": "factor", **ORIGINAL},
+    YaRN: {
+        "factor": "factor",
+        **ORIGINAL,
+        "beta_fast": "beta_fast",
+        "beta_slow": "beta_slow",
+        "attention_factor": "attention_factor",
+    },
+    LongRoPE: {
+        **ORIGINAL,
+        "short": "short_factor",
+        "long": "long_factor",
+        "attention_factor": "attention_factor",
+    },
+    Llama3: {
+        "factor": "factor",
+        **ORIGINAL,
+        "low_frequency_factor": "low_freq_factor",
+        "high_frequency_factor": "high_freq_factor",
+    },
+}
 
 
 def _scaling(values: dict[str, Any], config: HubConfig) -> RopeScaling | None:
     kind = values.get("rope_type", values.get("type", "default"))
-    trained = config.get("original_max_position_embeddings")
-    trained = values.get("original_max_position_embeddings") or trained
-    if trained is None:
-        trained = config.require("max_position_embeddings")
-    factor = float(values.get("factor") or 1.0)
+    kinds = {name: cls for cls, name in KINDS.items()}
+    if kind != "default" and kind not in kinds:
+        known = ", ".join(["default", *kinds])
+        raise ValueError(f"{config.name}: rope_type={kind!r}; allowed: {known}")
+    names = NAMES[kinds[kind]] if kind in kinds else {}
+    known_keys = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *names.values()}
+    given = {k: v for k, v in values.items() if v is not None}
+    config.unread |= {f"rope_scaling.{k}" for k in given.keys() - known_keys}
     if kind == "default":
         return None
-    if kind == "linear":
-        return Linear(factor=factor)
-    if kind == "dynamic":
-        return DynamicNTK(factor=factor, original_length=trained)
-    if kind == "yarn":
-        return YaRN(
-            factor=factor,
-            original_length=trained,
-            beta_fast=float(values.get("beta_fast") or 32.0),
-            beta_slow=float(values.get("beta_slow") or 1.0),
-            attention_factor=values.get("attention_factor"),
-        )
+    longest = config.require("max_position_embeddings")
+    trained = config.get("original_max_position_embeddings", longest)
+    fields: dict[str, Any] = {n: _plain(given[k]) for n, k in names.items() if k in given}
+    if "original_length" in names:
+        fields["original_length"] = int(fields.get("original_length", trained))
     if kind == "longrope":
-        return LongRoPE(
-            factor=config.require("max_position_embeddings") / trained,
-            original_length=trained,
-            short=tuple(float(f) for f in values["short_factor"]),
-            long=tuple(float(f) for f in values["long_factor"]),
-            attention_factor=values.get("attention_factor"),
-        )
-    if kind == "llama3":
-        return Llama3(
-            factor=factor,
-            original_length=trained,
-            low_frequency_factor=float(values["low_freq_factor"]),
-            high_frequency_factor=float(values["high_freq_factor"]),
-        )
-    known = "default, linear, dynamic, yarn, longrope, llama3"
-    raise ValueError(f"{config.name}: rope_type={kind!r}; allowed: {known}")
+        fields["factor"] = longest / fields["original_length"]
+    required = [f.name for f in dataclasses.fields(kinds[kind]) if f.default is dataclasses.MISSING]
+    absent = [names[n] for n in required if n not in fields]
+    if absent:
+        raise ValueError(f"{config.name}: rope_scaling has no {absent[0]}; allowed: one with it")
+    return kinds[kind](**fields)
+
+
+def _plain(value: Any) -> Any:
+    """Floats for numbers, which may be written as integers."""
+    return tuple(float(v) for v in value) if isinstance(value, list) else float(value)

@@ -6,15 +6,14 @@ A family states where it differs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-from jaxlm.interop.family import HubConfig, activation, layer_pattern
-from jaxlm.interop.hub_rope import rope
+from jaxlm.interop.fields import GATED, Activation, Field, Fixed, Key
+from jaxlm.interop.hub_rope import Rope
 from jaxlm.interop.rows import Row, linear, norm
 from jaxlm.model.config import ModelConfig
 
 LAYER = "model.layers.{layer}."
-MLP = {name: f"{name}_proj" for name in ("gate", "up", "down")}
+MATRICES = {name: f"{name}_proj" for name in ("gate", "up", "down")}
 # Our norms of a layer and theirs, by placement.
 NORMS = {
     "pre": {
@@ -34,40 +33,34 @@ NORMS = {
 }
 
 
-def sizes(config: HubConfig) -> dict[str, Any]:
-    """ModelConfig's own fields: those of no part."""
-    return {
-        "vocab_size": config.require("vocab_size"),
-        "num_layers": config.require("num_hidden_layers"),
-        "d_model": config.require("hidden_size"),
-        "context_length": config.require("max_position_embeddings"),
-        "position_encoding": rope(config),
-    }
-
-
-def model(
-    config: HubConfig, activation_key: str = "hidden_act", norm: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """ModelConfig's fields; the norm is an RMSNorm unless another is given."""
-    bias = config.get("attention_bias", False)
-    return {
-        **sizes(config),
-        "attention": {
-            "num_heads": config.require("num_attention_heads"),
-            "num_kv_heads": config.get("num_key_value_heads"),
-            "head_dim": config.get("head_dim"),
-            "qkv_bias": bias,
-            "out_bias": bias,
-            **layer_pattern(config),
-        },
-        "feed_forward": {
-            "d_ff": config.require("intermediate_size"),
-            "kind": activation(config, True, activation_key),
-            "bias": config.get("mlp_bias", False),
-        },
-        "norm": norm or {"kind": "rmsnorm", "epsilon": config.require("rms_norm_eps")},
-        "embedding": {"tied": config.get("tie_word_embeddings", False)},
-    }
+# ModelConfig's own fields: those of no part.
+SIZES: tuple[Field, ...] = (
+    Key("vocab_size", "vocab_size"),
+    Key("num_hidden_layers", "num_layers"),
+    Key("hidden_size", "d_model"),
+    Key("max_position_embeddings", "context_length"),
+    Rope(),
+)
+ATTENTION: tuple[Field, ...] = (
+    Key("num_attention_heads", "attention.num_heads"),
+    Key("num_key_value_heads", "attention.num_kv_heads", None),
+    Key("head_dim", "attention.head_dim", None),
+    Key("attention_bias", "attention.qkv_bias attention.out_bias", False),
+)
+MLP: tuple[Field, ...] = (
+    Key("intermediate_size", "feed_forward.d_ff"),
+    Key("mlp_bias", "feed_forward.bias", False),
+)
+RMSNORM: tuple[Field, ...] = (
+    Fixed("norm.kind", "rmsnorm"),
+    Key("rms_norm_eps", "norm.epsilon"),
+)
+LAYERNORM: tuple[Field, ...] = (
+    Fixed("norm.kind", "layernorm"),
+    Fixed("norm.bias", True),
+)
+TIED = Key("tie_word_embeddings", "embedding.tied", False)
+FIELDS: tuple[Field, ...] = (*SIZES, *ATTENTION, *MLP, Activation(GATED), *RMSNORM, TIED)
 
 
 def attention_rows(config: ModelConfig) -> list[Row]:
@@ -87,7 +80,7 @@ def attention_rows(config: ModelConfig) -> list[Row]:
     return table
 
 
-def feed_forward_rows(config: ModelConfig, names: Mapping[str, str] = MLP) -> list[Row]:
+def feed_forward_rows(config: ModelConfig, names: Mapping[str, str] = MATRICES) -> list[Row]:
     """The MLP of every layer; `names` are those of its matrices."""
     table = []
     bias = "o -> o" if config.feed_forward.bias else None
@@ -96,7 +89,7 @@ def feed_forward_rows(config: ModelConfig, names: Mapping[str, str] = MLP) -> li
     return table
 
 
-def expert_rows(theirs: str, router: str, names: Mapping[str, str] = MLP) -> list[Row]:
+def expert_rows(theirs: str, router: str, names: Mapping[str, str] = MATRICES) -> list[Row]:
     """The experts of every layer and their router; `names` are those of gate, up and down."""
     table = [Row(f"{LAYER}{router}.weight", "experts/router/kernel", "e d -> d e")]
     for ours, name in names.items():

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 from absl import logging
+from jax.sharding import Mesh
 
 from jaxlm.data.tokenizers import HuggingFace, Tokenizer, load_tokenizer
 from jaxlm.interop import families
-from jaxlm.interop.family import Family, HubConfig
+from jaxlm.interop.family import Family
+from jaxlm.interop.fields import read_fields
 from jaxlm.interop.gguf_file import GGUFFile
 from jaxlm.interop.gguf_tokenizer import tokenizer_json
+from jaxlm.interop.hub_config import HubConfig
+from jaxlm.interop.rows import Row
 from jaxlm.interop.safetensors_folder import SafetensorsFolder
-from jaxlm.interop.tensors import read_params
+from jaxlm.interop.tensors import Tensors, read_params, stored_dtype
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.transformer import Transformer
 
@@ -29,49 +34,78 @@ def is_hub_folder(path: Path) -> bool:
     return (path / "config.json").is_file()
 
 
-def read_gguf(path: Path) -> tuple[Transformer, Any, Tokenizer]:
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """How parameters are kept.
+
+    Attributes:
+        dtype: of activations; None: the parameters' own.
+        param_dtype: of parameters; None: as they are stored, quantized ones in float32.
+        mesh: over which they are cut; None: the default device holds them all.
+    """
+
+    dtype: str | None = None
+    param_dtype: str | None = None
+    mesh: Mesh | None = None
+
+
+def read_gguf(path: Path, placement: Placement) -> tuple[Transformer, Any, Tokenizer]:
     """The model, its parameters and its tokenizer from a GGUF file.
 
     Raises:
         ValueError: damaged, or an architecture, tensor or tokenizer that is not known.
     """
     file = GGUFFile(path)
-    family, model = _model(file.config, str(path))
+    family, config = _config(file.config, str(path))
     text, tokenizer_config = tokenizer_json(file.metadata, str(path))
     tokenizer = HuggingFace(text.encode(), tokenizer_config, str(path))
-    _check_vocabulary(tokenizer, model)
-    rows = family.rows(model.config)
-    return model, read_params(file.tensors(rows), model, rows), tokenizer
+    _check_vocabulary(tokenizer, config)
+    rows = family.rows(config)
+    return *_read(config, rows, file.tensors(rows), placement), tokenizer
 
 
-def read_hub_folder(folder: Path) -> tuple[Transformer, Any, Tokenizer]:
+def read_hub_folder(folder: Path, placement: Placement) -> tuple[Transformer, Any, Tokenizer]:
     """The model, its parameters and its tokenizer from config.json, safetensors, tokenizer.json.
 
     Raises:
         ValueError: damaged, or an architecture, tensor or tokenizer that is not known.
         FileNotFoundError: a file is missing.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    family, model = _model(config, str(folder / "config.json"))
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    family, config = _config(values, str(folder / "config.json"))
     tokenizer = load_tokenizer(str(folder))
-    _check_vocabulary(tokenizer, model)
-    rows = family.rows(model.config)
+    _check_vocabulary(tokenizer, config)
+    rows = family.rows(config)
     prefix = rows[0].theirs.split(".")[0] + "."
-    return model, read_params(SafetensorsFolder(folder, prefix), model, rows), tokenizer
+    return *_read(config, rows, SafetensorsFolder(folder, prefix), placement), tokenizer
 
 
-def _model(values: dict[str, Any], where: str) -> tuple[Family, Transformer]:
-    config = HubConfig(values, where)
+def _config(values: dict[str, Any], where: str) -> tuple[Family, ModelConfig]:
+    if values.get("quantization_config"):
+        method = values["quantization_config"].get("quant_method")
+        raise ValueError(f"{where}: quantized by {method}; allowed: float weights, or GGUF")
+    hub = HubConfig(values, where)
     (architecture, *_) = values.get("architectures") or ["none"]
     family = families.find(architecture, where)
-    model = Transformer(ModelConfig.from_dict(family.model(config)))
-    if config.unread:
-        logging.warning("%s: not understood: %s", where, ", ".join(sorted(config.unread)))
-    return family, model
+    config = read_fields(family.fields, hub)
+    if hub.unread:
+        logging.warning("%s: not understood: %s", where, ", ".join(sorted(hub.unread)))
+    return family, config
 
 
-def _check_vocabulary(tokenizer: Tokenizer, model: Transformer) -> None:
-    size = model.config.vocab_size
+def _read(
+    config: ModelConfig, rows: list[Row], tensors: Tensors, placement: Placement
+) -> tuple[Transformer, Any]:
+    param_dtype = placement.param_dtype or stored_dtype(tensors)
+    param_dtype = "float32" if param_dtype == "float64" else param_dtype
+    dtype = placement.dtype or param_dtype
+    numerics = dataclasses.replace(config.numerics, dtype=dtype, param_dtype=param_dtype)
+    model = Transformer(config.replace(numerics=numerics))
+    return model, read_params(tensors, model, rows, placement.mesh)
+
+
+def _check_vocabulary(tokenizer: Tokenizer, config: ModelConfig) -> None:
+    size = config.vocab_size
     if tokenizer.vocab_size > size:
         raise ValueError(
             f"{tokenizer.name}: vocab_size={tokenizer.vocab_size}; "

@@ -11,6 +11,8 @@ import numpy as np
 from jaxlm.data.optional import optional
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
+# Safetensors' names.
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 # Formats that run code when they are opened.
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -32,19 +34,24 @@ class SafetensorsFolder:
         self.name = str(folder)
         self._stored: dict[str, tuple[Path, str]] = {}
         shapes: dict[str, tuple[int, ...]] = {}
+        dtypes: dict[str, str] = {}
         safetensors = optional("safetensors", self.name)
         for path in self._shards(folder):
             try:
                 with safetensors.safe_open(path, framework="numpy") as file:
                     for name in file.keys():  # noqa: SIM118  no mapping
-                        shapes[name] = tuple(file.get_slice(name).get_shape())
+                        header = file.get_slice(name)
+                        shapes[name] = tuple(header.get_shape())
+                        dtypes[name] = DTYPES.get(header.get_dtype(), header.get_dtype())
                         self._stored[name] = path, name
             except safetensors.SafetensorError as error:
                 raise ValueError(f"{path} is no whole safetensors file: {error}") from error
         if not any(name.startswith(prefix) for name in shapes):
             shapes = {prefix + name: shape for name, shape in shapes.items()}
+            dtypes = {prefix + name: dtype for name, dtype in dtypes.items()}
             self._stored = {prefix + name: at for name, at in self._stored.items()}
         self.shapes: Mapping[str, tuple[int, ...]] = shapes
+        self.dtypes: Mapping[str, str] = dtypes
 
     def _shards(self, folder: Path) -> list[Path]:
         if (folder / INDEX).is_file():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import itertools
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -11,16 +13,20 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array, Float, Int
 
-from jaxlm.interop.rows import Row
+from jaxlm.interop.rows import Row, Shape
 from jaxlm.model.config import ModelConfig
-from jaxlm.model.parameters import abstract_params
+from jaxlm.model.parameters import abstract_params, parameter_shardings
 from jaxlm.model.transformer import Transformer
 
 # Masks and tables of angles that older files hold beside the parameters; a tied head's copy.
 BUFFERS = re.compile(r"\.(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$")
 TIED_HEAD = re.compile(r"^(\w+\.)?(lm_head|embed_out)\.weight$")
+
+# What a parameter may be stored as; float64 is rounded.
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 @runtime_checkable
@@ -29,11 +35,12 @@ class Tensors(Protocol):
 
     Attributes:
         name: where they are, for errors.
-        shapes: of each tensor, known before any is read.
+        shapes, dtypes: of each tensor, known before any is read.
     """
 
     name: str
-    shapes: Mapping[str, tuple[int, ...]]
+    shapes: Mapping[str, Shape]
+    dtypes: Mapping[str, str]
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, in a floating-point dtype."""
@@ -83,40 +90,86 @@ def places(config: ModelConfig, rows: list[Row]) -> list[Place]:
     return found
 
 
-def read_params(tensors: Tensors, model: Transformer, rows: list[Row]) -> dict[str, Any]:
-    """The model's parameters.
+def flatten(tree: Any) -> dict[str, Any]:
+    """A nested dict's leaves by their path, with slashes between."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {"/".join(k.key for k in path): leaf for path, leaf in leaves}
+
+
+def stored_dtype(tensors: Tensors) -> str:
+    """The dtype of most of the numbers."""
+    counts = collections.Counter[str]()
+    for name, shape in tensors.shapes.items():
+        counts[tensors.dtypes[name]] += math.prod(shape)
+    return counts.most_common(1)[0][0] if counts else "float32"
+
+
+def read_params(
+    tensors: Tensors, model: Transformer, rows: list[Row], mesh: Mesh | None = None
+) -> dict[str, Any]:
+    """The model's parameters, in its param_dtype.
 
     Shapes are checked before anything is read; then each tensor is read, laid out and put into its
-    parameter, so that the host holds one tensor at a time.
+    parameter, on the devices that hold it, so that the host holds one tensor at a time.
+
+    Args:
+        tensors: the file or files.
+        model: whose parameters they are.
+        rows: which tensor is which.
+        mesh: over which the parameters are cut, as in training; None: the default device.
 
     Raises:
         ValueError: a tensor is missing, has another shape, or is none of the model's.
     """
-    like = {
-        "/".join(k.key for k in path): s
-        for path, s in jax.tree_util.tree_leaves_with_path(abstract_params(model))
-    }
+    like = flatten(abstract_params(model))
+    shardings = flatten(parameter_shardings(model, mesh))
     found = places(model.config, rows)
     _check(tensors, like, found)
     params: dict[str, Array] = {}
     for row, name, paths, at in found:
         shapes = [like[p].shape[len(at) :] for p in paths]
         for path, part in zip(paths, row.to_ours(tensors.read(name), shapes), strict=True):
-            shape, dtype = like[path].shape, like[path].dtype
+            whole, sharding = like[path], shardings[path]
             if not at:
-                params[path] = jnp.asarray(part, dtype)
+                params[path] = _on_devices(part, whole.dtype, sharding)
                 continue
             if path not in params:
-                params[path] = jnp.zeros(shape, dtype)
-            params[path] = _put(params[path], np.asarray(part, dtype), np.asarray(at, np.int32))
+                params[path] = _zeros(whole.shape, whole.dtype, sharding)
+            piece = _on_devices(part, whole.dtype, _without(sharding, len(at)))
+            params[path] = _put(params[path], piece, np.asarray(at, np.int32), sharding)
     return _nested(params)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _put(whole: Float[Array, "*W"], part: Float[Array, "*P"], at: Int[Array, "A"]) -> Array:
+def _on_devices(part: np.ndarray, dtype: Any, sharding: Sharding) -> Array:
+    """An array of which each device is given its own part."""
+    return jax.make_array_from_callback(
+        part.shape, sharding, lambda index: np.asarray(part[index], dtype)
+    )
+
+
+def _without(sharding: Sharding, axes: int) -> Sharding:
+    """The sharding of an array that lacks the first axes, along which nothing is cut."""
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[axes:]))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _zeros(shape: Shape, dtype: Any, sharding: Sharding) -> Array:
+    return jax.lax.with_sharding_constraint(jnp.zeros(shape, dtype), sharding)
+
+
+@functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
+def _put(
+    whole: Float[Array, "*W"],
+    part: Float[Array, "*P"],
+    at: Int[Array, "A"],
+    sharding: Sharding,
+) -> Array:
     """A layer's parameter, or an expert's of a layer, into those of all."""
     start = [*at, *(0 for _ in range(part.ndim))]
-    return jax.lax.dynamic_update_slice(whole, part[(None,) * at.size], start)
+    whole = jax.lax.dynamic_update_slice(whole, part[(None,) * at.size], start)
+    return jax.lax.with_sharding_constraint(whole, sharding)
 
 
 def _check(tensors: Tensors, like: Mapping[str, Any], found: list[Place]) -> None:
@@ -132,6 +185,11 @@ def _check(tensors: Tensors, like: Mapping[str, Any], found: list[Place]) -> Non
             raise ValueError(
                 f"{tensors.name}: {name} has shape {list(tensors.shapes[name])}; "
                 f"allowed: {list(shape)}, by its config"
+            )
+        if tensors.dtypes[name] not in DTYPES:
+            raise ValueError(
+                f"{tensors.name}: {name} has dtype {tensors.dtypes[name]}; "
+                f"allowed: {', '.join(DTYPES)}"
             )
     unknown = [n for n in sorted(tensors.shapes.keys() - wanted.keys()) if not BUFFERS.search(n)]
     if "head" not in like:

@@ -9,8 +9,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec, Sharding, SingleDeviceSharding
 
 from jaxlm.model.transformer import Transformer
+from jaxlm.sharding.mesh import parameter_sharding
 
 # The length of the dummy input is of no consequence: no parameter's shape depends on it.
 _TOKENS = jax.ShapeDtypeStruct((1, 1), jnp.int32)
@@ -44,6 +46,21 @@ def abstract_params(model: Transformer) -> dict[str, Any]:
 def logical_axes(model: Transformer) -> dict[str, Any]:
     """A PartitionSpec of logical axis names for each parameter: ("layers", "embed", "mlp")."""
     return nn.get_partition_spec(_abstract_boxed(model))
+
+
+def parameter_shardings(model: Transformer, mesh: Mesh | None) -> dict[str, Any]:
+    """Where each parameter lies on a mesh; without one, on the default device.
+
+    Raises:
+        ValueError: a parameter that the mesh cannot cut.
+    """
+    one = SingleDeviceSharding(jax.local_devices()[0])
+
+    def place(path: Any, x: jax.ShapeDtypeStruct, axes: PartitionSpec) -> Sharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return one if mesh is None else parameter_sharding(mesh, name, axes, x.shape)
+
+    return jax.tree_util.tree_map_with_path(place, abstract_params(model), logical_axes(model))
 
 
 def count_params(params: Any) -> int:

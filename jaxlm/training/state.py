@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxlm.model.parameters import init_params, logical_axes
+from jaxlm.model.parameters import init_params
 from jaxlm.model.transformer import Transformer
-from jaxlm.sharding.mesh import parameter_sharding
 from jaxlm.training.config import TrainConfig
 
 
@@ -77,13 +76,13 @@ def abstract_state(
         ValueError: a parameter that the mesh cannot cut.
     """
     shapes = jax.eval_shape(lambda: init_state(model, optimizer, config))
-    axes = jax.tree.leaves(logical_axes(model), is_leaf=lambda x: isinstance(x, PartitionSpec))
+    shardings = jax.tree.leaves(parameter_shardings(model, mesh))
     known = {}
-    for (path, x), names in zip(
-        jax.tree_util.tree_leaves_with_path(shapes.params), axes, strict=True
+    for (path, x), sharding in zip(
+        jax.tree_util.tree_leaves_with_path(shapes.params), shardings, strict=True
     ):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        known[name] = (x.shape, parameter_sharding(mesh, name, names, x.shape))
+        known[name] = (x.shape, sharding)
 
     def placed(path: Any, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         parts = [jax.tree_util.keystr((key,), simple=True) for key in path]

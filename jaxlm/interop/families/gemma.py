@@ -9,37 +9,47 @@ import math
 from typing import Any
 
 from jaxlm.interop import llama_like
-from jaxlm.interop.family import Family, HubConfig, layer_pattern
+from jaxlm.interop.family import Family
+from jaxlm.interop.fields import GATED, Activation, Derived, Fixed, Key, Layers
+from jaxlm.interop.hub_config import HubConfig
+from jaxlm.model.config import ModelConfig
 
 
-def model(config: HubConfig) -> dict[str, Any]:
-    """ModelConfig's fields of Gemma 1."""
-    config.get("hidden_act")
-    fields = llama_like.model(
-        config, "hidden_activation" if config.get("hidden_activation") else "hidden_act"
-    )
-    # Early files say "gelu" and mean its tanh form, which hidden_activation then names.
-    if fields["feed_forward"]["kind"] == "geglu":
-        fields["feed_forward"]["kind"] = "geglu_tanh"
-    fields["norm"]["scale_plus_one"] = True
-    fields["embedding"] = {
-        "tied": config.get("tie_word_embeddings", True),
-        "scale": math.sqrt(fields["d_model"]),
-    }
-    return fields
+def read_activation(config: HubConfig) -> dict[str, Any]:
+    """Early files say "gelu" and mean its tanh form, which hidden_activation then names."""
+    early = config.get("hidden_act")
+    if config.get("hidden_activation") is None and early == "gelu":
+        return {"feed_forward.kind": "geglu_tanh"}
+    name = "hidden_activation" if config.get("hidden_activation") else "hidden_act"
+    return Activation(GATED, name).read(config)
 
 
-def model_2(config: HubConfig) -> dict[str, Any]:
-    """ModelConfig's fields of Gemma 2."""
-    fields = model(config)
-    fields["attention"] |= layer_pattern(config, ("sliding", "global")) | {
-        "softcap": config.get("attn_logit_softcapping"),
-        "scale": config.require("query_pre_attn_scalar") ** -0.5,
-    }
-    fields["norm"]["placement"] = "sandwich"
-    fields["embedding"]["logit_softcap"] = config.get("final_logit_softcapping")
-    return fields
+def write_activation(config: ModelConfig) -> dict[str, Any]:
+    """The same name for early and late readers."""
+    (name,) = Activation(GATED).write(config).values()
+    return {"hidden_act": name, "hidden_activation": name}
 
 
-FAMILY = Family(("GemmaForCausalLM",), model, llama_like.rows)
-FAMILY_2 = Family(("Gemma2ForCausalLM",), model_2, llama_like.rows)
+FIELDS = (
+    *llama_like.SIZES,
+    *llama_like.ATTENTION,
+    *llama_like.MLP,
+    *llama_like.RMSNORM,
+    Derived(read_activation, write_activation),
+    Fixed("norm.scale_plus_one", True),
+    Key("tie_word_embeddings", "embedding.tied", True),
+    Derived(lambda config: {"embedding.scale": math.sqrt(config.require("hidden_size"))}),
+)
+FIELDS_2 = (
+    *FIELDS,
+    Layers(("sliding", "global"), listed=True),
+    Key("attn_logit_softcapping", "attention.softcap", None),
+    Key("final_logit_softcapping", "embedding.logit_softcap", None),
+    Derived(
+        lambda config: {"attention.scale": config.require("query_pre_attn_scalar") ** -0.5},
+        lambda config: {"query_pre_attn_scalar": (config.attention.scale or 1.0) ** -2},
+    ),
+    Fixed("norm.placement", "sandwich"),
+)
+FAMILY = Family(("GemmaForCausalLM",), "gemma", FIELDS, llama_like.rows)
+FAMILY_2 = Family(("Gemma2ForCausalLM",), "gemma2", FIELDS_2, llama_like.rows)

@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from jaxlm.interop.family import Family, HubConfig, activation
+from jaxlm.interop.family import Family
+from jaxlm.interop.fields import PLAIN, Activation, Field, Fixed, Key, Only
+from jaxlm.interop.llama_like import LAYERNORM
 from jaxlm.interop.rows import Row, linear, norm
 from jaxlm.model.config import ModelConfig
 
 LAYER = "transformer.h.{layer}."
-
-
-def model(config: HubConfig) -> dict[str, Any]:
-    """ModelConfig's fields."""
-    config.only("scale_attn_weights", True)
-    config.only("scale_attn_by_inverse_layer_idx", False)
-    config.only("add_cross_attention", False)
-    return {
-        "vocab_size": config.require("vocab_size"),
-        "num_layers": config.require("n_layer"),
-        "d_model": config.require("n_embd"),
-        "context_length": config.require("n_positions"),
-        "position_encoding": "learned",
-        "attention": {"num_heads": config.require("n_head"), "qkv_bias": True, "out_bias": True},
-        "feed_forward": {
-            "d_ff": config.get("n_inner"),
-            "kind": activation(config, False, "activation_function"),
-            "bias": True,
-        },
-        "norm": {
-            "kind": "layernorm",
-            "epsilon": config.require("layer_norm_epsilon"),
-            "bias": True,
-        },
-        "embedding": {"tied": config.get("tie_word_embeddings", True)},
-    }
+# Under GPT-2's names, which GPT-J took over.
+SIZES: tuple[Field, ...] = (
+    Key("vocab_size", "vocab_size"),
+    Key("n_layer", "num_layers"),
+    Key("n_embd", "d_model"),
+    Key("n_positions", "context_length"),
+    Key("n_head", "attention.num_heads"),
+    Key("n_inner", "feed_forward.d_ff", None),
+    Activation(PLAIN, "activation_function"),
+    Fixed("feed_forward.bias", True),
+    *LAYERNORM,
+    Key("layer_norm_epsilon", "norm.epsilon"),
+)
+FIELDS: tuple[Field, ...] = (
+    *SIZES,
+    Fixed("position_encoding", "learned"),
+    Fixed("attention.qkv_bias", True),
+    Fixed("attention.out_bias", True),
+    Key("tie_word_embeddings", "embedding.tied", True),
+    Only("scale_attn_weights", True),
+    Only("scale_attn_by_inverse_layer_idx", False),
+    Only("add_cross_attention", False),
+)
 
 
 def rows(config: ModelConfig) -> list[Row]:
@@ -56,4 +53,4 @@ def rows(config: ModelConfig) -> list[Row]:
     return table
 
 
-FAMILY = Family(("GPT2LMHeadModel",), model, rows)
+FAMILY = Family(("GPT2LMHeadModel",), "gpt2", FIELDS, rows)

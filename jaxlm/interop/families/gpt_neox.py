@@ -2,47 +2,34 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
 from jaxlm.interop import llama_like
-from jaxlm.interop.family import Family, HubConfig, activation
-from jaxlm.interop.hub_rope import rope
+from jaxlm.interop.family import Family
+from jaxlm.interop.fields import PLAIN, Activation, Derived, Fixed, Key
+from jaxlm.interop.hub_rope import Rope
 from jaxlm.interop.rows import Row, linear, norm
 from jaxlm.model.config import ModelConfig
-from jaxlm.positions.rope import RoPE
 
 LAYER = "gpt_neox.layers.{layer}."
-
-
-def encoding(config: HubConfig) -> RoPE:
-    """RoPE, under the names of transformers 4 if it has those."""
-    share, base = config.get("rotary_pct"), config.get("rotary_emb_base")
-    own: dict[str, Any] = {} if share is None else {"fraction": float(share)}
-    own |= {} if base is None else {"base": float(base)}
-    return dataclasses.replace(rope(config), **own)
-
-
-def model(config: HubConfig) -> dict[str, Any]:
-    """ModelConfig's fields."""
-    bias = config.get("attention_bias", True)
-    return {
-        **llama_like.sizes(config),
-        "position_encoding": encoding(config),
-        "attention": {
-            "num_heads": config.require("num_attention_heads"),
-            "qkv_bias": bias,
-            "out_bias": bias,
-        },
-        "feed_forward": {
-            "d_ff": config.require("intermediate_size"),
-            "kind": activation(config, False),
-            "bias": True,
-            "parallel": "separate" if config.get("use_parallel_residual", True) else "none",
-        },
-        "norm": {"kind": "layernorm", "epsilon": config.require("layer_norm_eps"), "bias": True},
-        "embedding": {"tied": config.get("tie_word_embeddings", False)},
-    }
+PARALLEL = Derived(
+    lambda config: {
+        "feed_forward.parallel": "separate" if config.get("use_parallel_residual", True) else "none"
+    },
+    lambda config: {"use_parallel_residual": config.feed_forward.parallel == "separate"},
+)
+FIELDS = (
+    *llama_like.SIZES,
+    # Under the names of transformers 4; later files have rope_parameters.
+    Rope(fraction=0.25, fraction_key="rotary_pct", base_key="rotary_emb_base"),
+    Key("num_attention_heads", "attention.num_heads"),
+    Key("attention_bias", "attention.qkv_bias attention.out_bias", True),
+    Key("intermediate_size", "feed_forward.d_ff"),
+    Activation(PLAIN),
+    Fixed("feed_forward.bias", True),
+    PARALLEL,
+    *llama_like.LAYERNORM,
+    Key("layer_norm_eps", "norm.epsilon"),
+    llama_like.TIED,
+)
 
 
 def rows(config: ModelConfig) -> list[Row]:
@@ -71,4 +58,4 @@ def rows(config: ModelConfig) -> list[Row]:
     return table
 
 
-FAMILY = Family(("GPTNeoXForCausalLM",), model, rows)
+FAMILY = Family(("GPTNeoXForCausalLM",), "gpt_neox", FIELDS, rows)

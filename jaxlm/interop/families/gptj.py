@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from jaxlm.interop.family import Family, HubConfig, activation
+from jaxlm import positions
+from jaxlm.interop.families import gpt2
+from jaxlm.interop.family import Family
+from jaxlm.interop.fields import Derived, Field, Fixed, Key
+from jaxlm.interop.hub_config import HubConfig
 from jaxlm.interop.rows import Row, linear, norm
 from jaxlm.model.config import ModelConfig
 from jaxlm.positions.rope import RoPE
@@ -12,30 +16,33 @@ from jaxlm.positions.rope import RoPE
 LAYER = "transformer.h.{layer}."
 
 
-def model(config: HubConfig) -> dict[str, Any]:
-    """ModelConfig's fields."""
+def read_rotation(config: HubConfig) -> dict[str, Any]:
+    """The first rotary_dim dims of each head are rotated."""
     heads, width = config.require("n_head"), config.require("n_embd")
     rotated = config.get("rotary_dim", width // heads)
-    return {
-        "vocab_size": config.require("vocab_size"),
-        "num_layers": config.require("n_layer"),
-        "d_model": width,
-        "context_length": config.require("n_positions"),
-        "position_encoding": RoPE(fraction=rotated * heads / width, interleaved=True),
-        "attention": {"num_heads": heads},
-        "feed_forward": {
-            "d_ff": config.get("n_inner"),
-            "kind": activation(config, False, "activation_function"),
-            "bias": True,
-            "parallel": "shared",
-        },
-        "norm": {
-            "kind": "layernorm",
-            "epsilon": config.require("layer_norm_epsilon"),
-            "bias": True,
-        },
-        "embedding": {"tied": config.get("tie_word_embeddings", False), "head_bias": True},
-    }
+    encoding = RoPE(fraction=rotated * heads / width, interleaved=True)
+    return {"position_encoding": encoding}
+
+
+def write_rotation(config: ModelConfig) -> dict[str, Any]:
+    """The number of dims.
+
+    Raises:
+        ValueError: it is not RoPE.
+    """
+    encoding = positions.parse(config.position_encoding)
+    if not isinstance(encoding, RoPE):
+        raise ValueError(f"position_encoding={encoding}; allowed: rope(interleaved=True)")
+    return {"rotary_dim": encoding.width(config.head_dim)}
+
+
+FIELDS: tuple[Field, ...] = (
+    *gpt2.SIZES,
+    Derived(read_rotation, write_rotation),
+    Fixed("feed_forward.parallel", "shared"),
+    Fixed("embedding.head_bias", True),
+    Key("tie_word_embeddings", "embedding.tied", False),
+)
 
 
 def rows(config: ModelConfig) -> list[Row]:
@@ -56,4 +63,4 @@ def rows(config: ModelConfig) -> list[Row]:
     return table
 
 
-FAMILY = Family(("GPTJForCausalLM",), model, rows)
+FAMILY = Family(("GPTJForCausalLM",), "gptj", FIELDS, rows)

@@ -5,4 +5,4 @@ from __future__ import annotations
 from jaxlm.interop import llama_like
 from jaxlm.interop.family import Family
 
-FAMILY = Family(("LlamaForCausalLM",), llama_like.model, llama_like.rows)
+FAMILY = Family(("LlamaForCausalLM",), "llama", llama_like.FIELDS, llama_like.rows)

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from jaxlm.interop import llama_like
-from jaxlm.interop.family import Family, HubConfig, layer_pattern
+from jaxlm.interop.family import Family
+from jaxlm.interop.fields import Layers
 
-
-def model(config: HubConfig) -> dict[str, Any]:
-    """ModelConfig's fields."""
-    fields = llama_like.model(config)
-    fields["attention"] |= layer_pattern(config, ("sliding",))
-    return fields
-
-
-FAMILY = Family(("MistralForCausalLM",), model, llama_like.rows)
+FIELDS = (*llama_like.FIELDS, Layers(("sliding",), listed=False))
+FAMILY = Family(("MistralForCausalLM",), "mistral", FIELDS, llama_like.rows)

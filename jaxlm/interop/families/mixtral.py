@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from jaxlm.interop import llama_like
 from jaxlm.interop.families import mistral
-from jaxlm.interop.family import Family, HubConfig
+from jaxlm.interop.family import Family
+from jaxlm.interop.fields import Fixed, Key
 from jaxlm.interop.rows import Row
 from jaxlm.model.config import ModelConfig
 
-
-def model(config: HubConfig) -> dict[str, Any]:
-    """ModelConfig's fields."""
-    return mistral.model(config) | {
-        "moe": {
-            "num_experts": config.require("num_local_experts"),
-            "top_k": config.require("num_experts_per_tok"),
-            "load_balance_weight": config.get("router_aux_loss_coef", 0.0),
-            "router_z_weight": 0.0,
-        }
-    }
+FIELDS = (
+    *mistral.FIELDS,
+    Key("num_local_experts", "moe.num_experts"),
+    Key("num_experts_per_tok", "moe.top_k"),
+    Key("router_aux_loss_coef", "moe.load_balance_weight", 0.0),
+    Fixed("moe.router_z_weight", 0.0),
+)
 
 
 def rows(config: ModelConfig) -> list[Row]:
@@ -33,4 +28,4 @@ def rows(config: ModelConfig) -> list[Row]:
     ]
 
 
-FAMILY = Family(("MixtralForCausalLM",), model, rows)
+FAMILY = Family(("MixtralForCausalLM",), "mixtral", FIELDS, rows)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from jaxlm.interop import llama_like
-from jaxlm.interop.family import Family, HubConfig
+from jaxlm.interop.family import Family
+from jaxlm.interop.fields import Fixed
 
-
-def model(config: HubConfig) -> dict[str, Any]:
-    """ModelConfig's fields."""
-    fields = llama_like.model(config)
-    fields["attention"]["qk_norm"] = "full"
-    fields["norm"]["placement"] = "post"
-    return fields
-
-
-FAMILY = Family(("Olmo2ForCausalLM",), model, llama_like.rows)
+FIELDS = (
+    *llama_like.FIELDS,
+    Fixed("attention.qk_norm", "full"),
+    Fixed("norm.placement", "post"),
+)
+FAMILY = Family(("Olmo2ForCausalLM",), "olmo2", FIELDS, llama_like.rows)

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from jaxlm.interop import llama_like
-from jaxlm.interop.family import Family, HubConfig, layer_pattern
+from jaxlm.interop.family import Family
+from jaxlm.interop.fields import Layers
 from jaxlm.interop.llama_like import LAYER
 from jaxlm.interop.rows import Row
 from jaxlm.model.config import ModelConfig
 
-
-def model(config: HubConfig) -> dict[str, Any]:
-    """ModelConfig's fields."""
-    fields = llama_like.model(config)
-    fields["attention"] |= layer_pattern(config, ("sliding",))
-    return fields
+FIELDS = (*llama_like.FIELDS, Layers(("sliding",), listed=False))
 
 
 def rows(config: ModelConfig) -> list[Row]:
@@ -31,4 +25,4 @@ def rows(config: ModelConfig) -> list[Row]:
     ]
 
 
-FAMILY = Family(("Phi3ForCausalLM",), model, rows)
+FAMILY = Family(("Phi3ForCausalLM",), "phi3", FIELDS, rows)

@@ -5,27 +5,40 @@ from __future__ import annotations
 from typing import Any
 
 from jaxlm.interop import llama_like
-from jaxlm.interop.family import Family, HubConfig
+from jaxlm.interop.family import Family
+from jaxlm.interop.fields import Derived, Fixed, Layers, layer_fields, layer_types
+from jaxlm.interop.hub_config import HubConfig
+from jaxlm.model.config import ModelConfig
 
 
-def slides(config: HubConfig, fields: dict[str, Any]) -> None:
-    """Puts the layers' kinds right: the window counts only where use_sliding_window says so."""
-    first = config.get("max_window_layers", 0)
-    attention = fields["attention"]
+def read_layers(config: HubConfig) -> dict[str, Any]:
+    """The window counts only where use_sliding_window says so, and from max_window_layers on."""
+    first, layers = config.get("max_window_layers", 0), config.require("num_hidden_layers")
+    listed = Layers(("global",), listed=True).read(config)
     if not config.get("use_sliding_window", False):
-        attention |= {"layer_pattern": ("global",), "sliding_window": None}
-    elif config.get("layer_types") is None:
-        layers, window = fields["num_layers"], config.require("sliding_window")
-        kinds = ("global",) * first + ("sliding",) * (layers - first)
-        attention |= {"layer_pattern": kinds, "sliding_window": window}
+        return layer_fields(["global"], None)
+    if config.get("layer_types") is not None:
+        return listed
+    kinds = ["global"] * first + ["sliding"] * (layers - first)
+    return layer_fields(kinds, config.require("sliding_window"))
 
 
-def model(config: HubConfig) -> dict[str, Any]:
-    """ModelConfig's fields."""
-    fields = llama_like.model(config)
-    fields["attention"]["qkv_bias"] = True
-    slides(config, fields)
-    return fields
+def write_layers(config: ModelConfig) -> dict[str, Any]:
+    """The layers one by one, which says max_window_layers as well."""
+    kinds = layer_types(config)
+    return {
+        "use_sliding_window": config.attention.sliding_window is not None,
+        "sliding_window": config.attention.sliding_window,
+        "layer_types": kinds,
+        "max_window_layers": kinds.count("full_attention"),
+    }
 
 
-FAMILY = Family(("Qwen2ForCausalLM",), model, llama_like.rows)
+LAYERS = Derived(read_layers, write_layers)
+FIELDS = (
+    *llama_like.FIELDS,
+    Fixed("attention.qkv_bias", True),
+    Fixed("attention.out_bias", False),
+    LAYERS,
+)
+FAMILY = Family(("Qwen2ForCausalLM",), "qwen2", FIELDS, llama_like.rows)

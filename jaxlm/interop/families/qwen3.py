@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from jaxlm.interop import llama_like
-from jaxlm.interop.families.qwen2 import slides
-from jaxlm.interop.family import Family, HubConfig
+from jaxlm.interop.families import qwen2
+from jaxlm.interop.family import Family
+from jaxlm.interop.fields import Fixed
 
-
-def model(config: HubConfig) -> dict[str, Any]:
-    """ModelConfig's fields."""
-    fields = llama_like.model(config)
-    fields["attention"]["qk_norm"] = "head"
-    slides(config, fields)
-    return fields
-
-
-FAMILY = Family(("Qwen3ForCausalLM",), model, llama_like.rows)
+FIELDS = (*llama_like.FIELDS, Fixed("attention.qk_norm", "head"), qwen2.LAYERS)
+FAMILY = Family(("Qwen3ForCausalLM",), "qwen3", FIELDS, llama_like.rows)

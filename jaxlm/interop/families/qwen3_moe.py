@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from jaxlm.interop import llama_like
 from jaxlm.interop.families import qwen3
-from jaxlm.interop.family import Family, HubConfig
+from jaxlm.interop.family import Family
+from jaxlm.interop.fields import Fixed, Key, Only
 from jaxlm.interop.rows import Row
 from jaxlm.model.config import ModelConfig
 
-
-def model(config: HubConfig) -> dict[str, Any]:
-    """ModelConfig's fields.
-
-    Raises:
-        ValueError: some layers have a dense MLP.
-    """
-    config.only("mlp_only_layers", [])
-    config.only("decoder_sparse_step", 1)
-    return qwen3.model(config) | {
-        "moe": {
-            # Its name before transformers 5 and after.
-            "num_experts": config.get("num_experts") or config.require("num_local_experts"),
-            "top_k": config.require("num_experts_per_tok"),
-            "d_ff": config.require("moe_intermediate_size"),
-            "normalize": config.get("norm_topk_prob", False),
-            "load_balance_weight": config.get("router_aux_loss_coef", 0.0),
-            "router_z_weight": 0.0,
-        }
-    }
+FIELDS = (
+    *qwen3.FIELDS,
+    # Some layers could have a dense MLP, or every second.
+    Only("mlp_only_layers", []),
+    Only("decoder_sparse_step", 1),
+    # Its name before transformers 5 and after.
+    Key("num_experts num_local_experts", "moe.num_experts"),
+    Key("num_experts_per_tok", "moe.top_k"),
+    Key("moe_intermediate_size", "moe.d_ff"),
+    Key("norm_topk_prob", "moe.normalize", False),
+    Key("router_aux_loss_coef", "moe.load_balance_weight", 0.0),
+    Fixed("moe.router_z_weight", 0.0),
+)
 
 
 def rows(config: ModelConfig) -> list[Row]:
@@ -41,4 +33,4 @@ def rows(config: ModelConfig) -> list[Row]:
     ]
 
 
-FAMILY = Family(("Qwen3MoeForCausalLM",), model, rows)
+FAMILY = Family(("Qwen3MoeForCausalLM",), "qwen3_moe", FIELDS, rows)

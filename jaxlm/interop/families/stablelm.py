@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any
-
 from jaxlm.interop import llama_like
-from jaxlm.interop.family import Family, HubConfig
+from jaxlm.interop.family import Family
+from jaxlm.interop.fields import GATED, Activation, Derived, Fixed, Key, Only
+from jaxlm.interop.hub_rope import Rope
 
-
-def model(config: HubConfig) -> dict[str, Any]:
-    """ModelConfig's fields.
-
-    Raises:
-        ValueError: norms of queries and keys, each head with a scale of its own.
-    """
-    config.only("qk_layernorm", False)
-    norm = {"kind": "layernorm", "epsilon": config.require("layer_norm_eps"), "bias": True}
-    fields = llama_like.model(config, norm=norm)
-    fields["attention"]["qkv_bias"] = config.get("use_qkv_bias", False)
-    if config.get("use_parallel_residual", False):
-        fields["feed_forward"]["parallel"] = "shared"
+PARALLEL = Derived(
+    lambda config: {
+        "feed_forward.parallel": "shared" if config.get("use_parallel_residual", False) else "none"
+    },
+    lambda config: {"use_parallel_residual": config.feed_forward.parallel == "shared"},
+)
+FIELDS = (
+    *llama_like.SIZES,
     # The share that the configs of transformers 4 leave out.
-    given = config.get("rope_parameters", {}), config.get("partial_rotary_factor")
-    if given[0].get("partial_rotary_factor") is None and given[1] is None:
-        encoding = dataclasses.replace(fields["position_encoding"], fraction=0.25)
-        fields["position_encoding"] = encoding
-    return fields
-
-
-FAMILY = Family(("StableLmForCausalLM",), model, llama_like.rows)
+    Rope(fraction=0.25),
+    *llama_like.ATTENTION,
+    Key("use_qkv_bias", "attention.qkv_bias", False),
+    Fixed("attention.out_bias", False),
+    *llama_like.MLP,
+    Activation(GATED),
+    *llama_like.LAYERNORM,
+    Key("layer_norm_eps", "norm.epsilon"),
+    llama_like.TIED,
+    PARALLEL,
+    # Norms of queries and keys, each head with a scale of its own.
+    Only("qk_layernorm", False),
+)
+FAMILY = Family(("StableLmForCausalLM",), "stablelm", FIELDS, llama_like.rows)

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from jaxlm.interop import llama_like
-from jaxlm.interop.family import Family, HubConfig, activation, layer_pattern
+from jaxlm.interop.family import Family
+from jaxlm.interop.fields import PLAIN, Activation, Key, Layers
 from jaxlm.interop.rows import Row
 from jaxlm.model.config import ModelConfig
 
-
-def model(config: HubConfig) -> dict[str, Any]:
-    """ModelConfig's fields."""
-    bias = config.get("use_bias", True)
-    return {
-        **llama_like.sizes(config),
-        "attention": {
-            "num_heads": config.require("num_attention_heads"),
-            "num_kv_heads": config.require("num_key_value_heads"),
-            "qkv_bias": bias,
-            "out_bias": bias,
-            **layer_pattern(config, ("sliding",)),
-        },
-        "feed_forward": {
-            "d_ff": config.require("intermediate_size"),
-            "kind": activation(config, False),
-            "bias": bias,
-        },
-        "norm": {"kind": "layernorm", "epsilon": config.require("norm_epsilon"), "bias": True},
-        "embedding": {"tied": config.get("tie_word_embeddings", True)},
-    }
+FIELDS = (
+    *llama_like.SIZES,
+    Key("num_attention_heads", "attention.num_heads"),
+    Key("num_key_value_heads", "attention.num_kv_heads"),
+    Layers(("sliding",), listed=False),
+    Key("use_bias", "attention.qkv_bias attention.out_bias feed_forward.bias", True),
+    Key("intermediate_size", "feed_forward.d_ff"),
+    Activation(PLAIN),
+    *llama_like.LAYERNORM,
+    Key("norm_epsilon", "norm.epsilon"),
+    Key("tie_word_embeddings", "embedding.tied", True),
+)
 
 
 def rows(config: ModelConfig) -> list[Row]:
@@ -41,4 +31,4 @@ def rows(config: ModelConfig) -> list[Row]:
     ]
 
 
-FAMILY = Family(("Starcoder2ForCausalLM",), model, rows)
+FAMILY = Family(("Starcoder2ForCausalLM",), "starcoder2", FIELDS, rows)

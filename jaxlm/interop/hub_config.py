@@ -1,0 +1,52 @@
+"""A config.json that remembers what was read of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class HubConfig:
+    """A config.json that remembers what was read of it.
+
+    Attributes:
+        unread: keys that nobody has asked for, nor said to be of no consequence.
+    """
+
+    # Of training, of other software, or of what the model is not used for here.
+    IRRELEVANT = frozenset(
+        {
+            *("_name_or_path", "architectures", "model_type", "transformers_version", "dtype"),
+            *("torch_dtype", "use_cache", "initializer_range", "pretraining_tp", "id2label"),
+            *("label2id", "problem_type", "return_dict", "output_hidden_states", "is_llama_config"),
+            *("output_attentions", "chunk_size_feed_forward", "is_encoder_decoder"),
+            *("attention_dropout", "hidden_dropout", "residual_dropout", "embedding_dropout"),
+            *("classifier_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop"),
+            *("router_jitter_noise", "output_router_logits", "n_ctx", "task_specific_params"),
+            *("summary_type", "summary_use_proj", "summary_activation", "summary_first_dropout"),
+            *("summary_proj_to_labels", "reorder_and_upcast_attn", "is_decoder"),
+            *("transformers.js_config",),
+            *("bos_token_id", "eos_token_id", "pad_token_id"),  # the tokenizer's own count
+        }
+    )
+
+    def __init__(self, values: Mapping[str, Any], name: str):
+        self._values, self.name = values, name
+        self.unread = {k for k, v in values.items() if v is not None} - self.IRRELEVANT
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value; `default` if it is absent or null."""
+        self.unread.discard(key)
+        value = self._values.get(key)
+        return default if value is None else value
+
+    def require(self, key: str) -> Any:
+        """The value.
+
+        Raises:
+            ValueError: it is absent.
+        """
+        value = self.get(key)
+        if value is None:
+            raise ValueError(f"{self.name}: {key} is absent; allowed: a config.json that has it")
+        return value

@@ -1,0 +1,55 @@
+"""Write a checkpoint as a folder that transformers and others load.
+
+python -m launch.convert --checkpoint=runs/quickstart --output=/tmp/quickstart-hub
+"""
+
+from __future__ import annotations
+
+from absl import app, flags
+
+import jaxlm
+from jaxlm.interop.write import MAX_SHARD_BYTES, write_hub_folder
+from launch import console
+
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    None,
+    "Workdir of a training run, a Hugging Face folder, or a GGUF file.",
+    required=True,
+)
+OUTPUT = flags.DEFINE_string("output", None, "A folder that is absent or empty.", required=True)
+STEP = flags.DEFINE_integer("step", None, "Of a workdir; the newest good checkpoint otherwise.")
+ARCHITECTURE = flags.DEFINE_string(
+    "architecture",
+    None,
+    "Such as LlamaForCausalLM; otherwise the first that can say the model's config.",
+)
+ENCODING = flags.DEFINE_string(
+    "position_encoding", None, "Put on the model first, e.g. 'rope(scaling=linear(factor=2))'."
+)
+PARAM_DTYPE = flags.DEFINE_string(
+    "param_dtype", None, "float32, bfloat16 or float16; otherwise as they are stored."
+)
+MAX_SHARD = flags.DEFINE_integer(
+    "max_shard_bytes", MAX_SHARD_BYTES, "Of one safetensors file.", lower_bound=1
+)
+
+
+def main(argv: list[str]) -> None:
+    """Reads, writes, and says as what."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
+    with console.clear_errors():
+        model, params, tokenizer = jaxlm.load(
+            CHECKPOINT.value, STEP.value, param_dtype=PARAM_DTYPE.value
+        )
+        if ENCODING.value is not None:
+            model = model.with_position_encoding(ENCODING.value)
+        name = write_hub_folder(
+            OUTPUT.value, model, params, tokenizer, ARCHITECTURE.value, MAX_SHARD.value
+        )
+        print(f"{OUTPUT.value}: {name}, {jaxlm.count_params(params):,} parameters")
+
+
+if __name__ == "__main__":
+    app.run(main)
