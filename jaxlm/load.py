@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxlm.checkpoints import restore
+from jaxlm.checkpoints.config_file import CONFIG
 from jaxlm.data.tokenizers import Tokenizer, load_tokenizer
 from jaxlm.interop.hub import fetch, is_hub_name
 from jaxlm.interop.read import Checkpoint, open_gguf, open_hub_folder, with_dtypes
@@ -58,6 +59,20 @@ def open_foreign(path: str | Path) -> Checkpoint | None:
     if (here / "config.json").is_file() and not is_workdir(here):
         return open_hub_folder(here)
     return None
+
+
+def load_config(path: str | Path) -> ModelConfig:
+    """The model's config, without its parameters; `path` as in `load`.
+
+    Raises:
+        FileNotFoundError: nothing to load is there.
+        ValueError: a damaged file, or an architecture that is not known.
+    """
+    checkpoint = open_foreign(path)
+    if checkpoint is not None:
+        return checkpoint.config
+    text = (run_folder(path) / CONFIG).read_text()
+    return ModelConfig.from_dict(json.loads(text)["model"])
 
 
 def load(
