@@ -7,6 +7,7 @@ print(jaxlm.generate(longer, params, tokenizer, ["Emma was"], max_new_tokens=64)
 
 from jaxlm import positions
 from jaxlm.caches.dense import DenseCache
+from jaxlm.data.chat import chat_example, chat_prompt
 from jaxlm.data.config import DataConfig
 from jaxlm.data.documents import long_windows
 from jaxlm.data.loader import held_out_batches
@@ -42,6 +43,8 @@ __all__ = [
     "NumericsConfig",
     "RunConfig",
     "Transformer",
+    "chat_example",
+    "chat_prompt",
     "count_compiles",
     "count_params",
     "draw_loss_by_position",

@@ -12,6 +12,7 @@ from typing import Any
 from absl import app, flags
 
 import jaxlm
+from jaxlm.data.tokenizers import Tokenizer
 from launch import console
 
 CHECKPOINT = flags.DEFINE_string(
@@ -31,7 +32,17 @@ SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
 ENCODING = flags.DEFINE_string(
     "position_encoding", None, "Put on the trained model, e.g. 'lm_infinite(window=128)'."
 )
+CHAT = flags.DEFINE_bool("chat", False, "Prompts are what a user says to a chat model.")
+SYSTEM = flags.DEFINE_string("system", None, "With --chat: what it is told before.")
 STREAM = flags.DEFINE_bool("stream", True, "Print a single prompt's text as it is drawn.")
+
+
+def prompt_of(tokenizer: Tokenizer, text: str) -> str | list[int]:
+    """The text, or with --chat the conversation that it begins."""
+    if not CHAT.value:
+        return text
+    told = [] if SYSTEM.value is None else [{"role": "system", "content": SYSTEM.value}]
+    return jaxlm.chat_prompt(tokenizer, [*told, {"role": "user", "content": text}])
 
 
 def main(argv: list[str]) -> None:
@@ -51,16 +62,19 @@ def main(argv: list[str]) -> None:
             model = model.with_position_encoding(ENCODING.value)
         if STREAM.value and len(PROMPT.value) == 1:
             (prompt,) = PROMPT.value
-            pieces = jaxlm.stream(model, params, tokenizer, prompt, **settings)
+            start = prompt_of(tokenizer, prompt)
+            pieces = jaxlm.stream(model, params, tokenizer, start, **settings)
             first = next(pieces, "")  # bad settings show here, before anything is printed
-            for piece in itertools.chain([prompt, first], pieces):
+            said = [] if CHAT.value else [prompt]
+            for piece in itertools.chain([*said, first], pieces):
                 sys.stdout.write(piece)
                 sys.stdout.flush()
             sys.stdout.write("\n")
             return
-        texts = jaxlm.generate(model, params, tokenizer, PROMPT.value, **settings)
+        prompts = [prompt_of(tokenizer, p) for p in PROMPT.value]
+        texts = jaxlm.generate(model, params, tokenizer, prompts, **settings)
         for prompt, text in zip(PROMPT.value, texts, strict=True):
-            print(f"{prompt}{text}\n")
+            print(f"> {prompt}\n{text}\n" if CHAT.value else f"{prompt}{text}\n")
 
 
 if __name__ == "__main__":

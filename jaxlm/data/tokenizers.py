@@ -40,6 +40,7 @@ class Tokenizer(Protocol):
         vocab_size: ids are below it.
         bos_id: begins every document, if there is one.
         eos_id: ends every document.
+        stop_ids: end what a model says: eos_id, and those that end a turn of a chat.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Tokenizer(Protocol):
     vocab_size: int
     bos_id: int | None
     eos_id: int
+    stop_ids: tuple[int, ...]
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without start and end tokens; what looks like a special token is text.
@@ -77,6 +79,7 @@ class Bytes:
     vocab_size = 258
     bos_id: int | None = 256
     eos_id = 257
+    stop_ids: tuple[int, ...] = (257,)
 
     def encode(self, text: str) -> list[int]:
         """UTF-8 bytes."""
@@ -102,12 +105,18 @@ class HuggingFace:
         data: the file.
         config: its tokenizer_config.json; empty: there is none.
         name: where they are from.
+        stop_ids: more ids that end what a model says, beside the end token.
+
+    Attributes:
+        chat_template: Jinja text that writes a conversation; None: there is none.
 
     Raises:
         ValueError: not such a file, or no end token is known.
     """
 
-    def __init__(self, data: bytes, config: Mapping[str, Any], name: str):
+    def __init__(
+        self, data: bytes, config: Mapping[str, Any], name: str, stop_ids: Sequence[int] = ()
+    ):
         import tokenizers
 
         self._data, self.config, self.name = data, config, name
@@ -128,14 +137,38 @@ class HuggingFace:
             )
         self.eos_id = end
         self.bos_id = self._start()
+        self.stop_ids = tuple(sorted({end, *stop_ids}))
+        self.chat_template = _chat_template(config)
         self.fingerprint = _sha256(data, self.bos_id, self.eos_id)
 
     @classmethod
     def from_file(cls, path: str | Path) -> HuggingFace:
-        """From a tokenizer.json and the tokenizer_config.json beside it, if there is one."""
-        beside = Path(path).with_name("tokenizer_config.json")
-        config = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else {}
-        return cls(Path(path).read_bytes(), config, str(path))
+        """From a tokenizer.json and, if they are beside it, tokenizer_config.json,
+        chat_template.jinja, and the stop tokens of generation_config.json.
+        """
+        config, generation = (_json_beside(path, n) for n in (CONFIG, GENERATION))
+        template = Path(path).with_name(TEMPLATE)
+        if template.is_file():
+            config["chat_template"] = template.read_text(encoding="utf-8")
+        stops = generation.get("eos_token_id")
+        stops = [stops] if isinstance(stops, int) else stops or []
+        return cls(Path(path).read_bytes(), config, str(path), stops)
+
+    def special_text(self, name: str) -> str:
+        """What "bos_token" or "eos_token" is written as; empty: there is none."""
+        return self._stated(name) or ""
+
+    def encode_special(self, text: str) -> list[tuple[int, int]]:
+        """Ids as the file says, and where in the text each begins; what looks like a special token
+        is one.
+        """
+        _utf8(text)
+        self._inner.encode_special_tokens = False
+        try:
+            found = self._inner.encode(text, add_special_tokens=False)
+        finally:
+            self._inner.encode_special_tokens = True
+        return [(i, start) for i, (start, _) in zip(found.ids, found.offsets, strict=True)]
 
     def _stated(self, name: str) -> str | None:
         """A special token's text in the config, if it has it."""
@@ -165,12 +198,36 @@ class HuggingFace:
         return self._inner.decode(list(ids), skip_special_tokens=True)
 
     def save(self, folder: str | Path) -> None:
-        """The file and its tokenizer_config.json."""
+        """The file, its tokenizer_config.json, and stop tokens in a generation_config.json."""
         _write_kind(folder, "huggingface")
         (Path(folder) / "tokenizer.json").write_bytes(self._data)
         if self.config:
-            text = json.dumps(self.config, indent=2, ensure_ascii=False) + "\n"
-            (Path(folder) / "tokenizer_config.json").write_text(text, encoding="utf-8")
+            _write_json(Path(folder) / CONFIG, self.config)
+        if len(self.stop_ids) > 1:
+            _write_json(Path(folder) / GENERATION, {"eos_token_id": list(self.stop_ids)})
+
+
+CONFIG, GENERATION = "tokenizer_config.json", "generation_config.json"
+TEMPLATE = "chat_template.jinja"
+
+
+def _json_beside(path: str | Path, name: str) -> dict[str, Any]:
+    """A JSON file in the same folder; empty if there is none."""
+    beside = Path(path).with_name(name)
+    return json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _chat_template(config: Mapping[str, Any]) -> str | None:
+    """The template, of several by name the default one."""
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        named = {t["name"]: t["template"] for t in template}
+        return named.get("default")
+    return template
 
 
 class SentencePiece:
@@ -194,6 +251,7 @@ class SentencePiece:
         if self._inner.eos_id() < 0:
             raise ValueError(f"{path}: the model has no end token; allowed: one with eos_id >= 0")
         self.eos_id = self._inner.eos_id()
+        self.stop_ids: tuple[int, ...] = (self.eos_id,)
         self.bos_id: int | None = self._inner.bos_id() if self._inner.bos_id() >= 0 else None
         self.fingerprint = _sha256(data)
 
@@ -231,6 +289,7 @@ class Tiktoken:
         data = self._path.read_bytes()
         ranks = _ranks(data, str(path))
         self.eos_id = max(ranks.values()) + 1
+        self.stop_ids: tuple[int, ...] = (self.eos_id,)
         self.vocab_size = self.eos_id + 1
         self.bos_id: int | None = None
         self.fingerprint = _sha256(data)

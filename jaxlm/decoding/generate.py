@@ -33,14 +33,10 @@ class _Request:
 
 def _request(model, tokenizer, prompts, max_new_tokens, settings) -> _Request:
     if isinstance(prompts, str) or not prompts:
-        raise ValueError(f"prompts={prompts!r}; allowed: a non-empty list of strings")
-    unlike = [p for p in prompts if not isinstance(p, str)]
-    if unlike:
-        raise ValueError(f"prompt={unlike[0]!r}; allowed: a string")
+        raise ValueError(f"prompts={prompts!r}; allowed: a non-empty list of texts or ids")
     if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens}; allowed: an integer >= 1")
-    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    rows = [start + list(tokenizer.encode(p)) for p in prompts]
+    rows = [_ids(model, tokenizer, p) for p in prompts]
     for prompt, row in zip(prompts, rows, strict=True):
         if not row:
             raise ValueError(f"prompt={prompt!r} is empty and the tokenizer has no start token")
@@ -58,9 +54,23 @@ def _request(model, tokenizer, prompts, max_new_tokens, settings) -> _Request:
     for i, row in enumerate(rows):
         tokens[i, width - len(row) :] = row
     sampling = Sampling.make(len(rows), **settings)
-    stops = np.array([tokenizer.eos_id], np.int32)
+    stops = np.array(tokenizer.stop_ids, np.int32)
     lengths = np.array([len(row) for row in rows], np.int32)
     return _Request(rows, (tokens, lengths), max_new_tokens, sampling, stops)
+
+
+def _ids(model: Transformer, tokenizer: Tokenizer, prompt: Any) -> list[int]:
+    """A prompt's ids, a text's after the start token."""
+    if isinstance(prompt, str):
+        start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+        return start + list(tokenizer.encode(prompt))
+    size = model.config.vocab_size
+    if not (isinstance(prompt, Sequence) and all(isinstance(i, int) for i in prompt)):
+        raise ValueError(f"prompt={prompt!r}; allowed: a string or a sequence of token ids")
+    unlike = [i for i in prompt if not 0 <= i < size]
+    if unlike:
+        raise ValueError(f"prompt: token id {unlike[0]}; allowed: 0 to {size - 1}")
+    return list(prompt)
 
 
 def _start(model: Transformer, params: Any, r: _Request) -> DecodeState:
@@ -94,7 +104,7 @@ def generate(
     model: Transformer,
     params: Any,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[int]],
     max_new_tokens: int = 64,
     **settings: Any,
 ) -> list[str]:
@@ -102,7 +112,8 @@ def generate(
 
     Args:
         model, params, tokenizer: as from `jaxlm.load`.
-        prompts: a batch; a row's text does not depend on the other rows.
+        prompts: a batch of texts, or of token ids as they are (`jaxlm.chat_prompt`); a row's text
+            does not depend on the other rows.
         max_new_tokens: most tokens to draw for each.
         **settings: temperature (0: greedy), top_k, top_p, seed — a number, or one for each prompt;
             see `jaxlm.decoding.sampling.Sampling`.
@@ -123,7 +134,7 @@ def stream(
     model: Transformer,
     params: Any,
     tokenizer: Tokenizer,
-    prompt: str,
+    prompt: str | Sequence[int],
     max_new_tokens: int = 64,
     tokens_per_update: int = 4,
     **settings: Any,

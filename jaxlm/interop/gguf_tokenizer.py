@@ -38,6 +38,12 @@ PRE_TOKENIZERS = {
 }
 
 
+def stop_ids(metadata: dict[str, Any]) -> list[int]:
+    """Ids that end a text, a turn or a message."""
+    names = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+    return [metadata[name] for name in names if name in metadata]
+
+
 def tokenizer_json(metadata: dict[str, Any], where: str) -> tuple[str, dict[str, Any]]:
     """The text of a tokenizer.json, and what a tokenizer_config.json beside it would say.
 

@@ -15,7 +15,7 @@ from jaxlm.interop import families
 from jaxlm.interop.family import Family
 from jaxlm.interop.fields import read_fields
 from jaxlm.interop.gguf_file import GGUFFile
-from jaxlm.interop.gguf_tokenizer import tokenizer_json
+from jaxlm.interop.gguf_tokenizer import stop_ids, tokenizer_json
 from jaxlm.interop.hub_config import HubConfig
 from jaxlm.interop.rows import Row
 from jaxlm.interop.safetensors_folder import SafetensorsFolder
@@ -79,7 +79,7 @@ def open_gguf(path: Path) -> Checkpoint:
     file = GGUFFile(path)
     family, config = _config(file.config, str(path))
     text, tokenizer_config = tokenizer_json(file.metadata, str(path))
-    tokenizer = HuggingFace(text.encode(), tokenizer_config, str(path))
+    tokenizer = HuggingFace(text.encode(), tokenizer_config, str(path), stop_ids(file.metadata))
     rows = family.rows(config)
     return _checkpoint(config, tokenizer, rows, file.tensors(rows))
 

@@ -60,13 +60,14 @@ def write_hub_folder(
     _write_shards(
         folder, flatten(params), places(model.config, family.rows(model.config)), max_shard_bytes
     )
-    ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": list(tokenizer.stop_ids)}
     _write_json(folder / "generation_config.json", ends)
     about = {
         "architectures": [family.architectures[0]],
         "model_type": family.model_type,
         "torch_dtype": model.config.numerics.param_dtype,
         **ends,
+        "eos_token_id": tokenizer.eos_id,
     }
     # Last: a folder with a config.json is whole.
     _write_json(folder / "config.json", about | keys)

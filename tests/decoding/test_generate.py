@@ -51,7 +51,7 @@ class StopsAt(type(tiny.TOKENIZER)):
     """Bytes with another end token."""
 
     def __init__(self, eos_id):
-        self.eos_id = eos_id
+        self.eos_id, self.stop_ids = eos_id, (eos_id,)
 
 
 def test_a_row_ends_at_its_stop_token_and_the_others_go_on():

@@ -1,0 +1,110 @@
+"""Conversations by a tokenizer's template: the text, the ids, and what is learned of them."""
+
+import json
+
+import pytest
+import tokenizers
+
+import jaxlm
+from jaxlm.data.chat import render_chat
+from jaxlm.data.tokenizers import HuggingFace
+
+CHATML = """\
+{%- for message in messages %}
+  {%- if message['role'] not in ('system', 'user', 'assistant') %}
+    {{- raise_exception('no role ' + message['role']) }}
+  {%- endif %}
+{{- '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+TALK = [
+    {"role": "user", "content": "Hello"},
+    {"role": "assistant", "content": "Hi there"},
+    {"role": "user", "content": "Bye"},
+    {"role": "assistant", "content": "So long"},
+]
+
+
+def make(template, **config):
+    """Bytes and three special tokens."""
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=None))
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    inner.model = tokenizers.models.BPE({c: i for i, c in enumerate(alphabet)}, [])
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = tokenizers.decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    inner.add_special_tokens([tokenizers.AddedToken(t, special=True) for t in special])
+    config = {"eos_token": "<|endoftext|>", "chat_template": template, **config}
+    return HuggingFace(inner.to_str().encode(), config, "chat")
+
+
+def test_text_and_prompt():
+    tokenizer = make(CHATML)
+    text = "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+    assert render_chat(tokenizer, TALK[:1]) == text
+    ids = jaxlm.chat_prompt(tokenizer, TALK[:1])
+    # Each special token is one id, all else a byte.
+    assert len(ids) == len("user\nHello\nassistant\n") + 3
+    assert tokenizer.decode(ids) == "user\nHello\nassistant\n"
+    assert tokenizer.encode("<|im_end|>") != [ids[0]], "elsewhere special tokens are text"
+
+
+def test_what_is_learned_is_the_assistants():
+    tokenizer = make(CHATML)
+    ids, learned = jaxlm.chat_example(tokenizer, TALK)
+    spans, text = [], ""
+    for i, flag in zip(ids, learned, strict=True):
+        piece = tokenizer._inner.decode([i], skip_special_tokens=False)
+        text += piece
+        if flag and (not spans or spans[-1][1] != len(text) - len(piece)):
+            spans.append([len(text) - len(piece), len(text)])
+        elif flag:
+            spans[-1][1] = len(text)
+    assert text == render_chat(tokenizer, TALK, generate=False)
+    assert [text[a:b] for a, b in spans] == ["Hi there<|im_end|>", "So long<|im_end|>"]
+
+
+def test_several_templates_and_a_template_file(tmp_path):
+    tokenizer = make([{"name": "tool", "template": "x"}, {"name": "default", "template": "y"}])
+    assert render_chat(tokenizer, TALK) == "y"
+    make(CHATML).save(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}{{ bos_token }}")
+    assert render_chat(jaxlm.load_tokenizer(str(tmp_path)), TALK) == "Hello"
+
+
+def test_stop_tokens_are_those_of_generation_config(tmp_path):
+    tokenizer = make(CHATML)
+    end = jaxlm.chat_prompt(tokenizer, TALK[:1])[0] + 1
+    assert tokenizer.stop_ids == (tokenizer.eos_id,)
+    tokenizer.save(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [end]}))
+    tokenizer = jaxlm.load_tokenizer(str(tmp_path))
+    assert tokenizer.stop_ids == (tokenizer.eos_id, end)
+    tokenizer.save(tmp_path / "again")
+    assert jaxlm.load_tokenizer(str(tmp_path / "again")).stop_ids == tokenizer.stop_ids
+
+
+FORGETS = "{% for m in messages[-1:] %}{{ m.content }}{% endfor %}"
+ESCAPES = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "message"),
+    [
+        (None, TALK, "tokenizer=chat has no chat template; allowed: a chat model's tokenizer"),
+        (CHATML, [], r"messages=\[\]; allowed: one or more"),
+        (CHATML, [{"content": "x"}], r"messages\[0\]=.*allowed: a mapping with role and content"),
+        (CHATML, [{"role": "judge", "content": "x"}], "the chat template says: no role judge"),
+        ("{% for %}", TALK, "the chat template fails: "),
+        (ESCAPES, TALK, "the chat template fails: .*unsafe"),
+        (FORGETS, TALK, "writes turn 1 another way once others follow; allowed: one that only"),
+    ],
+)
+def test_bad_templates_and_messages(template, messages, message):
+    with pytest.raises(ValueError, match=message):
+        jaxlm.chat_example(make(template), messages)
+
+
+def test_bytes_have_no_template():
+    with pytest.raises(ValueError, match="tokenizer=bytes has no chat template"):
+        jaxlm.chat_prompt(jaxlm.load_tokenizer("bytes"), TALK)
