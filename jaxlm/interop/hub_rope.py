@@ -61,7 +61,7 @@ class Rope:
         if type(encoding) is not RoPE:
             raise ValueError(f"position_encoding={encoding}; allowed: rope")
         scaling = encoding.scaling
-        keys = {self.base_key: encoding.base, self.fraction_key: encoding.fraction}
+        keys: dict[str, Any] = {self.base_key: encoding.base, self.fraction_key: encoding.fraction}
         if scaling is None:
             return keys
         if type(scaling) not in NAMES:
@@ -70,6 +70,9 @@ class Rope:
         said = {theirs: getattr(scaling, ours) for ours, theirs in NAMES[type(scaling)].items()}
         said = {k: list(v) if isinstance(v, tuple) else v for k, v in said.items()}
         said = {k: v for k, v in said.items() if v is not None}
+        if type(scaling) is LongRoPE:  # whose readers look for it outside
+            trained = "original_max_position_embeddings"
+            keys[trained] = said.pop(trained)
         return keys | {"rope_scaling": {"rope_type": KINDS[type(scaling)], **said}}
 
 

@@ -68,6 +68,7 @@ def write_hub_folder(
         "torch_dtype": model.config.numerics.param_dtype,
         **ends,
         "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": None,  # the architectures' own may lie outside of the vocabulary
     }
     # Last: a folder with a config.json is whole.
     _write_json(folder / "config.json", about | keys)

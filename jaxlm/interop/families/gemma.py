@@ -47,7 +47,8 @@ FIELDS_2 = (
     Key("final_logit_softcapping", "embedding.logit_softcap", None),
     Derived(
         lambda config: {"attention.scale": config.require("query_pre_attn_scalar") ** -0.5},
-        lambda config: {"query_pre_attn_scalar": (config.attention.scale or 1.0) ** -2},
+        # Which transformers takes as an integer alone.
+        lambda config: {"query_pre_attn_scalar": round((config.attention.scale or 1.0) ** -2)},
     ),
     Fixed("norm.placement", "sandwich"),
 )
