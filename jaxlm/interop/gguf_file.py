@@ -12,11 +12,17 @@ from jaxlm.data.optional import optional
 from jaxlm.interop.rows import Row
 
 # GGUF's name of an architecture → the hub's.
-ARCHITECTURES = {"llama": "LlamaForCausalLM"}
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
 # Whose queries and keys llama.cpp stores for a rotation of neighbouring dims (2i, 2i + 1).
 PERMUTED = {"llama"}
 # GGUF's names of what is no quantization.
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+# What the gguf package raises of headers that lie.
+DAMAGED = (ValueError, KeyError, IndexError, TypeError, OverflowError)
 # Metadata, after "{architecture}." → config.json.
 KEYS = {
     "block_count": "num_hidden_layers",
@@ -37,6 +43,9 @@ class GGUFFile:
     Attributes:
         config: what config.json would say.
         metadata: all of the file's, by its names.
+
+    Raises:
+        ValueError: damaged; an architecture or a quantization that is not known.
     """
 
     def __init__(self, path: Path):
@@ -44,18 +53,44 @@ class GGUFFile:
         self.name = str(path)
         try:
             self._reader = self._gguf.GGUFReader(path)
-        except (ValueError, KeyError, IndexError) as error:
+            self.metadata: dict[str, Any] = {
+                key: field.contents() for key, field in self._reader.fields.items()
+            }
+        except DAMAGED as error:
             raise ValueError(f"{path} is no whole GGUF file: {error}") from error
-        self.metadata: dict[str, Any] = {
-            key: field.contents() for key, field in self._reader.fields.items()
-        }
-        self.architecture = self.metadata["general.architecture"]
+        self.architecture = self._require("general.architecture")
         if self.architecture not in ARCHITECTURES:
             raise ValueError(
                 f"{path}: architecture={self.architecture!r}; allowed: {', '.join(ARCHITECTURES)}"
             )
         self._tensors = {t.name: t for t in self._reader.tensors}
+        self._check_places()
+        self._check_quantizations()
         self.config = self._config()
+
+    def _require(self, key: str) -> Any:
+        if key not in self.metadata:
+            raise ValueError(f"{self.name}: {key} is absent; allowed: a GGUF file that has it")
+        return self.metadata[key]
+
+    def _check_places(self) -> None:
+        end, last = 0, "the header"
+        for tensor in sorted(self._reader.tensors, key=lambda t: int(t.data_offset)):
+            if int(tensor.data_offset) < end:
+                raise ValueError(f"{self.name}: {tensor.name} overlaps {last}")
+            end, last = int(tensor.data_offset) + int(tensor.n_bytes), tensor.name
+
+    def _check_quantizations(self) -> None:
+        """One block of each kind is unpacked, before anything large is."""
+        for kind in {t.tensor_type for t in self._reader.tensors}:
+            _, size = self._gguf.GGML_QUANT_SIZES[kind]
+            try:
+                self._gguf.dequantize(np.zeros(size, np.uint8), kind)
+            except (NotImplementedError, KeyError) as error:
+                raise ValueError(
+                    f"{self.name}: quantization {kind.name}; allowed: F32, F16, BF16 and what the "
+                    "gguf package unpacks (Q4_0 to Q8_0, K-quants, …)"
+                ) from error
 
     def _config(self) -> dict[str, Any]:
         found = {
@@ -66,14 +101,14 @@ class GGUFFile:
         return found | {
             "architectures": [ARCHITECTURES[self.architecture]],
             "hidden_act": "silu",
-            "vocab_size": len(self.metadata["tokenizer.ggml.tokens"]),
+            "vocab_size": len(self._require("tokenizer.ggml.tokens")),
             "tie_word_embeddings": "output.weight" not in self._tensors,
         }
 
     def tensors(self, rows: list[Row]) -> GGUFTensors:
         """Its tensors under the names that the rows give."""
         arch = next(a for a, n in self._gguf.MODEL_ARCH_NAMES.items() if n == self.architecture)
-        layers = self.metadata[f"{self.architecture}.block_count"]
+        layers = self._require(f"{self.architecture}.block_count")
         names = self._gguf.get_tensor_name_map(arch, layers)
         here = {}
         for row in rows:
@@ -85,7 +120,8 @@ class GGUFFile:
         known = {t.name for t in here.values()}
         # llama.cpp's own table of angles, which follows from the config.
         here |= {n: t for n, t in self._tensors.items() if n not in known | {"rope_freqs.weight"}}
-        heads = (self.config["num_attention_heads"], self.config["num_key_value_heads"])
+        heads = self.config["num_attention_heads"]
+        heads = (heads, self.config.get("num_key_value_heads", heads))
         return GGUFTensors(self.name, self._gguf, here, heads, self.architecture in PERMUTED)
 
 

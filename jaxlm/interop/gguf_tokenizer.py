@@ -48,17 +48,21 @@ def tokenizer_json(metadata: dict[str, Any], where: str) -> tuple[str, dict[str,
     """The text of a tokenizer.json, and what a tokenizer_config.json beside it would say.
 
     Raises:
-        ValueError: a kind of tokenizer, or of cutting text, that is not known.
+        ValueError: a kind of tokenizer, or of cutting text, that is not known; no such tokenizer.
     """
-    kind, pre = metadata["tokenizer.ggml.model"], metadata.get("tokenizer.ggml.pre", "gpt-2")
+    kind = metadata.get("tokenizer.ggml.model")
+    pre = metadata.get("tokenizer.ggml.pre", "gpt-2")
     if kind != "gpt2":
         raise ValueError(f"{where}: tokenizer.ggml.model={kind!r}; allowed: gpt2")
     if pre not in PRE_TOKENIZERS:
         known = ", ".join(PRE_TOKENIZERS)
         raise ValueError(f"{where}: tokenizer.ggml.pre={pre!r}; allowed: {known}")
     tokens = metadata["tokenizer.ggml.tokens"]
-    merges = [tuple(m.split(" ", 1)) for m in metadata["tokenizer.ggml.merges"]]
-    inner = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, merges))
+    merges = [tuple(m.split(" ", 1)) for m in metadata.get("tokenizer.ggml.merges", [])]
+    try:
+        inner = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, merges))
+    except Exception as error:  # the library raises nothing more exact
+        raise ValueError(f"{where}: its merges are no byte pair encoding: {error}") from error
     inner.pre_tokenizer = PRE_TOKENIZERS[pre]()
     inner.decoder = decoders.ByteLevel()
     kinds = metadata.get("tokenizer.ggml.token_type", [])
@@ -70,7 +74,12 @@ def tokenizer_json(metadata: dict[str, Any], where: str) -> tuple[str, dict[str,
 
     def named(name: str) -> str | None:
         index = metadata.get(f"tokenizer.ggml.{name}_token_id")
-        return None if index is None else tokens[index]
+        if index is None:
+            return None
+        if not 0 <= index < len(tokens):
+            allowed = f"0 to {len(tokens) - 1}"
+            raise ValueError(f"{where}: {name}_token_id={index}; allowed: {allowed}")
+        return tokens[index]
 
     begins = metadata.get("tokenizer.ggml.add_bos_token", False)
     config = {
