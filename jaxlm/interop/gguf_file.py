@@ -52,9 +52,10 @@ class GGUFFile:
         self._gguf = optional("gguf", str(path))
         self.name = str(path)
         try:
-            self._reader = self._gguf.GGUFReader(path)
+            # Its fields hold an array for every token of the vocabulary: they go when it does.
+            reader = self._gguf.GGUFReader(path)
             self.metadata: dict[str, Any] = {
-                key: field.contents() for key, field in self._reader.fields.items()
+                key: field.contents() for key, field in reader.fields.items()
             }
         except DAMAGED as error:
             raise ValueError(f"{path} is no whole GGUF file: {error}") from error
@@ -63,7 +64,7 @@ class GGUFFile:
             raise ValueError(
                 f"{path}: architecture={self.architecture!r}; allowed: {', '.join(ARCHITECTURES)}"
             )
-        self._tensors = {t.name: t for t in self._reader.tensors}
+        self._tensors = {t.name: t for t in reader.tensors}
         self._check_places()
         self._check_quantizations()
         self.config = self._config()
@@ -75,14 +76,14 @@ class GGUFFile:
 
     def _check_places(self) -> None:
         end, last = 0, "the header"
-        for tensor in sorted(self._reader.tensors, key=lambda t: int(t.data_offset)):
+        for tensor in sorted(self._tensors.values(), key=lambda t: int(t.data_offset)):
             if int(tensor.data_offset) < end:
                 raise ValueError(f"{self.name}: {tensor.name} overlaps {last}")
             end, last = int(tensor.data_offset) + int(tensor.n_bytes), tensor.name
 
     def _check_quantizations(self) -> None:
         """One block of each kind is unpacked, before anything large is."""
-        for kind in {t.tensor_type for t in self._reader.tensors}:
+        for kind in {t.tensor_type for t in self._tensors.values()}:
             _, size = self._gguf.GGML_QUANT_SIZES[kind]
             try:
                 self._gguf.dequantize(np.zeros(size, np.uint8), kind)
