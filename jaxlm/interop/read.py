@@ -94,7 +94,8 @@ def open_hub_folder(folder: Path) -> Checkpoint:
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     family, config = _config(values, str(folder / "config.json"))
     rows = family.rows(config)
-    prefix = rows[0].theirs.split(".")[0] + "."
+    first, dot, _ = rows[0].theirs.partition(".")
+    prefix = first + dot if dot else ""
     tokenizer = load_tokenizer(str(folder))
     return _checkpoint(config, tokenizer, rows, SafetensorsFolder(folder, prefix))
 

@@ -23,7 +23,7 @@ class SafetensorsFolder:
     Args:
         folder: with the shards.
         prefix: that all but the head's tensors should have; a file of the model without its head
-            leaves it out, and it is put back.
+            leaves it out, and it is put back. Empty: they have none.
 
     Raises:
         FileNotFoundError: no weights, only pickled ones, or a shard is missing.
