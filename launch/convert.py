@@ -1,6 +1,6 @@
 """Write a checkpoint as a folder that transformers and others load.
 
-python -m launch.convert --checkpoint=runs/quickstart --output=/tmp/quickstart-hub
+python -m launch.convert --checkpoint=runs/quickstart --output=runs/quickstart-hub
 """
 
 from __future__ import annotations
