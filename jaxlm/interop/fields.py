@@ -7,8 +7,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from jaxlm import positions
 from jaxlm.interop.hub_config import HubConfig
 from jaxlm.model.config import ModelConfig
+from jaxlm.positions.by_kind import ByKind
 
 
 @runtime_checkable
@@ -256,12 +258,16 @@ def _canonical(config: ModelConfig) -> ModelConfig:
     a, f, moe = config.attention, config.feed_forward, config.moe
     kinds = [config.layer_kind(i) for i in range(config.num_layers)]
     pattern = layer_fields(kinds, a.sliding_window)
+    encoding = positions.parse(config.position_encoding)
+    if isinstance(encoding, ByKind):
+        alike = "sliding" not in kinds or encoding.full == encoding.sliding
+        encoding = encoding.full if alike else encoding
     return ModelConfig(
         vocab_size=config.vocab_size,
         num_layers=config.num_layers,
         d_model=config.d_model,
         context_length=config.context_length,
-        position_encoding=config.position_encoding,
+        position_encoding=encoding,
         attention=dataclasses.replace(
             a,
             num_kv_heads=config.num_kv_heads,

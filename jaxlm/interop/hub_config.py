@@ -25,7 +25,7 @@ class HubConfig:
             *("router_jitter_noise", "output_router_logits", "n_ctx", "task_specific_params"),
             *("summary_type", "summary_use_proj", "summary_activation", "summary_first_dropout"),
             *("summary_proj_to_labels", "reorder_and_upcast_attn", "is_decoder"),
-            *("transformers.js_config",),
+            *("transformers.js_config", "cache_implementation"),
             *("bos_token_id", "eos_token_id", "pad_token_id"),  # the tokenizer's own count
         }
     )

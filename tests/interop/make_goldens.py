@@ -96,6 +96,19 @@ CASES = {
     ),
     "gemma": ("GemmaConfig", SMALL),
     "gemma2": ("Gemma2Config", SMALL | {"sliding_window": 7, "query_pre_attn_scalar": 20}),
+    "gemma3": (
+        "Gemma3TextConfig",
+        SMALL
+        | {
+            "sliding_window": 7,
+            "query_pre_attn_scalar": 20,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            },
+        },
+    ),
     "olmo2": ("Olmo2Config", SMALL),
     "stablelm": ("StableLmConfig", PLAIN | {"use_qkv_bias": True}),
     "stablelm_parallel": (

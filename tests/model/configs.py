@@ -106,6 +106,15 @@ CONFIGS: dict[str, ModelConfig] = {
     "learned": small(position_encoding="learned"),
     "alibi": small(position_encoding="alibi"),
     "partial_rope": small(position_encoding="rope(base=50, fraction=0.5)"),
+    "by_kind": small(
+        position_encoding="by_kind(rope(base=50, fraction=0.5), sliding=alibi)",
+        num_layers=5,
+        attention={"layer_pattern": PATTERN, "sliding_window": 3},
+    ),
+    "by_kind_rope": small(
+        position_encoding="by_kind(rope(base=1000), sliding=rope(base=50))",
+        attention={"layer_pattern": PATTERN, "sliding_window": 6},
+    ),
     "unrolled": small(numerics={"scan_layers": False}),
     "remat_dots": small(numerics={"remat": "dots"}),
     "remat_full": small(

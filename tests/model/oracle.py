@@ -118,9 +118,12 @@ def _heads(config, p: Tree, name: str, x: np.ndarray) -> np.ndarray:
     return norm(config.norm, p[f"{name}_norm"], y.reshape(len(y), -1)).reshape(y.shape)
 
 
-def attention(config, p: Tree, x: np.ndarray, given: Given, window: int | None) -> np.ndarray:
+def attention(config, p: Tree, x: np.ndarray, given: Given, kind: str) -> np.ndarray:
     """Query by query, over the list of the keys that it sees."""
     a, encoding = config.attention, config.position_encoding
+    window = a.sliding_window if kind == "sliding" else None
+    if encoding.name == "by_kind":
+        encoding = encoding.sliding if kind == "sliding" else encoding.full
     q, k, v = (_heads(config, p, n, x) for n in ("q", "k", "v"))
     T, N, H = q.shape
     at, mixed = given.positions, np.zeros_like(q)
@@ -152,7 +155,6 @@ def attention(config, p: Tree, x: np.ndarray, given: Given, window: int | None) 
 
 def block(config, p: Tree, x, given: Given, kind: str) -> tuple[np.ndarray, RouterSums | None]:
     """One layer."""
-    window = config.attention.sliding_window if kind == "sliding" else None
     routed: list[RouterSums] = []
 
     def second(y):
@@ -163,7 +165,7 @@ def block(config, p: Tree, x, given: Given, kind: str) -> tuple[np.ndarray, Rout
         return y
 
     def first(y):
-        return attention(config, p["attention"], y, given, window)
+        return attention(config, p["attention"], y, given, kind)
 
     placement, parallel = config.norm.placement, config.feed_forward.parallel
     if parallel != "none":

@@ -2,6 +2,7 @@
 
 from jaxlm.interop.families import (
     gemma,
+    gemma3,
     gpt2,
     gpt_neox,
     gptj,
@@ -21,6 +22,7 @@ from jaxlm.interop.family import Family
 FAMILIES: tuple[Family, ...] = (
     gemma.FAMILY,
     gemma.FAMILY_2,
+    gemma3.FAMILY,
     gpt2.FAMILY,
     gpt_neox.FAMILY,
     gptj.FAMILY,
