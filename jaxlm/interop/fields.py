@@ -134,14 +134,21 @@ PLAIN = {
 
 @dataclasses.dataclass(frozen=True)
 class Activation:
-    """The MLP's kind."""
+    """The MLP's kind.
+
+    Attributes:
+        names: theirs and ours.
+        theirs: the key.
+        default: what its absence means; None: it must be there.
+    """
 
     names: Mapping[str, str]
     theirs: str = "hidden_act"
+    default: str | None = None
 
     def read(self, config: HubConfig) -> dict[str, Any]:
         """FeedForwardConfig's kind."""
-        name = config.require(self.theirs)
+        name = config.get(self.theirs, self.default) or config.require(self.theirs)
         if name not in self.names:
             known = ", ".join(self.names)
             raise ValueError(f"{config.name}: {self.theirs}={name!r}; allowed: {known}")
@@ -281,7 +288,12 @@ def _canonical(config: ModelConfig) -> ModelConfig:
         moe=None
         if moe is None
         else dataclasses.replace(
-            moe, d_ff=config.d_ff, load_balance_weight=0.0, router_z_weight=0.0
+            moe,
+            d_ff=config.d_ff,
+            num_shared_experts=min(moe.num_shared_experts, 1),
+            shared_d_ff=config.shared_d_ff or None,
+            load_balance_weight=0.0,
+            router_z_weight=0.0,
         ),
         norm=config.norm,
         embedding=config.embedding,

@@ -120,6 +120,7 @@ NAMES: dict[type[RopeScaling], dict[str, str]] = {
         "beta_fast": "beta_fast",
         "beta_slow": "beta_slow",
         "attention_factor": "attention_factor",
+        "truncate": "truncate",
     },
     LongRoPE: {
         **ORIGINAL,
@@ -164,4 +165,6 @@ def _scaling(values: dict[str, Any], config: HubConfig) -> RopeScaling | None:
 
 def _plain(value: Any) -> Any:
     """Floats for numbers, which may be written as integers."""
+    if isinstance(value, bool):
+        return value
     return tuple(float(v) for v in value) if isinstance(value, list) else float(value)

@@ -139,7 +139,7 @@ class Attention(nn.Module):
         return project(y), (kept, v)
 
     def _project(self, x):
-        """Queries, keys, values, [batch, length, heads, head_dim]; normalised if asked for."""
+        """Queries, keys, values, [batch, length, heads, head_dim]; clipped, normalised if asked."""
         c, a = self.config, self.config.attention
 
         def project(name, heads, axis):
@@ -155,6 +155,8 @@ class Attention(nn.Module):
         q = project("q", a.num_heads, "heads")
         k = project("k", c.num_kv_heads, "kv_heads")
         v = project("v", c.num_kv_heads, "kv_heads")
+        if (most := c.norm.clip_qkv) is not None:
+            q, k, v = (jnp.clip(y, -most, most) for y in (q, k, v))
         if a.qk_norm != "none":
             q, k = self._normalize("q_norm", q), self._normalize("k_norm", k)
         return q, k, v

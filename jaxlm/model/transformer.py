@@ -152,6 +152,8 @@ class Transformer(nn.Module):
             c.param_dtype,
         )
         self.position = PositionParameters(c)
+        if c.embedding.norm:
+            self.embedding_norm = Norm(c.norm, c.param_dtype)
         self.dropout = nn.Dropout(c.dropout)
         pattern = c.attention.layer_pattern
         period = len(pattern)
@@ -234,6 +236,7 @@ class Transformer(nn.Module):
             x = x * jnp.asarray(c.embedding.scale, c.dtype)
         position = self.position()
         x = encoding.embed(position, x, positions)
+        x = self.embedding_norm(x) if c.embedding.norm else x
         x = self.dropout(x, deterministic=not self.has_rng("dropout"))
         if cache is None:
             lengths = document_lengths(positions, segment_ids)
