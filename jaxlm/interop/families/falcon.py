@@ -27,8 +27,11 @@ LAYER = "transformer.h.{layer}."
 def read_positions(config: HubConfig) -> dict[str, Any]:
     """ALiBi's bias is scaled as the scores are."""
     rope = Rope().read(config)
-    width = config.require("hidden_size") // config.require("num_attention_heads")
-    return {"position_encoding": ALiBi(width**-0.5)} if config.get("alibi", False) else rope
+    if not config.get("alibi", False):
+        return rope
+    heads = config.get("num_attention_heads", config.get("n_head"))
+    head_dim = config.require("hidden_size") // (heads or config.require("num_attention_heads"))
+    return {"position_encoding": ALiBi(head_dim**-0.5)}
 
 
 def write_positions(config: ModelConfig) -> dict[str, Any]:
