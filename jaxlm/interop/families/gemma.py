@@ -30,6 +30,14 @@ def write_activation(config: ModelConfig) -> dict[str, Any]:
     return {"hidden_act": name, "hidden_activation": name}
 
 
+def write_scale(config: ModelConfig) -> dict[str, Any]:
+    """As an integer where it is one: transformers refuses 256.0."""
+    assert config.attention.scale is not None
+    scalar = config.attention.scale**-2
+    whole = math.isclose(scalar, round(scalar), rel_tol=1e-9)
+    return {"query_pre_attn_scalar": round(scalar) if whole else scalar}
+
+
 # All but the positions.
 SINCE_1: tuple[Field, ...] = (
     *llama_like.ATTENTION,
@@ -46,7 +54,7 @@ SINCE_2: tuple[Field, ...] = (
     Key("final_logit_softcapping", "embedding.logit_softcap", None),
     Derived(
         lambda config: {"attention.scale": config.require("query_pre_attn_scalar") ** -0.5},
-        lambda config: {"query_pre_attn_scalar": (config.attention.scale or 1.0) ** -2},
+        write_scale,
     ),
     Fixed("norm.placement", "sandwich"),
 )
