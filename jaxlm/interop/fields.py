@@ -7,8 +7,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from jaxlm import positions
 from jaxlm.interop.hub_config import HubConfig
 from jaxlm.model.config import ModelConfig
+from jaxlm.positions.by_kind import ByKind
 
 
 @runtime_checkable
@@ -132,14 +134,21 @@ PLAIN = {
 
 @dataclasses.dataclass(frozen=True)
 class Activation:
-    """The MLP's kind."""
+    """The MLP's kind.
+
+    Attributes:
+        names: theirs and ours.
+        theirs: the key.
+        default: what its absence means; None: it must be there.
+    """
 
     names: Mapping[str, str]
     theirs: str = "hidden_act"
+    default: str | None = None
 
     def read(self, config: HubConfig) -> dict[str, Any]:
         """FeedForwardConfig's kind."""
-        name = config.require(self.theirs)
+        name = config.get(self.theirs, self.default) or config.require(self.theirs)
         if name not in self.names:
             known = ", ".join(self.names)
             raise ValueError(f"{config.name}: {self.theirs}={name!r}; allowed: {known}")
@@ -256,12 +265,16 @@ def _canonical(config: ModelConfig) -> ModelConfig:
     a, f, moe = config.attention, config.feed_forward, config.moe
     kinds = [config.layer_kind(i) for i in range(config.num_layers)]
     pattern = layer_fields(kinds, a.sliding_window)
+    encoding = positions.parse(config.position_encoding)
+    if isinstance(encoding, ByKind):
+        alike = "sliding" not in kinds or encoding.full == encoding.sliding
+        encoding = encoding.full if alike else encoding
     return ModelConfig(
         vocab_size=config.vocab_size,
         num_layers=config.num_layers,
         d_model=config.d_model,
         context_length=config.context_length,
-        position_encoding=config.position_encoding,
+        position_encoding=encoding,
         attention=dataclasses.replace(
             a,
             num_kv_heads=config.num_kv_heads,
@@ -275,7 +288,12 @@ def _canonical(config: ModelConfig) -> ModelConfig:
         moe=None
         if moe is None
         else dataclasses.replace(
-            moe, d_ff=config.d_ff, load_balance_weight=0.0, router_z_weight=0.0
+            moe,
+            d_ff=config.d_ff,
+            num_shared_experts=min(moe.num_shared_experts, 1),
+            shared_d_ff=config.shared_d_ff or None,
+            load_balance_weight=0.0,
+            router_z_weight=0.0,
         ),
         norm=config.norm,
         embedding=config.embedding,

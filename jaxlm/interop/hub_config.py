@@ -25,7 +25,12 @@ class HubConfig:
             *("router_jitter_noise", "output_router_logits", "n_ctx", "task_specific_params"),
             *("summary_type", "summary_use_proj", "summary_activation", "summary_first_dropout"),
             *("summary_proj_to_labels", "reorder_and_upcast_attn", "is_decoder"),
-            *("transformers.js_config",),
+            *("transformers.js_config", "cache_implementation"),
+            # Said again elsewhere, or how others compute it.
+            *("initial_context_length", "slow_but_exact", "attention_softmax_in_fp32"),
+            *("masked_softmax_fusion", "bias_dropout_fusion", "offset_alibi", "skip_bias_add"),
+            *("skip_bias_add_qkv", "learned_pos_emb", "init_device", "embedding_fraction"),
+            *("emb_pdrop", "resid_pdrop", "verbose", "init_config"),
             *("bos_token_id", "eos_token_id", "pad_token_id"),  # the tokenizer's own count
         }
     )

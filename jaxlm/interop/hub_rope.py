@@ -8,6 +8,7 @@ from typing import Any
 from jaxlm import positions
 from jaxlm.interop.hub_config import HubConfig
 from jaxlm.model.config import ModelConfig
+from jaxlm.positions import PositionEncoding
 from jaxlm.positions.rope import RoPE
 from jaxlm.positions.rope_scaling import (
     DynamicNTK,
@@ -43,13 +44,9 @@ class Rope:
             ValueError: a kind of scaling that is not known.
         """
         values = dict(config.get("rope_scaling", {})) | dict(config.get("rope_parameters", {}))
-        base = values.get("rope_theta") or config.get(self.base_key, self.base)
-        config.get(self.base_key)
-        share = values.get("partial_rotary_factor") or config.get(self.fraction_key, self.fraction)
-        config.get(self.fraction_key)
-        scaling = _scaling(values, config)
-        encoding = RoPE(base=float(base), fraction=float(share), scaling=scaling)
-        return {"position_encoding": encoding}
+        base = config.get(self.base_key, self.base)
+        share = config.get(self.fraction_key, self.fraction)
+        return {"position_encoding": read_rope(values, config, base, share)}
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
         """The base, the share and, in rope_scaling, the scaling.
@@ -57,23 +54,57 @@ class Rope:
         Raises:
             ValueError: it is not RoPE, or its scaling is one that the hub has no name for.
         """
-        encoding = positions.parse(config.position_encoding)
-        if type(encoding) is not RoPE:
-            raise ValueError(f"position_encoding={encoding}; allowed: rope")
-        scaling = encoding.scaling
-        keys: dict[str, Any] = {self.base_key: encoding.base, self.fraction_key: encoding.fraction}
-        if scaling is None:
-            return keys
-        if type(scaling) not in NAMES:
-            known = ", ".join(kind.name for kind in NAMES)
-            raise ValueError(f"position_encoding={encoding}; allowed: scaling is {known}")
-        said = {theirs: getattr(scaling, ours) for ours, theirs in NAMES[type(scaling)].items()}
-        said = {k: list(v) if isinstance(v, tuple) else v for k, v in said.items()}
-        said = {k: v for k, v in said.items() if v is not None}
-        if type(scaling) is LongRoPE:  # whose readers look for it outside
-            trained = "original_max_position_embeddings"
-            keys[trained] = said.pop(trained)
-        return keys | {"rope_scaling": {"rope_type": KINDS[type(scaling)], **said}}
+        encoding = plain_rope(positions.parse(config.position_encoding))
+        keys = {self.base_key: encoding.base, self.fraction_key: encoding.fraction}
+        return keys | write_scaling(encoding)
+
+
+def plain_rope(encoding: PositionEncoding) -> RoPE:
+    """The encoding, once it is sure to be RoPE and none of those built on it.
+
+    Raises:
+        ValueError: it is another.
+    """
+    if type(encoding) is not RoPE:
+        raise ValueError(f"position_encoding={encoding}; allowed: rope")
+    return encoding
+
+
+def read_rope(values: dict[str, Any], config: HubConfig, base: float, fraction: float) -> RoPE:
+    """The encoding that rope_scaling's or rope_parameters' values tell; `base` and `fraction` are
+    what their silence means.
+
+    Raises:
+        ValueError: a kind of scaling that is not known.
+    """
+    return RoPE(
+        base=float(values.get("rope_theta") or base),
+        fraction=float(values.get("partial_rotary_factor") or fraction),
+        scaling=_scaling(values, config),
+    )
+
+
+def write_scaling(encoding: RoPE) -> dict[str, Any]:
+    """rope_scaling, if there is one, and LongRoPE's trained length, which its readers look for
+    outside of it.
+
+    Raises:
+        ValueError: a scaling that the hub has no name for.
+    """
+    scaling = encoding.scaling
+    if scaling is None:
+        return {}
+    if type(scaling) not in NAMES:
+        known = ", ".join(kind.name for kind in NAMES)
+        raise ValueError(f"position_encoding={encoding}; allowed: scaling is {known}")
+    said = {theirs: getattr(scaling, ours) for ours, theirs in NAMES[type(scaling)].items()}
+    said = {k: list(v) if isinstance(v, tuple) else v for k, v in said.items()}
+    said = {k: v for k, v in said.items() if v is not None}
+    outside = {}
+    if type(scaling) is LongRoPE:
+        trained = "original_max_position_embeddings"
+        outside[trained] = said.pop(trained)
+    return outside | {"rope_scaling": {"rope_type": KINDS[type(scaling)], **said}}
 
 
 ORIGINAL = {"original_length": "original_max_position_embeddings"}
@@ -94,6 +125,7 @@ NAMES: dict[type[RopeScaling], dict[str, str]] = {
         "beta_fast": "beta_fast",
         "beta_slow": "beta_slow",
         "attention_factor": "attention_factor",
+        "truncate": "truncate",
     },
     LongRoPE: {
         **ORIGINAL,
@@ -138,4 +170,6 @@ def _scaling(values: dict[str, Any], config: HubConfig) -> RopeScaling | None:
 
 def _plain(value: Any) -> Any:
     """Floats for numbers, which may be written as integers."""
+    if isinstance(value, bool):
+        return value
     return tuple(float(v) for v in value) if isinstance(value, list) else float(value)

@@ -34,13 +34,13 @@ NORMS = {
 
 
 # ModelConfig's own fields: those of no part.
-SIZES: tuple[Field, ...] = (
+WIDTHS: tuple[Field, ...] = (
     Key("vocab_size", "vocab_size"),
     Key("num_hidden_layers", "num_layers"),
     Key("hidden_size", "d_model"),
     Key("max_position_embeddings", "context_length"),
-    Rope(),
 )
+SIZES: tuple[Field, ...] = (*WIDTHS, Rope())
 ATTENTION: tuple[Field, ...] = (
     Key("num_attention_heads", "attention.num_heads"),
     Key("num_key_value_heads", "attention.num_kv_heads", None),

@@ -17,7 +17,7 @@ from jaxlm.attention.inputs import AttentionInputs, AttentionSpec, CachedLayer
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.norms import Norm
 from jaxlm.model.projection import Projection
-from jaxlm.positions import Rotation
+from jaxlm.positions import PositionEncoding, Rotation
 
 
 @jax.tree_util.register_dataclass
@@ -29,14 +29,17 @@ class Tokens:
         positions: in their document.
         segment_ids: which document; 0 is padding.
         lengths: tokens of each one's context, as `PositionEncoding.rotation` takes them.
-        rotation: the position encoding's angles; None: no rotation.
+        rotations: the position encoding's angles, by the kinds of layers that it tells apart; None:
+            no rotation.
+        head_parameters: what the encoding's score needs to know of each head, by the same kinds.
         contiguous: within a segment the position grows by one a slot. Static.
     """
 
     positions: Int[Array, "B T"]
     segment_ids: Int[Array, "B T"]
     lengths: Int[Array, "B #T"]
-    rotation: Rotation | None
+    rotations: dict[str, Rotation | None]
+    head_parameters: dict[str, Any]
     contiguous: bool = dataclasses.field(metadata={"static": True})
 
 
@@ -50,9 +53,14 @@ class Attention(nn.Module):
     config: ModelConfig
     kind: str
 
+    @property
+    def encoding(self) -> PositionEncoding:
+        """The position encoding of layers of this kind."""
+        return self.config.encoding.of_kind(self.kind)
+
     def spec(self, contiguous: bool) -> AttentionSpec:
         """The static description of this layer's attention."""
-        c, a, encoding = self.config, self.config.attention, self.config.encoding
+        c, a, encoding = self.config, self.config.attention, self.encoding
         mask = masks.causal()
         if self.kind == "sliding":
             assert a.sliding_window is not None
@@ -74,7 +82,6 @@ class Attention(nn.Module):
         self,
         x: Float[Array, "B T D"],
         tokens: Tokens,
-        head_parameters: Any,
         cached: CachedLayer | None,
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
         """Attends to these tokens and, before them, to `cached`.
@@ -83,18 +90,20 @@ class Attention(nn.Module):
             The output, and the new tokens' keys and values [batch, length, kv_heads, head_dim] as a
             cache should keep them: unrotated where the encoding says so.
         """
-        c, a, encoding = self.config, self.config.attention, self.config.encoding
+        c, a, encoding = self.config, self.config.attention, self.encoding
+        known = self.kind if self.kind in tokens.rotations else "global"
+        turn = tokens.rotations[known]
         q_raw, k_raw, v = self._project(x)
-        k = encoding.rotate_keys(k_raw, tokens.rotation)
+        k = encoding.rotate_keys(k_raw, turn)
         inputs = AttentionInputs(
-            q=encoding.rotate_queries(q_raw, tokens.rotation),
+            q=encoding.rotate_queries(q_raw, turn),
             k=k,
             v=v,
             q_positions=tokens.positions,
             k_positions=tokens.positions,
             q_segment_ids=tokens.segment_ids,
             k_segment_ids=tokens.segment_ids,
-            head_parameters=head_parameters,
+            head_parameters=tokens.head_parameters[known],
             q_far=encoding.far_queries(q_raw),
             k_far=encoding.far_keys(k_raw),
             sink_logits=self._sink_logits(),
@@ -130,7 +139,7 @@ class Attention(nn.Module):
         return project(y), (kept, v)
 
     def _project(self, x):
-        """Queries, keys, values, [batch, length, heads, head_dim]; normalised if asked for."""
+        """Queries, keys, values, [batch, length, heads, head_dim]; clipped, normalised if asked."""
         c, a = self.config, self.config.attention
 
         def project(name, heads, axis):
@@ -146,6 +155,8 @@ class Attention(nn.Module):
         q = project("q", a.num_heads, "heads")
         k = project("k", c.num_kv_heads, "kv_heads")
         v = project("v", c.num_kv_heads, "kv_heads")
+        if (most := c.norm.clip_qkv) is not None:
+            q, k, v = (jnp.clip(y, -most, most) for y in (q, k, v))
         if a.qk_norm != "none":
             q, k = self._normalize("q_norm", q), self._normalize("k_norm", k)
         return q, k, v

@@ -92,7 +92,8 @@ class FeedForwardConfig:
     Attributes:
         d_ff: hidden width; None is 4·d_model for a plain MLP, and for a gated one 8/3·d_model
             rounded up to a multiple of 128, which costs about the same.
-        kind: gated: "swiglu", "geglu", "geglu_tanh"; plain: "gelu", "gelu_tanh", "relu", "relu2".
+        kind: gated: "swiglu", "geglu", "geglu_tanh", "clamped_swiglu" (gpt-oss); plain: "gelu",
+            "gelu_tanh", "relu", "relu2".
         bias: biases of all its projections.
         parallel: "none": it follows the attention; "shared": it stands beside it, both read one
             norm of the block's input and are added together (GPT-J, Falcon); "separate": the same
@@ -104,7 +105,7 @@ class FeedForwardConfig:
     bias: bool = False
     parallel: str = "none"
 
-    GATED = ("swiglu", "geglu", "geglu_tanh")
+    GATED = ("swiglu", "geglu", "geglu_tanh", "clamped_swiglu")
     PLAIN = ("gelu", "gelu_tanh", "relu", "relu2")
 
     def __post_init__(self):
@@ -132,6 +133,10 @@ class MoEConfig:
         top_k: experts a token uses.
         d_ff: width of an expert; None is the feed-forward width.
         num_shared_experts: experts that every token uses beside the routed ones.
+        shared_d_ff: width of all shared experts together; None is num_shared_experts·d_ff.
+        shared_gate: each token weighs the shared experts by the sigmoid of a learned product
+            (Qwen2-MoE).
+        router_bias: a bias on the router's logits (gpt-oss).
         normalize: the chosen experts' probabilities are rescaled to sum 1.
         load_balance_weight: of the Switch balance loss E·Σ_e f_e·p_e (Fedus et al. 2021).
         router_z_weight: of mean logsumexp(router logits)² (ST-MoE, Zoph et al. 2022).
@@ -141,12 +146,16 @@ class MoEConfig:
     top_k: int = 2
     d_ff: int | None = None
     num_shared_experts: int = 0
+    shared_d_ff: int | None = None
+    shared_gate: bool = False
+    router_bias: bool = False
     normalize: bool = True
     load_balance_weight: float = 0.01
     router_z_weight: float = 0.001
 
     def __post_init__(self):
         check_types(type(self), vars(self), "moe")
+        shared, width, gate = self.num_shared_experts >= 1, self.shared_d_ff, self.shared_gate
         check(
             "moe",
             num_experts=at_least(self.num_experts, 1),
@@ -157,6 +166,12 @@ class MoEConfig:
             ),
             d_ff=(self.d_ff, self.d_ff is None or self.d_ff >= 1, "None or an integer >= 1"),
             num_shared_experts=at_least(self.num_shared_experts, 0),
+            shared_d_ff=(
+                width,
+                width is None or (width >= 1 and shared),
+                "None or, with num_shared_experts >= 1, an integer >= 1",
+            ),
+            shared_gate=(gate, not gate or shared, "False without num_shared_experts"),
             load_balance_weight=at_least(self.load_balance_weight, 0),
             router_z_weight=at_least(self.router_z_weight, 0),
         )
@@ -171,24 +186,32 @@ class NormConfig:
         placement: "pre" (before each sublayer), "post" (after each sublayer, before the residual
             is added; OLMo 2) or "sandwich" (both; Gemma 2).
         epsilon: added to the mean square or variance.
+        scale: a learned scale; False: none (OLMo 1).
         scale_plus_one: the learned scale is stored minus one (Gemma).
         bias: a learned bias (LayerNorm only).
+        clip_qkv: queries, keys and values are cut to ±this, before any norm of theirs (OLMo 1,
+            MPT); None: off.
     """
 
     kind: str = "rmsnorm"
     placement: str = "pre"
     epsilon: float = 1e-5
+    scale: bool = True
     scale_plus_one: bool = False
     bias: bool = False
+    clip_qkv: float | None = None
 
     def __post_init__(self):
         check_types(type(self), vars(self), "norm")
+        plus, clip = self.scale_plus_one, self.clip_qkv
         check(
             "norm",
             kind=one_of(self.kind, "rmsnorm", "layernorm"),
             placement=one_of(self.placement, "pre", "post", "sandwich"),
             epsilon=(self.epsilon, self.epsilon > 0, "a number > 0"),
+            scale_plus_one=(plus, not plus or self.scale, "False without scale"),
             bias=(self.bias, not self.bias or self.kind == "layernorm", "False with rmsnorm"),
+            clip_qkv=(clip, clip is None or clip > 0, "None or a number > 0"),
         )
 
 
@@ -199,12 +222,14 @@ class EmbeddingConfig:
     Attributes:
         tied: the output head is the embedding's transpose.
         scale: multiplies the embeddings (Gemma: √d_model); None: 1.
+        norm: they are normalised, after what the position encoding adds (BLOOM, BERT).
         head_bias: a bias on the output logits.
         logit_softcap: logits become cap·tanh(logits/cap) (Gemma 2); None: off.
     """
 
     tied: bool = False
     scale: float | None = None
+    norm: bool = False
     head_bias: bool = False
     logit_softcap: float | None = None
 
@@ -339,6 +364,14 @@ class ModelConfig:
         if self.feed_forward.gated:
             return -(-8 * self.d_model // (3 * 128)) * 128
         return 4 * self.d_model
+
+    @property
+    def shared_d_ff(self) -> int:
+        """Width of the shared experts together; 0: there are none."""
+        if self.moe is None:
+            return 0
+        width = self.moe.shared_d_ff
+        return self.d_ff * self.moe.num_shared_experts if width is None else width
 
     @property
     def dimensions(self) -> positions.Dimensions:

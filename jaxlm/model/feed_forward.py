@@ -25,11 +25,23 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+# gpt-oss's (arXiv 2508.10925): the gate's sigmoid is steeper, and both halves are cut.
+STEEPNESS, LIMIT = 1.702, 7.0
+
+
+def clamped_swiglu(up: Float[Array, "*B F"], gate: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
+    """(up + 1) · gate · σ(1.702·gate), gate cut at 7, up at ±7."""
+    gate, up = jnp.minimum(gate, LIMIT), jnp.clip(up, -LIMIT, LIMIT)
+    return (up + 1) * gate * jax.nn.sigmoid(STEEPNESS * gate)
+
+
 # The backward pass keeps the inputs alone: what lies between costs less than memory's way.
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=0)
 def activate(kind: str, up: Float[Array, "*B F"], gate: Float[Array, "*B F"] | None) -> Array:
     """activation(gate) · up, or activation(up)."""
-    return ACTIVATIONS[kind](up) if gate is None else ACTIVATIONS[kind](gate) * up
+    if gate is None:
+        return ACTIVATIONS[kind](up)
+    return clamped_swiglu(up, gate) if kind == "clamped_swiglu" else ACTIVATIONS[kind](gate) * up
 
 
 class FeedForward(nn.Module):

@@ -33,7 +33,12 @@ class MixtureOfExperts(nn.Module):
         assert m is not None
         flat = x.reshape(-1, c.d_model)
         router = Projection(
-            (c.d_model,), (m.num_experts,), ("embed", None), False, c.param_dtype, name="router"
+            (c.d_model,),
+            (m.num_experts,),
+            ("embed", None),
+            m.router_bias,
+            c.param_dtype,
+            name="router",
         )
         logits = router(flat.astype(jnp.float32))
         probs = jax.nn.softmax(logits)
@@ -43,7 +48,18 @@ class MixtureOfExperts(nn.Module):
         self._sow_losses(logits, probs, experts, valid.reshape(-1))
         y = self._routed(flat, experts, weights).reshape(x.shape)
         if m.num_shared_experts:
-            y = y + FeedForward(c, c.d_ff * m.num_shared_experts, name="shared")(x)
+            y = y + self._shared(x)
+        return y
+
+    def _shared(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """The shared experts are one MLP of their widths' sum."""
+        c, m = self.config, self.config.moe
+        assert m is not None
+        y = FeedForward(c, c.shared_d_ff, name="shared")(x)
+        if m.shared_gate:
+            axes = ("embed", None)
+            gate = Projection((c.d_model,), (1,), axes, False, c.param_dtype, name="shared_gate")
+            y = y * jax.nn.sigmoid(gate(x))
         return y
 
     def _per_expert(self, name: str, init: Any, shape: tuple[int, ...], axes: tuple) -> Array:

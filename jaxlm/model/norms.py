@@ -26,10 +26,11 @@ class Norm(nn.Module):
         width = x.shape[-1:]
         axes = (self.axis_name,)
         start = nn.initializers.zeros if c.scale_plus_one else nn.initializers.ones
-        scale = self.param(
-            "scale", nn.with_logical_partitioning(start, axes), width, self.param_dtype
-        ).astype(jnp.float32)
-        bias = None
+        scale = bias = None
+        if c.scale:
+            scale = self.param(
+                "scale", nn.with_logical_partitioning(start, axes), width, self.param_dtype
+            ).astype(jnp.float32)
         if c.bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, axes)
             bias = self.param("bias", zeros, width, self.param_dtype).astype(jnp.float32)
@@ -41,7 +42,7 @@ class Norm(nn.Module):
 def normalize(
     config: NormConfig,
     x: Float[Array, "*B D"],
-    scale: Float[Array, "D"],
+    scale: Float[Array, "D"] | None,
     bias: Float[Array, "D"] | None,
 ) -> Float[Array, "*B D"]:
     """The function itself; `scale` is the parameter as it is stored."""
@@ -53,5 +54,6 @@ def normalize(
     if config.kind == "layernorm":
         y = y - y.mean(-1, keepdims=True)
     y = y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + config.epsilon)
-    y = y * row(1 + scale if config.scale_plus_one else scale)
+    if scale is not None:
+        y = y * row(1 + scale if config.scale_plus_one else scale)
     return (y if bias is None else y + row(bias)).astype(x.dtype)

@@ -5,7 +5,6 @@ logits, cache = model.apply({"params": params}, tokens, positions=..., segment_i
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -42,7 +41,6 @@ class Block(nn.Module):
         self,
         x: Float[Array, "B T D"],
         tokens: Tokens,
-        head_parameters: Any,
         cached: CachedLayer | None,
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
         """The layer's output and its new keys and values."""
@@ -55,7 +53,7 @@ class Block(nn.Module):
         def attention(y: Array) -> Array:
             nonlocal kv
             layer = Attention(c, self.kind, name="attention")
-            y, kv = layer(y, tokens, head_parameters, cached)
+            y, kv = layer(y, tokens, cached)
             return y
 
         def feed_forward(y: Array) -> Array:
@@ -94,7 +92,7 @@ class Period(nn.Module):
     scanned: bool
 
     @nn.compact
-    def __call__(self, x, tokens, head_parameters, cache, layers):
+    def __call__(self, x, tokens, cache, layers):
         """Runs the blocks in turn, which are `layers` of the model; their new keys and values are
         stacked on axis 0.
         """
@@ -110,7 +108,7 @@ class Period(nn.Module):
                 keys, values = cache.view()
                 cached = CachedLayer(keys, values, layers[i], cache.positions, cache.segment_ids)
             layer = block(self.config, kind, name=f"block_{i}")
-            x, kv = layer(x, tokens, head_parameters, cached)
+            x, kv = layer(x, tokens, cached)
             new.append(kv)
         return x, jax.tree.map(lambda *a: jnp.stack(a), *new)
 
@@ -154,6 +152,8 @@ class Transformer(nn.Module):
             c.param_dtype,
         )
         self.position = PositionParameters(c)
+        if c.embedding.norm:
+            self.embedding_norm = Norm(c.norm, c.param_dtype)
         self.dropout = nn.Dropout(c.dropout)
         pattern = c.attention.layer_pattern
         period = len(pattern)
@@ -163,7 +163,7 @@ class Transformer(nn.Module):
                 Period,
                 variable_axes={"params": 0, "losses": 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=(*(nn.broadcast,) * 3, 0),
+                in_axes=(nn.broadcast, nn.broadcast, 0),
                 length=self.rounds,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )(c, pattern, True)
@@ -236,15 +236,19 @@ class Transformer(nn.Module):
             x = x * jnp.asarray(c.embedding.scale, c.dtype)
         position = self.position()
         x = encoding.embed(position, x, positions)
+        x = self.embedding_norm(x) if c.embedding.norm else x
         x = self.dropout(x, deterministic=not self.has_rng("dropout"))
         if cache is None:
             lengths = document_lengths(positions, segment_ids)
         else:  # one document a row: the newest tokens tell how long it is by now
             lengths = positions.max(-1, keepdims=True) + 1
-        rotation = encoding.rotation(positions, lengths, c.head_dim)
-        now = Tokens(positions, segment_ids, lengths, rotation, contiguous)
-        heads = encoding.head_parameters(position, c.attention.num_heads)
-        x, kv = self._run_layers(x, (now, heads, cache))
+        rotations, heads = {}, {}
+        for kind in encoding.kinds:
+            own = encoding.of_kind(kind)
+            rotations[kind] = own.rotation(positions, lengths, c.head_dim)
+            heads[kind] = own.head_parameters(position, c.attention.num_heads)
+        now = Tokens(positions, segment_ids, lengths, rotations, heads, contiguous)
+        x, kv = self._run_layers(x, (now, cache))
         return self.final_norm(x), kv if return_kv else None
 
     def _run_layers(self, x, shared):
@@ -280,7 +284,7 @@ class Transformer(nn.Module):
         """The same model, the same parameters, another position encoding.
 
         `lm_infinite` wraps the present encoding unless `inner` names another, and takes the place
-        of an `lm_infinite` that is already there:
+        of an `lm_infinite` that is already there; of `by_kind` it wraps that of global layers:
 
             longer = model.with_position_encoding("lm_infinite", window=256, num_sinks=4)
 
@@ -294,9 +298,7 @@ class Transformer(nn.Module):
         """
         new = position_encodings.parse(encoding, **options)
         if isinstance(new, LMInfinite) and new.inner is None:
-            here = position_encodings.parse(self.config.position_encoding)
-            inner = here.wrapped if isinstance(here, LMInfinite) else here
-            new = dataclasses.replace(new, inner=inner)
+            new = new.around(position_encodings.parse(self.config.position_encoding))
         config = self.config.replace(position_encoding=new)
         own, needed = (c.encoding.parameters(c.dimensions) for c in (self.config, config))
         missing = [n for n, p in needed.items() if n not in own or own[n].shape != p.shape]

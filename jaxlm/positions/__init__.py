@@ -6,6 +6,7 @@ pick it up by themselves.
 
 from jaxlm.positions import (  # noqa: F401  each import registers its encoding
     alibi,
+    by_kind,
     fire,
     kerple,
     learned,

@@ -9,7 +9,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.positions.encoding import PositionEncoding
+from jaxlm.positions.encoding import LARGE, Dimensions, PositionEncoding, require
 from jaxlm.positions.registry import register
 
 
@@ -28,7 +28,13 @@ def geometric_slopes(num_heads: int) -> np.ndarray:
 @register
 @dataclasses.dataclass(frozen=True)
 class ALiBi(PositionEncoding):
-    """score - slope_h·(i - j) (Press et al. 2022, arXiv 2108.12409, equation in section 3)."""
+    """score - slope_h·(i - j) (Press et al. 2022, arXiv 2108.12409, equation in section 3).
+
+    Attributes:
+        scale: multiplies every slope (Falcon: head_dim**-0.5).
+    """
+
+    scale: float = 1.0
 
     name: ClassVar[str] = "alibi"
 
@@ -37,9 +43,14 @@ class ALiBi(PositionEncoding):
         """Adds a bias."""
         return True
 
+    def bind(self, dims: Dimensions) -> ALiBi:
+        """Checks the scale."""
+        require(0 < self.scale <= LARGE, "alibi: scale", self.scale, "a number > 0")
+        return self
+
     def head_parameters(self, params, num_heads):
         """The slopes."""
-        return jnp.asarray(geometric_slopes(num_heads))
+        return jnp.asarray(np.float32(self.scale) * geometric_slopes(num_heads))
 
     def bias(self, head, distance, q_positions):
         """-slope·distance: exact in float32 on long rows, unlike slope·j."""

@@ -95,6 +95,16 @@ class PositionEncoding:
         """
         return "bias" if self.changes_scores and self.relative else None
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of layers that have an encoding of their own; the others have the first's."""
+        return ("global",)
+
+    def of_kind(self, kind: str) -> PositionEncoding:
+        """The encoding of layers of this kind, which answers all questions but the first."""
+        del kind
+        return self
+
     def bind(self, dims: Dimensions) -> PositionEncoding:
         """Fills defaults that depend on the model and checks the rest.
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from jaxlm.attention.mask import AttentionMask, lambda_shaped
+from jaxlm.positions.by_kind import ByKind
 from jaxlm.positions.encoding import MAX_POSITION, Dimensions, PositionEncoding, require
 from jaxlm.positions.registry import available, kind, register
 from jaxlm.positions.rope import RoPE
@@ -91,6 +92,16 @@ class LMInfinite(PositionEncoding):
     def score_form(self):
         """The inner encoding's."""
         return self.wrapped.score_form
+
+    def around(self, here: PositionEncoding) -> PositionEncoding:
+        """Put on a model with the encoding `here`: it takes the place of an `lm_infinite` that is
+        there, and layers with a sliding encoding of their own, which see no farther than their
+        window, keep it.
+        """
+        if isinstance(here, ByKind):
+            return dataclasses.replace(here, full=self.around(here.full))
+        inner = here.wrapped if isinstance(here, LMInfinite) else here
+        return dataclasses.replace(self, inner=inner)
 
     def bind(self, dims: Dimensions) -> LMInfinite:
         """Fills window and ceiling, and refuses encodings that are not relative."""

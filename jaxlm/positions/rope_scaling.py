@@ -150,11 +150,13 @@ class YaRN(TrainedLengthScaling):
     Attributes:
         beta_fast, beta_slow: turns over the trained context at the ends of the ramp.
         attention_factor: on cos and sin; None: 0.1·ln(factor) + 1 (equation 22).
+        truncate: the ramp's ends are rounded outwards to whole pairs; False: not (gpt-oss).
     """
 
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float | None = None
+    truncate: bool = True
 
     name: ClassVar[str] = "yarn"
 
@@ -172,8 +174,10 @@ class YaRN(TrainedLengthScaling):
             ratio = self.original_length / (turns * 2 * math.pi)
             return width * math.log(ratio) / (2 * math.log(base))
 
-        low = max(math.floor(pair_of(self.beta_fast)), 0)
-        high = min(math.ceil(pair_of(self.beta_slow)), width - 1)
+        low, high = pair_of(self.beta_fast), pair_of(self.beta_slow)
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, width - 1)
         ramp = np.clip((np.arange(width // 2) - low) / max(high - low, 1e-3), 0, 1)
         f = inverse_frequencies(base, width)
         factor = self.attention_factor

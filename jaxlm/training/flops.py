@@ -15,9 +15,9 @@ def matmul_parameters(config: ModelConfig) -> int:
     c, a = config, config.attention
     attention = c.d_model * c.head_dim * (2 * a.num_heads + 2 * c.num_kv_heads)
     matrices = 3 if c.feed_forward.gated else 2
-    experts = 1 if c.moe is None else c.moe.top_k + c.moe.num_shared_experts
-    router = 0 if c.moe is None else c.d_model * c.moe.num_experts
-    layer = attention + matrices * c.d_model * c.d_ff * experts + router
+    width = c.d_ff if c.moe is None else c.moe.top_k * c.d_ff + c.shared_d_ff
+    router = 0 if c.moe is None else c.d_model * (c.moe.num_experts + c.moe.shared_gate)
+    layer = attention + matrices * c.d_model * width + router
     return c.num_layers * layer + c.d_model * c.vocab_size
 
 

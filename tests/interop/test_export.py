@@ -56,6 +56,14 @@ def test_every_key_that_is_written_is_read(family):
     assert not keys.unread
 
 
+@pytest.mark.parametrize("case", ["gemma2", "gemma3"])
+def test_a_whole_number_is_written_as_one(case):
+    """transformers checks the types of its configs' fields."""
+    fields = find(read_golden(case)[1]["architectures"][0], case).fields
+    keys = write_fields(fields, read_fields(fields, HubConfig(read_golden(case)[1], case)))
+    assert keys["query_pre_attn_scalar"] == 20 and type(keys["query_pre_attn_scalar"]) is int
+
+
 def test_the_first_architecture_that_can_say_it(tmp_path):
     names = {}
     for case in ("llama", "qwen2", "qwen3", "gemma2", "gpt2"):

@@ -76,6 +76,21 @@ def test_logits_prefill_and_cached(golden):
     np.testing.assert_allclose(jnp.concatenate(got, 1), file["logits"], **close)
 
 
+def test_logits_behind_padding(golden):
+    """The second row's first tokens are padding, positions count from the first real one."""
+    file, (model, params, _) = golden
+    tokens = jnp.asarray(file["tokens"], jnp.int32)
+    padding = tokens.shape[1] - file["padded"].shape[1]
+    at = jnp.arange(tokens.shape[1])[None] - jnp.array([[0], [padding]])
+    real = at >= 0
+    arguments = (jnp.where(real, tokens, 0), jnp.maximum(at, 0), real.astype(jnp.int32))
+    logits, _ = jax.jit(model.apply)({"params": params}, *arguments)
+    # As above.
+    atol = 1e-4 * np.abs(file["logits"]).max()
+    np.testing.assert_allclose(logits[0], file["logits"][0], rtol=0, atol=atol)
+    np.testing.assert_allclose(logits[1:, padding:], file["padded"], rtol=0, atol=atol)
+
+
 def test_greedy_tokens(golden):
     """Token by token, each after a full forward of those before it."""
     file, (model, params, _) = golden

@@ -90,22 +90,46 @@ CONFIGS: dict[str, ModelConfig] = {
     "experts_weights": small(
         moe={**EXPERTS, "load_balance_weight": 0.3, "router_z_weight": 0.2}, num_layers=3
     ),
+    "experts_gated_shared": small(
+        moe={**EXPERTS, "num_shared_experts": 1, "shared_d_ff": 40, "shared_gate": True}
+    ),
+    "gpt_oss_like": small(
+        moe={**EXPERTS, "router_bias": True},
+        feed_forward={"kind": "clamped_swiglu", "bias": True},
+        attention={"sink_logits": True, "layer_pattern": PATTERN, "sliding_window": 3},
+    ),
     "experts_parallel": small(moe=EXPERTS, feed_forward={"parallel": "shared"}),
     "layernorm": small(norm={"kind": "layernorm"}),
     "layernorm_bias": small(norm={"kind": "layernorm", "bias": True}),
+    "no_scale": small(norm={"kind": "layernorm", "scale": False}),
+    "no_scale_bias_qk": small(
+        norm={"kind": "layernorm", "scale": False, "bias": True}, attention={"qk_norm": "head"}
+    ),
+    "clip_qkv": small(norm={"clip_qkv": 0.6}, attention={"qk_norm": "head"}),
     "post_norm": small(norm={"placement": "post"}),
     "sandwich_norm": small(norm={"placement": "sandwich"}),
     "epsilon": small(norm={"epsilon": 0.3}),
     "scale_plus_one": small(norm={"scale_plus_one": True}),
     "tied": small(embedding={"tied": True}),
     "embedding_scale": small(embedding={"scale": 5.5}),
+    "embedding_norm": small(embedding={"norm": True, "scale": 5.5}, position_encoding="learned"),
     "head_bias": small(embedding={"head_bias": True}),
     "tied_head_bias": small(embedding={"tied": True, "head_bias": True}),
     "logit_softcap": small(embedding={"logit_softcap": 0.8}),
     "nope": small(position_encoding="nope"),
     "learned": small(position_encoding="learned"),
     "alibi": small(position_encoding="alibi"),
+    "alibi_scale": small(position_encoding="alibi(scale=0.4)"),
     "partial_rope": small(position_encoding="rope(base=50, fraction=0.5)"),
+    "by_kind": small(
+        position_encoding="by_kind(rope(base=50, fraction=0.5), sliding=alibi)",
+        num_layers=5,
+        attention={"layer_pattern": PATTERN, "sliding_window": 3},
+    ),
+    "by_kind_rope": small(
+        position_encoding="by_kind(rope(base=1000), sliding=rope(base=50))",
+        attention={"layer_pattern": PATTERN, "sliding_window": 6},
+    ),
     "unrolled": small(numerics={"scan_layers": False}),
     "remat_dots": small(numerics={"remat": "dots"}),
     "remat_full": small(

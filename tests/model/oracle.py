@@ -37,7 +37,8 @@ def norm(config, p: Tree, x: np.ndarray) -> np.ndarray:
     if config.kind == "layernorm":
         x = x - x.mean(-1, keepdims=True)
     y = x / np.sqrt((x**2).mean(-1, keepdims=True) + config.epsilon)
-    y = y * (p["scale"] + (1.0 if config.scale_plus_one else 0.0))
+    if config.scale:
+        y = y * (p["scale"] + (1.0 if config.scale_plus_one else 0.0))
     return y + p["bias"] if config.bias else y
 
 
@@ -55,6 +56,9 @@ def activation(kind: str, x: np.ndarray) -> np.ndarray:
 def mlp(kind: str, x: np.ndarray, up, gate, down) -> np.ndarray:
     """up, gate and down are (matrix, bias); no gate in a plain MLP."""
     h = x @ up[0] + up[1]
+    if kind == "clamped_swiglu":
+        g, h = np.minimum(x @ gate[0] + gate[1], 7.0), np.clip(h, -7.0, 7.0) + 1
+        return (g / (1 + np.exp(-1.702 * g)) * h) @ down[0] + down[1]
     h = activation(kind, h) if gate is None else activation(kind, x @ gate[0] + gate[1]) * h
     return h @ down[0] + down[1]
 
@@ -70,7 +74,7 @@ def experts(config, p: Tree, x: np.ndarray, given: Given) -> tuple[np.ndarray, R
     m, out = config.moe, np.zeros_like(x)
     sums = [np.zeros(m.num_experts), np.zeros(m.num_experts), 0.0, 0]
     for t, row in enumerate(x):
-        logits = row @ p["router"]["kernel"]
+        logits = row @ p["router"]["kernel"] + p["router"].get("bias", 0.0)
         lse = np.log(np.exp(logits).sum())
         probs = np.exp(logits - lse)
         chosen = np.argsort(-probs)[: m.top_k]
@@ -89,7 +93,8 @@ def experts(config, p: Tree, x: np.ndarray, given: Given) -> tuple[np.ndarray, R
             sums[2] += lse**2
             sums[3] += 1
     if m.num_shared_experts:
-        out += feed_forward(config, p["shared"], x)
+        gate = 1 / (1 + np.exp(-x @ p["shared_gate"]["kernel"])) if m.shared_gate else 1.0
+        out += gate * feed_forward(config, p["shared"], x)
     return out, RouterSums(*sums)
 
 
@@ -110,17 +115,22 @@ def _slopes(heads: int) -> list[float]:
 def _heads(config, p: Tree, name: str, x: np.ndarray) -> np.ndarray:
     """[T, heads, head_dim]: projected, and normalised if asked for."""
     y = np.einsum("td,dnh->tnh", x, p[name]["kernel"]) + p[name].get("bias", 0.0)
+    if config.norm.clip_qkv is not None:
+        y = np.clip(y, -config.norm.clip_qkv, config.norm.clip_qkv)
     kind = config.attention.qk_norm
     if name == "v" or kind == "none":
         return y
     if kind == "head":
-        return norm(config.norm, p[f"{name}_norm"], y)
-    return norm(config.norm, p[f"{name}_norm"], y.reshape(len(y), -1)).reshape(y.shape)
+        return norm(config.norm, p.get(f"{name}_norm", {}), y)
+    return norm(config.norm, p.get(f"{name}_norm", {}), y.reshape(len(y), -1)).reshape(y.shape)
 
 
-def attention(config, p: Tree, x: np.ndarray, given: Given, window: int | None) -> np.ndarray:
+def attention(config, p: Tree, x: np.ndarray, given: Given, kind: str) -> np.ndarray:
     """Query by query, over the list of the keys that it sees."""
     a, encoding = config.attention, config.position_encoding
+    window = a.sliding_window if kind == "sliding" else None
+    if encoding.name == "by_kind":
+        encoding = encoding.sliding if kind == "sliding" else encoding.full
     q, k, v = (_heads(config, p, n, x) for n in ("q", "k", "v"))
     T, N, H = q.shape
     at, mixed = given.positions, np.zeros_like(q)
@@ -140,7 +150,7 @@ def attention(config, p: Tree, x: np.ndarray, given: Given, window: int | None) 
             if a.softcap is not None:
                 score = a.softcap * math.tanh(score / a.softcap)
             if encoding.name == "alibi":
-                score -= _slopes(N)[n] * distance
+                score -= encoding.scale * _slopes(N)[n] * distance
             scores.append(score)
             values.append(v[s, group])
         if scores:
@@ -152,7 +162,6 @@ def attention(config, p: Tree, x: np.ndarray, given: Given, window: int | None) 
 
 def block(config, p: Tree, x, given: Given, kind: str) -> tuple[np.ndarray, RouterSums | None]:
     """One layer."""
-    window = config.attention.sliding_window if kind == "sliding" else None
     routed: list[RouterSums] = []
 
     def second(y):
@@ -163,12 +172,12 @@ def block(config, p: Tree, x, given: Given, kind: str) -> tuple[np.ndarray, Rout
         return y
 
     def first(y):
-        return attention(config, p["attention"], y, given, window)
+        return attention(config, p["attention"], y, given, kind)
 
     placement, parallel = config.norm.placement, config.feed_forward.parallel
     if parallel != "none":
-        other = p["attention_norm" if parallel == "shared" else "feed_forward_norm"]
-        y = first(norm(config.norm, p["attention_norm"], x))
+        other = p.get("attention_norm" if parallel == "shared" else "feed_forward_norm", {})
+        y = first(norm(config.norm, p.get("attention_norm", {}), x))
         y = y + second(norm(config.norm, other, x))
         if placement == "sandwich":
             y = norm(config.norm, p["post_norm"], y)
@@ -177,7 +186,7 @@ def block(config, p: Tree, x, given: Given, kind: str) -> tuple[np.ndarray, Rout
         for name, sublayer in (("attention", first), ("feed_forward", second)):
             y = x
             if placement in ("pre", "sandwich"):
-                y = norm(config.norm, p[f"{name}_norm"], y)
+                y = norm(config.norm, p.get(f"{name}_norm", {}), y)
             y = sublayer(y)
             if placement in ("post", "sandwich"):
                 y = norm(config.norm, p[f"{name}_post_norm"], y)
@@ -194,12 +203,14 @@ def forward(config, params: Tree, rows: list[Given]) -> tuple[np.ndarray, tuple[
             x = x * config.embedding.scale
         if config.position_encoding.name == "learned":
             x = x + params["position"]["table"][given.positions]
+        if config.embedding.norm:
+            x = norm(config.norm, params["embedding_norm"], x)
         pattern = config.attention.layer_pattern
         for i in range(config.num_layers):
             p = params["last_layers"][f"block_{i}"]
             x, sums = block(config, p, x, given, pattern[i % len(pattern)])
             routed.append((i, sums))
-        x = norm(config.norm, params["final_norm"], x)
+        x = norm(config.norm, params.get("final_norm", {}), x)
         y = x @ (params["embedding"].T if config.embedding.tied else params["head"])
         if config.embedding.head_bias:
             y = y + params["head_bias"]

@@ -39,12 +39,16 @@ BAD = [
     ("moe", "top_k", 0, "1 to num_experts=8"),
     ("moe", "d_ff", 0, "None or an integer >= 1"),
     ("moe", "num_shared_experts", -1, ">= 0"),
+    ("moe", "shared_d_ff", 0, "None or, with num_shared_experts >= 1"),
+    ("moe", "shared_d_ff", 24, "None or, with num_shared_experts >= 1"),
+    ("moe", "shared_gate", True, "False without num_shared_experts"),
     ("moe", "load_balance_weight", -0.1, ">= 0"),
     ("moe", "router_z_weight", -0.1, ">= 0"),
     ("norm", "kind", "batchnorm", "rmsnorm, layernorm"),
     ("norm", "placement", "before", "pre, post, sandwich"),
     ("norm", "epsilon", 0.0, "> 0"),
     ("norm", "bias", True, "False with rmsnorm"),
+    ("norm", "clip_qkv", 0.0, "None or a number > 0"),
     ("embedding", "scale", 0.0, "None or a number > 0"),
     ("embedding", "logit_softcap", 0.0, "None or a number > 0"),
     ("numerics", "dtype", "float64", "float32, bfloat16, float16"),
@@ -73,6 +77,11 @@ def test_bad_values(part, field, value, allowed):
 def test_window_is_needed_by_a_sliding_layer():
     with pytest.raises(ValueError, match="sliding_window=None; allowed: an integer >= 1 if"):
         small(attention={"layer_pattern": ("global", "sliding")})
+
+
+def test_a_scale_plus_one_needs_a_scale():
+    with pytest.raises(ValueError, match="scale_plus_one=True; allowed: False without scale"):
+        small(norm={"scale": False, "scale_plus_one": True})
 
 
 def test_parallel_needs_a_norm_before():

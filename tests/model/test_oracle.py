@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlm.model.feed_forward import activate
 from tests.model import oracle
 from tests.model.configs import CONFIGS, VOCAB, float32_configs, make, packed_rows
 from tests.model.layouts import unroll_layers
@@ -55,6 +56,17 @@ def test_any_order_of_positions(name):
     positions = np.stack([rng.permutation(13), rng.integers(0, 9, 13)]).astype(np.int32)
     segments = rng.integers(0, 3, (2, 13)).astype(np.int32)
     check(*make(name), (tokens, jnp.asarray(positions), jnp.asarray(segments)), False)
+
+
+def test_clamped_swiglu_beyond_its_limits():
+    """Which the small weights of the models above never reach."""
+    up, gate = np.meshgrid(np.linspace(-12, 12, 9), np.linspace(-12, 12, 9))
+    got = activate("clamped_swiglu", jnp.asarray(up, jnp.float32), jnp.asarray(gate, jnp.float32))
+    # As an MLP of two inputs, up and gate themselves, and the output as it is.
+    x, take = np.stack([up.ravel(), gate.ravel()], 1), np.eye(2)
+    want = oracle.mlp("clamped_swiglu", x, (take[:, :1], 0), (take[:, 1:], 0), (np.eye(1), 0))
+    # float32 rounding of a product of three.
+    np.testing.assert_allclose(got.ravel(), want.ravel(), rtol=1e-6, atol=1e-6)
 
 
 def test_defaults_are_positions_from_zero_in_one_segment():

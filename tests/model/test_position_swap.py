@@ -48,6 +48,28 @@ def test_lm_infinite_takes_the_place_of_another(inner):
     assert default == bare("lm_infinite(rope, window=5)")
 
 
+def two_kinds(encoding):
+    attention = {"layer_pattern": ("sliding", "global"), "sliding_window": 6}
+    return Transformer(small(position_encoding=encoding, attention=attention))
+
+
+def test_lm_infinite_leaves_sliding_layers_with_their_own_encoding():
+    before = two_kinds("by_kind(rope(base=500), sliding=alibi)")
+    got = before.with_position_encoding("lm_infinite", window=5)
+    assert got == two_kinds("by_kind(lm_infinite(rope(base=500), window=5), sliding=alibi)")
+    again = got.with_position_encoding("lm_infinite", window=7)
+    assert again == two_kinds("by_kind(lm_infinite(rope(base=500), window=7), sliding=alibi)")
+
+
+@pytest.mark.parametrize("encoding", ["rope(base=500)", "alibi"])
+def test_one_encoding_in_both_kinds_is_that_encoding(encoding):
+    model = two_kinds(encoding)
+    params = random_params(abstract_params(model))
+    both = model.with_position_encoding(f"by_kind({encoding}, sliding={encoding})")
+    # The same numbers under two names: programs differ, sums run in one order.
+    np.testing.assert_array_equal(*(logits(m, params, *packed_rows()) for m in (model, both)))
+
+
 def test_an_option_given_twice_is_refused():
     with pytest.raises(ValueError, match=r"lm_infinite: window=9 given again; allowed: each"):
         bare("rope").with_position_encoding("lm_infinite(window=8)", window=9)
@@ -82,6 +104,10 @@ def test_parameters_serve_both():
         ("rope", "t5", r"position_encoding=t5 has learned parameters \(table\)"),
         ("t5", "learned", r"position_encoding=learned has learned parameters \(table\)"),
         ("rope", "lm_infinite(kerple)", "has learned parameters .* a model with rope lacks"),
+        ("rope", "by_kind(sliding=t5)", r"by_kind: sliding='t5.*without learned parameters"),
+        ("rope", "by_kind(sliding=sinusoidal)", "by_kind: sliding='sinus.*adds nothing"),
+        ("rope", "by_kind(by_kind)", "by_kind: full='by_kind'; allowed: an encoding of one kind"),
+        ("rope", "lm_infinite(by_kind)", "inner='by_kind'; allowed: a relative encoding"),
         ("rope", "ropes", r"did you mean rope\?"),
         ("learned", "lm_infinite", "lm_infinite: inner='learned.*allowed: a relative encoding"),
     ],

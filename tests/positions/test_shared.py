@@ -31,21 +31,33 @@ CASES = {name: name for name in positions.available()} | {
     "rope_alibi_multiplicative": "rope_alibi(kind=multiplicative, slopes=geometric)",
     "rope_alibi_linear": "rope_alibi(kind=linear)",
     "kerple_power": "kerple(kind=power)",
+    "by_kind": "by_kind(sinusoidal, sliding=rope_alibi)",
+    "by_kind_dynamic_ntk": "by_kind(rope(scaling=dynamic_ntk(factor=2, original_length=8)), "
+    "sliding=rope(base=50))",
+    "by_kind_learned": "by_kind(t5, sliding=lm_infinite(rope, window=3, num_sinks=1))",
 }
 LENGTH = 16
 
 
 def bare(encoding):
     # Where the rotation depends on the context's length, deeper layers keep what they computed of a
-    # shorter context: there cached decode equals the full forward in the first layer only.
-    depends_on_length = "dynamic" in encoding or "longrope" in encoding
+    # shorter context: there cached decode equals the full forward in the first layer only. With two
+    # kinds of layers that is the first global one, above a sliding one.
+    two = encoding.startswith("by_kind")
+    depends_on_length = not two and ("dynamic" in encoding or "longrope" in encoding)
     config = ModelConfig(
         vocab_size=40,
         num_layers=1 if depends_on_length else 2,
         d_model=32,
         context_length=LENGTH,
         position_encoding=encoding,
-        attention=AttentionConfig(num_heads=4, num_kv_heads=2, implementation="reference"),
+        attention=AttentionConfig(
+            num_heads=4,
+            num_kv_heads=2,
+            layer_pattern=("sliding", "global") if two else ("global",),
+            sliding_window=5 if two else None,
+            implementation="reference",
+        ),
     )
     return Transformer(config)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxlm.interop import llama_like
 from jaxlm.interop.family import Family
-from jaxlm.interop.fields import GATED, Activation, Derived, Fixed, Key, Layers
+from jaxlm.interop.fields import GATED, Activation, Derived, Field, Fixed, Key, Layers
 from jaxlm.interop.hub_config import HubConfig
 from jaxlm.model.config import ModelConfig
 
@@ -30,8 +30,16 @@ def write_activation(config: ModelConfig) -> dict[str, Any]:
     return {"hidden_act": name, "hidden_activation": name}
 
 
-FIELDS = (
-    *llama_like.SIZES,
+def write_scale(config: ModelConfig) -> dict[str, Any]:
+    """As an integer where it is one: transformers refuses 256.0."""
+    assert config.attention.scale is not None
+    scalar = config.attention.scale**-2
+    whole = math.isclose(scalar, round(scalar), rel_tol=1e-9)
+    return {"query_pre_attn_scalar": round(scalar) if whole else scalar}
+
+
+# All but the positions.
+SINCE_1: tuple[Field, ...] = (
     *llama_like.ATTENTION,
     *llama_like.MLP,
     *llama_like.RMSNORM,
@@ -40,17 +48,17 @@ FIELDS = (
     Key("tie_word_embeddings", "embedding.tied", True),
     Derived(lambda config: {"embedding.scale": math.sqrt(config.require("hidden_size"))}),
 )
-FIELDS_2 = (
-    *FIELDS,
-    Layers(("sliding", "global"), listed=True),
+SINCE_2: tuple[Field, ...] = (
+    *SINCE_1,
     Key("attn_logit_softcapping", "attention.softcap", None),
     Key("final_logit_softcapping", "embedding.logit_softcap", None),
     Derived(
         lambda config: {"attention.scale": config.require("query_pre_attn_scalar") ** -0.5},
-        # Which transformers takes as an integer alone.
-        lambda config: {"query_pre_attn_scalar": round((config.attention.scale or 1.0) ** -2)},
+        write_scale,
     ),
     Fixed("norm.placement", "sandwich"),
 )
+FIELDS = (*llama_like.SIZES, *SINCE_1)
+FIELDS_2 = (*llama_like.SIZES, *SINCE_2, Layers(("sliding", "global"), listed=True))
 FAMILY = Family(("GemmaForCausalLM",), "gemma", FIELDS, llama_like.rows)
 FAMILY_2 = Family(("Gemma2ForCausalLM",), "gemma2", FIELDS_2, llama_like.rows)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from jaxlm.interop import llama_like
 from jaxlm.interop.families import qwen3
 from jaxlm.interop.family import Family
-from jaxlm.interop.fields import Fixed, Key, Only
+from jaxlm.interop.fields import Field, Fixed, Key, Only
 from jaxlm.interop.rows import Row
 from jaxlm.model.config import ModelConfig
 
-FIELDS = (
-    *qwen3.FIELDS,
+EXPERTS: tuple[Field, ...] = (
     # Some layers could have a dense MLP, or every second.
     Only("mlp_only_layers", []),
     Only("decoder_sparse_step", 1),
@@ -22,6 +21,7 @@ FIELDS = (
     Key("router_aux_loss_coef", "moe.load_balance_weight", 0.0),
     Fixed("moe.router_z_weight", 0.0),
 )
+FIELDS = (*qwen3.FIELDS, *EXPERTS)
 
 
 def rows(config: ModelConfig) -> list[Row]:

@@ -1,0 +1,62 @@
+"""Gemma 3, its text models: norms of queries and keys; full and sliding layers rotate apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxlm import positions
+from jaxlm.interop import llama_like
+from jaxlm.interop.families import gemma
+from jaxlm.interop.family import Family
+from jaxlm.interop.fields import KINDS, Derived, Fixed, Layers, Only
+from jaxlm.interop.hub_config import HubConfig
+from jaxlm.interop.hub_rope import plain_rope, read_rope, write_scaling
+from jaxlm.model.config import ModelConfig
+from jaxlm.positions.by_kind import ByKind
+
+
+def read_layers(config: HubConfig) -> dict[str, Any]:
+    """Of early files sliding_window_pattern says that every so many layers one sees everything."""
+    period = config.get("sliding_window_pattern", config.get("_sliding_window_pattern", 6))
+    return Layers(("sliding",) * (period - 1) + ("global",), listed=True).read(config)
+
+
+def read_rotations(config: HubConfig) -> dict[str, Any]:
+    """RoPE of full and of sliding layers: in rope_parameters by the kind of layer, in early files
+    under names of their own.
+    """
+    by_kind = dict(config.get("rope_parameters", {}))
+    config.unread |= {f"rope_parameters.{k}" for k in by_kind.keys() - KINDS.keys()}
+    full = dict(config.get("rope_scaling", {})) | dict(by_kind.get("full_attention") or {})
+    sliding = dict(by_kind.get("sliding_attention") or {})
+    encoding = ByKind(
+        read_rope(full, config, config.get("rope_theta", 1e6), 1.0),
+        read_rope(sliding, config, config.get("rope_local_base_freq", 1e4), 1.0),
+    )
+    return {"position_encoding": encoding}
+
+
+def write_rotations(config: ModelConfig) -> dict[str, Any]:
+    """Under the early names, which later versions read too.
+
+    Raises:
+        ValueError: not RoPE, or a scaling in sliding layers.
+    """
+    encoding = positions.parse(config.position_encoding)
+    full, sliding = (plain_rope(encoding.of_kind(kind)) for kind in KINDS.values())
+    return {
+        "rope_theta": full.base,
+        "rope_local_base_freq": sliding.base,
+        **write_scaling(full),
+    }
+
+
+FIELDS = (
+    *llama_like.WIDTHS,
+    *gemma.SINCE_2,
+    Derived(read_layers, Layers(("global",), listed=True).write),
+    Derived(read_rotations, write_rotations),
+    Fixed("attention.qk_norm", "head"),
+    Only("use_bidirectional_attention", False),
+)
+FAMILY = Family(("Gemma3ForCausalLM",), "gemma3_text", FIELDS, llama_like.rows)
