@@ -37,6 +37,11 @@ class ALiBi(PositionEncoding):
         """Adds a bias."""
         return True
 
+    @property
+    def score_form(self):
+        """A slope."""
+        return "slope"
+
     def head_parameters(self, params, num_heads):
         """The slopes."""
         return jnp.asarray(geometric_slopes(num_heads))
