@@ -140,7 +140,7 @@ def _placed_arrays(call: Call, rule: Rule, x: Trained, tokens: Tokens) -> Arrays
     state = places.states(rule.mask, q, k, n.block_q, n.block_k)
     segments = Segments(query_ids(q.segment_ids), k.segment_ids, places.bounds(state))
     slopes = None if x.slopes is None else x.slopes.astype(jnp.float32) * LOG2_E
-    own = Places(q.positions, k.positions, state, slopes)
+    own = Places(q.positions, k.positions, places.in_words(state), slopes)
     return Arrays(x.q, x.k, x.v, None, segments, None, None, None, None, None, own)
 
 

@@ -91,7 +91,7 @@ class Operands:
 
     def prefetch_places(self, places: Places) -> None:
         """What of them are scalars."""
-        self.prefetch("state", places.state)
+        self.prefetch("states", places.words)
         if places.slopes is not None:
             self.prefetch("slopes", places.slopes)
 

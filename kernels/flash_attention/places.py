@@ -17,6 +17,7 @@ from jax.experimental import pallas as pl
 
 HIDDEN_BLOCK, PARTLY, WHOLE = 0, 1, 2
 FAR_OFF = 1 << 29  # beyond all positions; differences of such fit int32
+PER_WORD = 16  # states: scalar memory is a mebibyte
 
 
 class Mask(Protocol):
@@ -59,13 +60,13 @@ class Places(NamedTuple):
 
     Attributes:
         q, k: int32 [B, T] and [B, S], positions.
-        state: int32 [B, T / block_q, S / block_k], of each pair of blocks.
+        words: int32 [words], the state of each pair of blocks, see `in_words`.
         slopes: float32 [N] in base 2, or None.
     """
 
     q: jax.Array
     k: jax.Array
-    state: jax.Array
+    words: jax.Array
     slopes: jax.Array | None
 
 
@@ -110,6 +111,25 @@ def bounds(state: jax.Array) -> jax.Array:
     return jnp.stack([jnp.where(seen, number, end[:, :, None]).min(2), end], 2)
 
 
+def in_words(state: jax.Array) -> jax.Array:
+    """States of a query block fill whole words, from the lowest bits on; words in one row: scalar
+    memory has no room for a short last axis.
+    """
+    *lead, blocks = state.shape
+    x = jnp.pad(state, [(0, 0)] * len(lead) + [(0, -blocks % PER_WORD)])
+    shifts = jnp.arange(0, 2 * PER_WORD, 2, dtype=jnp.int32)
+    words = jnp.left_shift(x.reshape(-1, PER_WORD), shifts[None])
+    return words.sum(1, dtype=jnp.int32)  # no two have a bit in common
+
+
+def _state(call: Any, words: Any, b: Any, i: Any, kb: Any) -> Any:
+    """Of query block i of row b and key block kb."""
+    per_block = -(-call.band.num_blocks_k // PER_WORD)
+    word = words[(b * call.band.num_blocks_q + i) * per_block + jax.lax.div(kb, PER_WORD)]
+    shift = 2 * jax.lax.rem(kb, PER_WORD)
+    return jnp.right_shift(word, shift) & 3
+
+
 def visit(
     call: Any, x: dict[str, Any], b: Any, i: Any, j: Any, work: Callable[[list[Any]], None]
 ) -> None:
@@ -118,9 +138,10 @@ def visit(
     low = j * n.blocks_per_stretch
 
     def block(kb: Any, _: Any) -> None:
+        found = _state(call, x["states"], b, i, kb)
         for state, offset in ((PARTLY, 0), (WHOLE, None)):
 
-            @pl.when(x["state"][b, i, kb] == state)
+            @pl.when(found == state)
             def tiles(offset: int | None = offset) -> None:
                 work(
                     [

@@ -11,7 +11,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxlm.attention import mask as masks
 from kernels.flash_attention import At, flash_attention_at, reference
 from kernels.flash_attention.blocks import Blocks
-from kernels.flash_attention.places import HIDDEN_BLOCK, WHOLE, bounds, states
+from kernels.flash_attention.places import HIDDEN_BLOCK, WHOLE, bounds, in_words, states
 from tests.kernels.aot import TOPOLOGIES, compiles, needs_libtpu
 from tests.kernels.interpret import INTERPRET
 from tests.kernels.test_flash_attention import TOLERANCE, arrays, assert_near
@@ -134,6 +134,9 @@ def test_a_block_is_hidden_or_whole_only_if_all_its_pairs_are(name):
     if name == "gapped":
         assert (some == (found[0] != HIDDEN_BLOCK)).all()
         assert (every == (found[0] == WHOLE)).all()
+    words = np.asarray(in_words(jnp.asarray(found))).reshape(found.shape[1], -1)
+    for kb in range(found.shape[2]):
+        assert ((words[:, kb // 16] >> 2 * (kb % 16) & 3) == found[0, :, kb]).all()
     for (first, end), row in zip(np.asarray(bounds(jnp.asarray(found)))[0], found[0], strict=True):
         visited = np.flatnonzero(row != HIDDEN_BLOCK)
         wanted = (visited[0], visited[-1] + 1) if visited.size else (0, 0)
