@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from jaxlm.attention import mask as masks
 from kernels import block_sampled_attention as sampled
 from kernels import flash_attention as ours
 from kernels.chip import target_chip
@@ -100,6 +101,27 @@ def fire_attention(
     shapes = [(2 * length - 1,), (1, length), (width,), (width,), (heads, width), (heads,)]
     fire = [struct(mesh, *shape, dtype="float32") for shape in shapes]
     return with_gradients(attend) if backward else attend, [x, x, x, *fire]
+
+
+def attention_at(
+    mesh: Mesh, length: int, heads: int, head_dim: int, backward: bool = False
+) -> Program:
+    """Λ-shaped, bfloat16, of tokens in any order, with slopes of the distance."""
+    mask = masks.lambda_shaped(length // 2, 16)
+
+    def program(at: jax.Array, ids: jax.Array, slopes: jax.Array, *trained: jax.Array) -> Any:
+        tokens = ours.At(at, ids)
+
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            options: dict[str, Any] = {"mask": mask, "scale": head_dim**-0.5, "slopes": slopes}
+            chip = target_chip() or "v5e"
+            return ours.flash_attention_at(q, k, v, tokens, tokens, chip=chip, **options)[0]
+
+        return (with_gradients(attend) if backward else attend)(*trained)
+
+    tokens = [struct(mesh, 1, length, dtype="int32")] * 2
+    x = struct(mesh, 1, heads, length, head_dim)
+    return program, [*tokens, struct(mesh, heads, dtype="float32"), x, x, x]
 
 
 def attention_of_a_part(

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from kernels.decode_attention import Queries, Scoring, Slots
 from kernels.decode_attention import decode_attention as attend_dense
 from kernels.decode_attention import paged_decode_attention as attend_paged
-from kernels.kv_quantize import Quantized, quantize_keys, quantize_values
+from kernels.kv_quantize import Quantized, Scaled, quantize_keys, quantize_values
 from kernels.kv_quantize.layout import rows_of_codes
 from kernels.quantized_decode_attention import Zone
 from kernels.quantized_decode_attention import quantized_decode_attention as attend_quantized
@@ -96,6 +96,24 @@ def kv_quantize(
         )
 
     return quantize, [struct(mesh, batch, heads, tokens, head_dim)] * 2
+
+
+def scaled_decode_attention(
+    mesh: Mesh, batch: int, capacity: int, heads: int, head_dim: int
+) -> Program:
+    """kernels.quantized_decode_attention against float8 with a scale per token."""
+
+    def attend(q: jax.Array, k: Any, k_scale: Any, v: Any, v_scale: Any, *at: Any) -> jax.Array:
+        zone = Zone(Scaled(k, k_scale), Scaled(v, v_scale), Slots(at[1]))
+        return attend_quantized(q, [zone], Scoring(head_dim**-0.5), Queries(at[0]))[0]
+
+    numbers = struct(mesh, batch, heads, capacity, head_dim, dtype="float8_e4m3fn")
+    scale = struct(mesh, batch, heads, capacity, dtype="float32")
+    return attend, [
+        struct(mesh, batch, heads, 1, head_dim),
+        *[numbers, scale] * 2,
+        *_positions(mesh, batch, 1, capacity),
+    ]
 
 
 def quantized_decode_attention(

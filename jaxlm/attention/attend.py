@@ -29,9 +29,9 @@ def attend(
         spec: the static description.
         x: the arrays.
         implementation: "flash" (TPU kernels), "blockwise", "reference", or "auto": where queries
-            and keys are the same tokens (`spec.aligned`) flash on a TPU for what its kernels do,
-            else blockwise; the reference form otherwise. Attention to a KV cache has a door of its
-            own, `attend_cached`.
+            and keys are the same tokens in order (`spec.aligned`) flash on a TPU for what its
+            kernels do, else blockwise; otherwise flash, else the reference form. Attention to a KV
+            cache has a door of its own, `attend_cached`.
 
     Returns:
         The output [batch, length, heads, head_dim] in q's dtype and the float32 log-sum-exp of the
@@ -41,8 +41,8 @@ def attend(
         ValueError: unknown implementation, or one that cannot do what the call needs.
     """
     if implementation == "auto":
-        implementation = "flash" if unsupported(spec, x) is None else "blockwise"
-        implementation = implementation if spec.aligned else "reference"
+        others = "blockwise" if spec.aligned else "reference"
+        implementation = "flash" if unsupported(spec, x) is None else others
     if implementation not in IMPLEMENTATIONS:
         allowed = ", ".join(["auto", *IMPLEMENTATIONS])
         raise ValueError(f"implementation={implementation!r}; allowed: {allowed}")

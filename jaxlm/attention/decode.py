@@ -42,7 +42,7 @@ def unsupported(spec: AttentionSpec, new: AttentionInputs, cached: CachedLayer) 
         return f"mask={spec.mask}"
     if spec.score is not None:
         K = cached.keys.shape[2]
-        if spec.score_form not in ("bias", "network"):
+        if spec.score_form not in ("bias", "slope", "network"):
             return "a position encoding whose change to a score is no bias"
         if not bias_fits(N, T, 2 * K * H * cached.keys.dtype.itemsize):
             return f"a bias of {T} tokens of {N} heads, which is larger than the cache"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,16 @@ from jaxlm.attention.mask import AttentionMask, Interval
 from jaxlm.attention.on_mesh import Axes, on_mesh
 from jaxlm.sharding.mesh import CONTEXT
 from kernels.chip import target_chip
-from kernels.flash_attention import DTYPES, HEAD_DIMS, SHORTEST_WINDOW, Fire, Sinks, flash_attention
+from kernels.flash_attention import (
+    DTYPES,
+    HEAD_DIMS,
+    SHORTEST_WINDOW,
+    At,
+    Fire,
+    Sinks,
+    flash_attention,
+    flash_attention_at,
+)
 
 # Of what is not keys or values [batch, heads, length, …], of which a device has all tokens of its
 # rows and heads: queries are cut along the length too, what is a head's with its heads.
@@ -34,6 +44,11 @@ AXES: dict[str, Axes] = {
     "b_in": (),
     "w_out": ("kv_heads",),
     "b_out": ("kv_heads",),
+    "q_positions": ("batch", "length"),
+    "q_segment_ids": ("batch", "length"),
+    "k_positions": ("batch",),
+    "k_segment_ids": ("batch",),
+    "slopes": ("kv_heads",),
 }
 PART = 128  # queries; a part of a row is a multiple of it
 
@@ -74,12 +89,12 @@ def unsupported(spec: AttentionSpec, x: AttentionInputs) -> str | None:
     """What of a call the kernels do not do; None: they do it all."""
     if target_chip() is None:
         return "a device that is no TPU"
-    if not spec.aligned:
-        return "queries and keys that are not the same tokens"
     if x.q.shape[-1] not in HEAD_DIMS:
         return f"head_dim={x.q.shape[-1]}"
     if x.q.dtype not in DTYPES:
         return f"dtype={x.q.dtype}"
+    if not spec.aligned:
+        return _unsupported_places(spec, x)
     if spec.score is not None and spec.score_form is None:
         return "a position encoding whose change to a score is no bias, factor or network"
     pattern = pattern_of(spec.mask, x.q.shape[1])
@@ -90,6 +105,15 @@ def unsupported(spec: AttentionSpec, x: AttentionInputs) -> str | None:
     if pattern.num_sinks and spec.score_form == "network":
         return f"{pattern.num_sinks} sinks and a network"
     return _unmet_ceiling(spec, x, pattern)
+
+
+def _unsupported_places(spec: AttentionSpec, x: AttentionInputs) -> str | None:
+    """Where positions do not follow slots, a bias of the distance has no equal diagonals."""
+    if spec.score is not None and spec.score_form != "slope":
+        return "positions that follow no order, with a position encoding that adds no slope"
+    if x.q_far is not None:
+        return "positions that follow no order, with other keys at the distance ceiling"
+    return None
 
 
 def _unmet_ceiling(spec: AttentionSpec, x: AttentionInputs, pattern: Pattern) -> str | None:
@@ -124,9 +148,31 @@ def attend_flash(
         raise ValueError(
             f"implementation='flash' for {reason}; allowed: tokens attending to one another on a "
             "TPU; causal, full, sliding window, prefix, or sinks beside a window of at least "
-            f"{SHORTEST_WINDOW}; a bias or factor of the distance; FIRE; bfloat16 or float32; "
+            f"{SHORTEST_WINDOW}; a bias or factor of the distance; FIRE; in any order, a "
+            "slope and any mask; bfloat16 or float32; "
             f"head_dim {', '.join(map(str, HEAD_DIMS))}"
         )
+    if spec.aligned:
+        kernel, arrays = _aligned(spec, x, chip)
+    else:
+        kernel, arrays = _in_any_order(spec, x, chip)
+    B, T = x.q.shape[:2]
+    whole = T % PART or spec.network is not None  # a network needs the queries of all keys
+    sizes = {"batch": B, "kv_heads": x.k.shape[2], "length": 1 if whole else T // PART}
+    cut = [AXES.get(name, ("batch", "kv_heads")) for name in arrays]
+    run = on_mesh(kernel, sizes, cut, [TOKENS_OF_HEADS] * 2)
+    out, lse = run(*arrays.values())
+    if x.sink_logits is not None:
+        out, lse = _with_logits(out, lse, x.sink_logits)
+    return out.swapaxes(1, 2), lse.swapaxes(1, 2)
+
+
+# A function of these arrays, by position.
+Kernel = tuple[Callable[..., tuple[Array, Array]], dict[str, Any]]
+
+
+def _aligned(spec: AttentionSpec, x: AttentionInputs, chip: str) -> Kernel:
+    """For positions that follow the slots."""
     pattern = pattern_of(spec.mask, x.q.shape[1])
     assert pattern is not None
     arrays = _arrays(spec, x, pattern)
@@ -155,15 +201,34 @@ def attend_flash(
             chip=chip,
         )
 
-    B, K, T = arrays["k"].shape[:3]
-    whole = T % PART or spec.network is not None  # a network needs the queries of all keys
-    sizes = {"batch": B, "kv_heads": K, "length": 1 if whole else T // PART}
-    cut = [AXES.get(name, ("batch", "kv_heads")) for name in arrays]
-    run = on_mesh(kernel, sizes, cut, [TOKENS_OF_HEADS] * 2)
-    out, lse = run(*arrays.values())
-    if x.sink_logits is not None:
-        out, lse = _with_logits(out, lse, x.sink_logits)
-    return out.swapaxes(1, 2), lse.swapaxes(1, 2)
+    return kernel, arrays
+
+
+def _in_any_order(spec: AttentionSpec, x: AttentionInputs, chip: str) -> Kernel:
+    """For positions that are data."""
+    arrays: dict[str, Any] = {name: getattr(x, name).swapaxes(1, 2) for name in ("q", "k", "v")}
+    for name in ("q_positions", "q_segment_ids", "k_positions", "k_segment_ids"):
+        arrays[name] = getattr(x, name)
+    if spec.score is not None:
+        arrays["slopes"] = x.head_parameters
+
+    def kernel(q: Array, k: Array, v: Array, *rest: Array) -> tuple[Array, Array]:
+        q_at, k_at = At(*rest[:2]), At(*rest[2:4])
+        return flash_attention_at(
+            q,
+            k,
+            v,
+            q_at,
+            k_at,
+            mask=spec.mask,
+            scale=spec.scale,
+            softcap=spec.softcap,
+            slopes=rest[4] if len(rest) > 4 else None,
+            ceiling=spec.ceiling,
+            chip=chip,
+        )
+
+    return kernel, arrays
 
 
 def _with_logits(out: Array, lse: Array, sink_logits: Array) -> tuple[Array, Array]:
@@ -192,6 +257,7 @@ def _arrays(spec: AttentionSpec, x: AttentionInputs, pattern: Pattern) -> dict[s
     if spec.network is not None:
         arrays |= spec.network(x.head_parameters, distance, x.q_positions)._asdict()
     elif name is not None:
+        name = "bias" if name == "slope" else name
         arrays[name] = _of_distance(spec, x, distance)
         if pattern.num_sinks:
             arrays[f"far_{name}"] = _of_distance(spec, x, jnp.array([spec.ceiling], jnp.int32))[

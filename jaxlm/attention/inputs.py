@@ -30,8 +30,9 @@ class AttentionSpec:
         score: the position encoding's change to the scores of one head, evaluated tile by tile:
             `score(head_parameters, scores, distance, q_positions)`. None: unchanged.
         score_form: what `score` is, for kernels that do not call it tile by tile: "bias" adds a
-            number that depends on the head and the distance alone, "factor" multiplies by such a
-            number, "network" adds that of `network`; None: something else.
+            number that depends on the head and the distance alone, "slope" such a one that is
+            -head_parameters·distance, "factor" multiplies by such a number, "network" adds that of
+            `network`; None: something else.
         network: `network(head_parameters, distances, q_positions)`, of all heads; None: none.
         score_is_learned: whether the gradient of `head_parameters` is wanted; False: a kernel may
             leave it zero.

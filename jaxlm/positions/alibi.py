@@ -43,6 +43,11 @@ class ALiBi(PositionEncoding):
         """Adds a bias."""
         return True
 
+    @property
+    def score_form(self):
+        """A slope."""
+        return "slope"
+
     def bind(self, dims: Dimensions) -> ALiBi:
         """Checks the scale."""
         require(0 < self.scale <= LARGE, "alibi: scale", self.scale, "a number > 0")

@@ -90,8 +90,8 @@ class PositionEncoding:
     @property
     def score_form(self) -> str | None:
         """What `score` is, for kernels that do not call it: "bias" adds what depends on the head
-        and the distance alone, "factor" multiplies by such a number, "network" is `network`; None:
-        something else.
+        and the distance alone, "slope" does so by -head_parameters·distance, "factor" multiplies
+        by such a number, "network" is `network`; None: something else.
         """
         return "bias" if self.changes_scores and self.relative else None
 

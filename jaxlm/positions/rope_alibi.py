@@ -62,10 +62,10 @@ class RopeAlibi(RoPE):
 
     @property
     def score_form(self):
-        """A bias or a factor."""
+        """A bias, a slope or a factor."""
         if not self.changes_scores:
             return None
-        return "factor" if self.kind == "multiplicative" else "bias"
+        return {"multiplicative": "factor", "linear": "slope"}.get(self.kind, "bias")
 
     def bind(self, dims: Dimensions) -> RopeAlibi:
         """Checks the names."""

@@ -13,12 +13,24 @@ from kernels.flash_attention.check import (
     Sinks,
     check,
     check_options,
+    check_places,
 )
 from kernels.flash_attention.fire import Fire, quotient
 from kernels.flash_attention.kernel import Settings, Tokens, Trained, attend
 from kernels.flash_attention.padding import whole_blocks
+from kernels.flash_attention.places import At, Mask, Rule
 
-__all__ = ["DTYPES", "HEAD_DIMS", "SHORTEST_WINDOW", "Fire", "Sinks", "flash_attention"]
+__all__ = [
+    "DTYPES",
+    "HEAD_DIMS",
+    "SHORTEST_WINDOW",
+    "At",
+    "Fire",
+    "Mask",
+    "Sinks",
+    "flash_attention",
+    "flash_attention_at",
+]
 
 
 def flash_attention(
@@ -80,6 +92,51 @@ def flash_attention(
     trained = _trained(q, k, v, bias, factor, fire, sinks)
     tokens = Tokens(segment_ids, positions, first_query)
     out, lse = attend(settings, *whole_blocks(settings, trained, tokens))
+    return out[:, :, :T], lse[:, :, :T]
+
+
+def flash_attention_at(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    q_at: At,
+    k_at: At,
+    *,
+    mask: Mask,
+    scale: float,
+    softcap: float | None = None,
+    slopes: jax.Array | None = None,
+    ceiling: int | None = None,
+    chip: str = "v5e",
+    blocks: tuple[Blocks, Blocks] | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """As `flash_attention`, of tokens that stand anywhere: what is seen follows from positions that
+    are data. Key blocks that a query block's positions or segments hide are left out; so the cost
+    follows the mask as far as near positions stand near one another.
+
+    Args:
+        q: [batch, heads, T, head_dim], bfloat16 or float32.
+        k, v: [batch, kv_heads, S, head_dim], as q; heads are a multiple of kv_heads.
+        q_at, k_at: positions and segment ids of T queries and of S keys; a token sees keys of its
+            own segment only, and 0 is padding. Positions below 2²⁹ in size.
+        mask: which positions see which.
+        scale, softcap: scores are s = scale·q·k, or softcap·tanh(s / softcap).
+        slopes: [heads]: capped scores lose slope·min(distance, ceiling), where distance is the
+            query's position less the key's (ALiBi); their gradient is 0.
+        ceiling: None: no minimum is taken.
+        chip, blocks: as there.
+
+    Raises:
+        ValueError: shapes or dtypes that the kernels do not take, or an unknown chip.
+    """
+    check_places(q, k, v, q_at, k_at, slopes)
+    T, S = q.shape[2], k.shape[2]
+    part = T if T < S and T % 128 == 0 else None
+    blocks = blocks or choose_blocks(S, chip, q.shape[3] * q.dtype.itemsize, None, part)
+    options = (softcap, None, 0, False, chip != "v4", blocks, Rule(mask, ceiling))
+    settings = Settings(None, None, scale, *options)
+    tokens = Tokens(k_at.segment_ids, k_at.positions, None, q_at)
+    out, lse = attend(settings, *whole_blocks(settings, Trained(q, k, v, slopes=slopes), tokens))
     return out[:, :, :T], lse[:, :, :T]
 
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.flash_attention import bias, fire_tiles
+from kernels.flash_attention import bias, fire_tiles, places
 from kernels.flash_attention.broken_line import GROUP
 from kernels.flash_attention.call import LANES, SUBLANES, Call, Tile, wide
 from kernels.flash_attention.fire import Sums
@@ -118,6 +118,7 @@ def _operands(call: Call, stretch: int, x: Arrays, d: Cotangents) -> Operands:
     keys = spec((None, None, n.stretch, H), lambda b, h, head, i: (b, h, stretch, 0))
     row = spec((None, None, 1, n.block_q), lambda b, h, head, i: (b, head, 0, i + first))
     column = spec((None, n.stretch, LANES), lambda b, h, head, i: (b, stretch, 0))
+    of_queries = spec((None, SUBLANES, n.block_q), lambda b, h, head, i: (b, 0, i + first))
     operands = Operands(x.first_block)
     operands.add("q", x.q, queries)
     operands.add("k", x.k, keys)
@@ -127,9 +128,12 @@ def _operands(call: Call, stretch: int, x: Arrays, d: Cotangents) -> Operands:
     operands.add("rest", d.rest, row)
     if x.segments is not None:
         operands.prefetch("bounds", x.segments.bounds[:, first:end])
-        ids = spec((None, SUBLANES, n.block_q), lambda b, h, head, i: (b, 0, i + first))
-        operands.add("q_ids", rows_of(x.segments.q_ids), ids)
+        operands.add("q_ids", rows_of(x.segments.q_ids), of_queries)
         operands.add("k_ids", columns(x.segments.k_ids), column)
+    if x.places is not None:
+        operands.prefetch_places(x.places)
+        operands.add("q_at", rows_of(x.places.q), of_queries)
+        operands.add("k_at", columns(x.places.k), column)
     if x.is_open is not None:
         operands.add("open", columns(x.is_open), column)
     for name in ("bias", "factor"):
@@ -145,8 +149,7 @@ def _operands(call: Call, stretch: int, x: Arrays, d: Cotangents) -> Operands:
             keys=False,
             whole=lambda shape: spec(shape, lambda b, h, head, i: (0,) * len(shape)),
         )
-        ids = spec((None, SUBLANES, n.block_q), lambda b, h, head, i: (b, 0, i + first))
-        operands.add("reciprocal", rows_of(x.fire.reciprocal), ids)
+        operands.add("reciprocal", rows_of(x.fire.reciprocal), of_queries)
     return operands
 
 
@@ -234,7 +237,10 @@ def kernel(
         for at in tiles:
             _tile(call, x, step, *at)
 
-    call.visit(number, stretch, call.bounds(x, b, i), work)
+    if call.rule is None:
+        call.visit(number, stretch, call.bounds(x, b, i), work)
+    else:
+        places.visit(call, x, b, i, stretch, work)
     x["dq"][...] = (x["dq_sum"][...] * call.scale).astype(x["dq"].dtype)
 
     @pl.when((g == last_g) & (i == last_i))
@@ -258,6 +264,8 @@ def _tile(
     before = call.offset(i, stretch, rows, base)
     first = call.reach - before
     s, factor = _changed(call, x, capped, first)
+    if "slopes" in x:
+        s -= call.penalty(x, head, at, keys, axis=1)
     if "numerator" in x:
         reciprocal = x["reciprocal"][:1, at]
         size = (n.tile_k, n.tile_q, call.strides)
@@ -306,6 +314,8 @@ def _changed(
 
 def _seen(call: Call, x: dict[str, Any], at: Any, keys: Any, offset: Any) -> Any:
     """Which pairs of a tile, [keys, queries], are visible, or None for all."""
+    if call.rule is not None:
+        return call.seen_places(x, at, keys, offset, axis=1)
     n = call.blocks
     same = is_open = None
     if "q_ids" in x:

@@ -12,6 +12,7 @@ from jax.experimental import pallas as pl
 
 from kernels.flash_attention.blocks import Blocks
 from kernels.flash_attention.pattern import Band
+from kernels.flash_attention.places import Rule, penalty
 
 LANES, SUBLANES = 128, 8
 LOG2_E = 1.4426950408889634  # exp(x) = exp2(x·LOG2_E), and TPUs have an exp2
@@ -37,6 +38,7 @@ class Call:
         num_sinks: first tokens of a segment that are seen from any distance.
         strides: whether the chip turns the rows of a tile by a stride.
         reach: half the length of a bias in memory, see bias.py; it is that of the padded keys.
+        rule: what positions say, where they are data: then the band hides nothing; None: the band.
     """
 
     band: Band
@@ -49,6 +51,7 @@ class Call:
     num_sinks: int
     strides: bool
     reach: int
+    rule: Rule | None
 
     @property
     def length(self) -> int:
@@ -131,6 +134,33 @@ class Call:
     def offset(self, i: Any, j: Any, rows: int, base: Any) -> Any:
         """First key minus first query of a tile, in slots; i and j are query block and stretch."""
         return j * self.blocks.stretch + base - i * self.blocks.block_q - rows
+
+    def of_pairs(
+        self, refs: dict[str, Any], name: str, at: Any, keys: Any, axis: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """`name` of the queries and of the keys of a tile, each in its shape; `axis` is that of the
+        queries, and the other side's numbers lie in a row.
+        """
+        n, q, k = self.blocks, refs[f"q_{name}"], refs[f"k_{name}"]
+        if axis == 0:
+            return wide(q[at], n.tile_k), jnp.broadcast_to(k[:1, keys], (n.tile_q, n.tile_k))
+        return jnp.broadcast_to(q[:1, at], (n.tile_k, n.tile_q)), wide(k[keys], n.tile_q)
+
+    def penalty(self, refs: dict[str, Any], head: Any, at: Any, keys: Any, axis: int) -> jax.Array:
+        """What a tile's scores lose where positions are data; see `of_pairs`."""
+        assert self.rule is not None
+        return penalty(self.rule, refs["slopes"][head], *self.of_pairs(refs, "at", at, keys, axis))
+
+    def seen_places(
+        self, refs: dict[str, Any], at: Any, keys: Any, offset: Any, axis: int
+    ) -> jax.Array | None:
+        """Which pairs of a tile are visible where positions are data, or None for all."""
+        if offset is None:
+            return None
+        assert self.rule is not None
+        q_ids, k_ids = self.of_pairs(refs, "ids", at, keys, axis)
+        seen = self.rule.mask.visible(*self.of_pairs(refs, "at", at, keys, axis))
+        return seen & (q_ids == k_ids)
 
     def cost(self, q: jax.Array, k: jax.Array, products: int, share: float = 1) -> pl.CostEstimate:
         """Of the visible pairs: products, exponentials, and every array once."""

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.flash_attention.fire import Fire
+from kernels.flash_attention.places import At
 
 HEAD_DIMS = (64, 80, 96, 128, 192, 256)
 DTYPES = (jnp.bfloat16, jnp.float32)
@@ -47,17 +48,46 @@ def check(
     Raises:
         ValueError: a shape or dtype that the kernels do not take.
     """
-    B, N, T, H = q.shape
+    T = q.shape[2]
     S = k.shape[2] if part else T
-    if k.shape != v.shape or k.shape[::2] != (B, S) or k.shape[3] != H or N % k.shape[1]:
-        raise ValueError(
-            f"q, k, v of shapes {q.shape}, {k.shape}, {v.shape}; allowed: [batch, heads, length, "
-            "head_dim] and twice [batch, kv_heads, length, head_dim], heads a multiple of kv_heads"
-        )
     if part and (T % 128 or T > S):
         raise ValueError(
             f"first_query with {T} queries of {S} tokens; allowed: a multiple of 128, no more than "
             "the tokens"
+        )
+    _check_heads(q, k, v, S)
+    for name, array in (("segment_ids", segment_ids), ("positions", positions)):
+        if array is not None and array.shape != (q.shape[0], S):
+            raise ValueError(f"{name} of shape {array.shape}; allowed: {(q.shape[0], S)}")
+
+
+def check_places(
+    q: jax.Array, k: jax.Array, v: jax.Array, q_at: At, k_at: At, slopes: jax.Array | None
+) -> None:
+    """Of `flash_attention_at`.
+
+    Raises:
+        ValueError: a shape or dtype that the kernels do not take.
+    """
+    B, N = q.shape[:2]
+    _check_heads(q, k, v, k.shape[2])
+    for side, at, length in (("q_at", q_at, q.shape[2]), ("k_at", k_at, k.shape[2])):
+        for name, array in zip(At._fields, at, strict=True):
+            if array.shape != (B, length) or array.dtype != jnp.int32:
+                raise ValueError(
+                    f"{side}.{name}: {array.dtype} of shape {array.shape}; allowed: int32 of shape "
+                    f"{(B, length)}"
+                )
+    if slopes is not None and slopes.shape != (N,):
+        raise ValueError(f"slopes of shape {slopes.shape}; allowed: {(N,)}")
+
+
+def _check_heads(q: jax.Array, k: jax.Array, v: jax.Array, S: int) -> None:
+    B, N, _, H = q.shape
+    if k.shape != v.shape or k.shape[::2] != (B, S) or k.shape[3] != H or N % k.shape[1]:
+        raise ValueError(
+            f"q, k, v of shapes {q.shape}, {k.shape}, {v.shape}; allowed: [batch, heads, length, "
+            "head_dim] and twice [batch, kv_heads, length, head_dim], heads a multiple of kv_heads"
         )
     if H not in HEAD_DIMS:
         raise ValueError(f"head_dim={H}; allowed: {', '.join(map(str, HEAD_DIMS))}")
@@ -65,9 +95,6 @@ def check(
         raise ValueError(
             f"dtypes {q.dtype}, {k.dtype}, {v.dtype}; allowed: all bfloat16 or all float32"
         )
-    for name, array in (("segment_ids", segment_ids), ("positions", positions)):
-        if array is not None and array.shape != (B, S):
-            raise ValueError(f"{name} of shape {array.shape}; allowed: {(B, S)}")
 
 
 def check_options(

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.flash_attention import bias, fire_tiles
+from kernels.flash_attention import bias, fire_tiles, places
 from kernels.flash_attention.call import HIDDEN, LANES, LOG2_E, SUBLANES, Call, Tile, wide
 from kernels.flash_attention.operands import Arrays, Operands, columns, rows_of
 from kernels.flash_attention.sinks import as_rows, block_number
@@ -84,24 +84,30 @@ def _operands(call: Call, x: Arrays) -> Operands:
     n, group = call.blocks, N // x.k.shape[1]
     operands = Operands(x.first_block)
 
-    def stretch_of(i: Any, j: Any, *scalars: Any) -> Any:
+    def stretch_of(b: Any, i: Any, j: Any, *scalars: Any) -> Any:
         """The stretch to fetch: a hidden one is never fetched, the nearest visible stays."""
         refs = dict(zip(operands.names, scalars, strict=False))
+        if call.rule is not None:
+            return jnp.clip(j, *places.stretches(call, refs, b, i))
         return jnp.clip(j, *call.stretches(call.number(refs, i)))
 
     queries = _spec((None, None, n.block_q, H), lambda b, h, i, j: (b, h, i, 0))
     keys = pl.BlockSpec(
-        (None, None, n.stretch, H), lambda b, h, *ijs: (b, h // group, stretch_of(*ijs), 0)
+        (None, None, n.stretch, H), lambda b, h, *ijs: (b, h // group, stretch_of(b, *ijs), 0)
     )
-    row = pl.BlockSpec((None, SUBLANES, n.stretch), lambda b, h, *ijs: (b, 0, stretch_of(*ijs)))
+    row = pl.BlockSpec((None, SUBLANES, n.stretch), lambda b, h, *ijs: (b, 0, stretch_of(b, *ijs)))
+    column = _spec((None, n.block_q, LANES), lambda b, h, i, j: (b, i, 0))
     operands.add("q", x.q, queries)
     operands.add("k", x.k, keys)
     operands.add("v", x.v, keys)
     if x.segments is not None:
         operands.prefetch("bounds", x.segments.bounds)
-        column = _spec((None, n.block_q, LANES), lambda b, h, i, j: (b, i, 0))
         operands.add("q_ids", columns(x.segments.q_ids), column)
         operands.add("k_ids", rows_of(x.segments.k_ids), row)
+    if x.places is not None:
+        operands.prefetch_places(x.places)
+        operands.add("q_at", columns(x.places.q), column)
+        operands.add("k_at", rows_of(x.places.k), row)
     if x.is_open is not None:
         operands.add("open", rows_of(x.is_open), row)
     for name in ("bias", "factor"):
@@ -110,7 +116,6 @@ def _operands(call: Call, x: Arrays) -> Operands:
             operands.add(name, along, _spec((None, *along.shape[1:]), lambda b, h, i, j: (h, 0, 0)))
     if x.fire is not None:
         fire_tiles.add_operands(operands, call, x.fire, keys=True, whole=_whole)
-        column = _spec((None, n.block_q, LANES), lambda b, h, i, j: (b, i, 0))
         operands.add("reciprocal", columns(x.fire.reciprocal), column)
     if x.far is not None:
         S = x.far.k.shape[3]
@@ -170,7 +175,10 @@ def kernel(call: Call, names: tuple[str, ...], *refs: Any) -> None:
             for rows in range(0, n.block_q, n.tile_q):
                 add(pl.ds(rows, n.tile_q), _far_scores(call, x, i, rows), x["v_sinks"][...])
 
-    call.visit(i, j, call.bounds(x, b, own), work)
+    if call.rule is None:
+        call.visit(i, j, call.bounds(x, b, own), work)
+    else:
+        places.visit(call, x, b, own, j, work)
 
     @pl.when(j == call.num_stretches - 1)
     def finish() -> None:
@@ -201,13 +209,23 @@ def _scores(
         quotients = bias.tile(x["numerator"], first, *size)
         quotients *= wide(x["reciprocal"][at], n.tile_k)
         s = fire_tiles.add(x, h, fire_tiles.span(call, x, b, i, rows, before), s, quotients)
+    if "slopes" in x:
+        s -= call.penalty(x, h, at, keys, axis=0)
+    seen = _seen(call, x, at, keys, offset)
+    return s if seen is None else jnp.where(seen, s, -jnp.inf)
+
+
+def _seen(call: Call, x: dict[str, Any], at: Any, keys: Any, offset: Any) -> Any:
+    """Which pairs of a tile, [queries, keys], are visible, or None for all."""
+    if call.rule is not None:
+        return call.seen_places(x, at, keys, offset, axis=0)
+    n = call.blocks
     same = is_open = None
     if "q_ids" in x:
         same = wide(x["q_ids"][at], n.tile_k) == x["k_ids"][:1, keys]
     if "open" in x:
         is_open = x["open"][:1, keys] != 0
-    seen = call.seen(offset, same, is_open, s.shape, axis=0)
-    return s if seen is None else jnp.where(seen, s, -jnp.inf)
+    return call.seen(offset, same, is_open, (n.tile_q, n.tile_k), axis=0)
 
 
 def _far_scores(call: Call, x: dict[str, Any], i: Any, rows: int) -> jax.Array:

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kernels.flash_attention import backward, fire, forward, sinks_backward
+from kernels.flash_attention import backward, fire, forward, places, sinks_backward
 from kernels.flash_attention.backward import Cotangents
 from kernels.flash_attention.bias import of_distance
 from kernels.flash_attention.blocks import Blocks
 from kernels.flash_attention.call import HIDDEN, LOG2_E, Call
 from kernels.flash_attention.operands import Arrays, Far, Segments, query_ids
 from kernels.flash_attention.pattern import Band
+from kernels.flash_attention.places import At, Places, Rule
 from kernels.flash_attention.segments import block_bounds, slots_of
 from kernels.flash_attention.sinks import SinkRows, find_sinks, first_tokens, gather, scatter
 
@@ -34,6 +35,7 @@ class Settings:
         learned_bias: whether the bias' gradient is worked out: it costs as much as a product.
         strides: whether the chip turns the rows of a tile by a stride; v4 does not.
         blocks: sizes of the forward and of the backward kernel.
+        rule: what positions say, where they are data; None: they follow the slots.
     """
 
     ahead: int | None
@@ -45,11 +47,12 @@ class Settings:
     learned_bias: bool
     strides: bool
     blocks: tuple[Blocks, Blocks]
+    rule: Rule | None = None
 
 
 class Trained(NamedTuple):
-    """What has a gradient, and the factors, whose is 0; see `flash_attention`, lengths are whole
-    blocks and stretches here.
+    """What has a gradient, and factors and slopes, whose is 0; see `flash_attention`. Lengths are
+    whole blocks and stretches here.
     """
 
     q: Any
@@ -62,14 +65,18 @@ class Trained(NamedTuple):
     factor: Any = None
     far_factor: Any = None
     fire: Any = None
+    slopes: Any = None
 
 
 class Tokens(NamedTuple):
-    """What has none: int32 [batch, length of the keys], and the first query's slot, or None."""
+    """What has none: int32 [batch, length of the keys], the first query's slot, or None, and where
+    the queries are, if that is data.
+    """
 
     segment_ids: Any
     positions: Any
     first_query: Any
+    queries: At | None = None
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -84,15 +91,17 @@ def _call(settings: Settings, side: int, x: Trained, tokens: Tokens) -> Call:
     H = x.q.shape[3]
     s, n = settings, settings.blocks[side]
     length = (x.q if tokens.first_query is None else x.k).shape[2]
-    band = Band(s.ahead, s.window, n.block_q, n.block_k, length // n.block_q, length // n.block_k)
+    keys = length if s.rule is None else x.k.shape[2]
+    band = Band(s.ahead, s.window, n.block_q, n.block_k, length // n.block_q, keys // n.block_k)
     segments = tokens.segment_ids is not None
-    return Call(
-        band, n, H, s.scale, s.softcap, segments, s.prefix, s.num_sinks, s.strides, x.k.shape[2]
-    )
+    options = (s.softcap, segments, s.prefix, s.num_sinks, s.strides, x.k.shape[2], s.rule)
+    return Call(band, n, H, s.scale, *options)
 
 
 def _arrays(call: Call, x: Trained, tokens: Tokens) -> Arrays:
-    (ids, positions, first), n, T = tokens, call.blocks, x.q.shape[2]
+    if call.rule is not None:
+        return _placed_arrays(call, call.rule, x, tokens)
+    (ids, positions, first, _), n, T = tokens, call.blocks, x.q.shape[2]
     first_block = None if first is None else first // n.block_q
     segments = is_open = far = None
     if ids is not None:
@@ -123,6 +132,16 @@ def _arrays(call: Call, x: Trained, tokens: Tokens) -> Arrays:
         first_block = first_block.reshape(1)
     bias = None if x.bias is None else x.bias.astype(jnp.float32) * LOG2_E
     return Arrays(x.q, x.k, x.v, first_block, segments, is_open, bias, x.factor, far, x.fire)
+
+
+def _placed_arrays(call: Call, rule: Rule, x: Trained, tokens: Tokens) -> Arrays:
+    q, k, n = tokens.queries, At(tokens.positions, tokens.segment_ids), call.blocks
+    assert q is not None
+    state = places.states(rule.mask, q, k, n.block_q, n.block_k)
+    segments = Segments(query_ids(q.segment_ids), k.segment_ids, places.bounds(state))
+    slopes = None if x.slopes is None else x.slopes.astype(jnp.float32) * LOG2_E
+    own = Places(q.positions, k.positions, places.in_words(state), slopes)
+    return Arrays(x.q, x.k, x.v, None, segments, None, None, None, None, None, own)
 
 
 def _rows(of_heads: jax.Array, sinks: SinkRows) -> jax.Array:

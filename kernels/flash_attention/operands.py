@@ -10,6 +10,7 @@ from jax.experimental import pallas as pl
 
 from kernels.flash_attention.call import LANES, SUBLANES
 from kernels.flash_attention.fire import Quotient
+from kernels.flash_attention.places import Places
 from kernels.flash_attention.sinks import SinkRows
 
 
@@ -59,6 +60,7 @@ class Arrays(NamedTuple):
         factor: [N, 2·length - 1], or None.
         far: or None.
         fire: or None.
+        places: where tokens are, if that is data, or None.
     """
 
     q: jax.Array
@@ -71,6 +73,7 @@ class Arrays(NamedTuple):
     factor: jax.Array | None
     far: Far | None
     fire: Quotient | None
+    places: Places | None = None
 
 
 class Operands:
@@ -85,6 +88,12 @@ class Operands:
     def prefetch(self, name: str, array: jax.Array) -> None:
         """Into scalar memory, before the first grid step."""
         self.scalars.append((name, array))
+
+    def prefetch_places(self, places: Places) -> None:
+        """What of them are scalars."""
+        self.prefetch("states", places.words)
+        if places.slopes is not None:
+            self.prefetch("slopes", places.slopes)
 
     def add(self, name: str, array: jax.Array, spec: pl.BlockSpec) -> None:
         """Into VMEM, block by block."""

@@ -19,7 +19,7 @@ def whole_blocks(settings: Settings, x: Trained, tokens: Tokens) -> tuple[Traine
         ValueError: blocks of which a stretch of the queries is not whole ones.
     """
     B, _, T, _ = x.q.shape
-    S, (segment_ids, positions, first_query) = x.k.shape[2], tokens
+    S, (segment_ids, positions, first_query, of_q) = x.k.shape[2], tokens
     block = math.lcm(*(b.block_q for b in settings.blocks))
     stretch = math.lcm(*(b.stretch for b in settings.blocks))
     queries = -(-T // block) * block
@@ -42,7 +42,9 @@ def whole_blocks(settings: Settings, x: Trained, tokens: Tokens) -> tuple[Traine
     of_queries = {name: _pad(getattr(x, name), 2, queries) for name in ("q", "q_far")}
     of_keys = {name: _pad(getattr(x, name), 2, keys) for name in ("k", "v", "k_far")}
     ids, positions = _pad(segment_ids, 1, keys), _pad(positions, 1, keys, NOWHERE)
-    return x._replace(**of_queries, **of_keys, fire=fire), Tokens(ids, positions, first_query)
+    if of_q is not None:
+        of_q = jax.tree.map(lambda a: _pad(a, 1, queries), of_q)
+    return x._replace(**of_queries, **of_keys, fire=fire), Tokens(ids, positions, first_query, of_q)
 
 
 def _pad(x: jax.Array | None, axis: int, length: int, value: int = 0) -> jax.Array | None:

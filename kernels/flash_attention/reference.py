@@ -62,6 +62,37 @@ def flash_attention(
     if segment_ids is not None:
         same = segment_ids[:, :, None] == segment_ids[:, None, :]
         seen &= (same & (segment_ids != 0)[:, :, None])[:, None]
+    return _softmax(s, seen, v)
+
+
+def flash_attention_at(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    q_at: Any,
+    k_at: Any,
+    *,
+    mask: Any,
+    scale: float,
+    softcap: float | None = None,
+    slopes: jax.Array | None = None,
+    ceiling: int | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """As `kernels.flash_attention.flash_attention_at`, in O(T·S) memory and float32."""
+    q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+    k, v = (jnp.repeat(x, q.shape[1] // k.shape[1], axis=1) for x in (k, v))
+    s = scale * jnp.einsum("bnth,bnsh->bnts", q, k, precision="highest")
+    s = s if softcap is None else softcap * jnp.tanh(s / softcap)
+    i, j = q_at.positions[:, None, :, None], k_at.positions[:, None, None, :]
+    if slopes is not None:
+        distance = i - j if ceiling is None else jnp.minimum(i - j, ceiling)
+        s -= slopes[None, :, None, None] * distance.astype(jnp.float32)
+    own = q_at.segment_ids[:, None, :, None]
+    seen = mask.visible(i, j) & (own == k_at.segment_ids[:, None, None, :]) & (own != 0)
+    return _softmax(s, jnp.broadcast_to(seen, s.shape), v)
+
+
+def _softmax(s: jax.Array, seen: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
     some = seen.any(-1)
     s = jnp.where(seen, s, HIDDEN)
     p = jnp.where(seen, jax.nn.softmax(s, axis=-1), 0.0)

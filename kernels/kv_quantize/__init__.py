@@ -17,16 +17,20 @@ from jax.experimental import pallas as pl
 from kernels.kv_quantize.kernel import call
 from kernels.kv_quantize.layout import BITS, BLOCK, Quantized, pack, unpack
 from kernels.kv_quantize.reference import dequantize_keys, dequantize_values
+from kernels.kv_quantize.scaled import Scaled, from_float8, to_float8
 
 __all__ = [
     "BLOCK",
     "Quantized",
+    "Scaled",
     "cost_estimate",
     "dequantize_keys",
     "dequantize_values",
+    "from_float8",
     "pack",
     "quantize_keys",
     "quantize_values",
+    "to_float8",
     "unpack",
 ]
 

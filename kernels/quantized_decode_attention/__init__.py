@@ -1,4 +1,5 @@
-"""Attention of 1 to 128 query tokens a sequence to a long cache of 8-, 4- and 2-bit numbers.
+"""Attention of 1 to 128 query tokens a sequence to a long cache of 8-, 4- and 2-bit numbers, or of
+float8 with a scale per token.
 
     zones = [
         Zone(recent_keys, recent_values, Slots(positions)),              # full precision
@@ -24,9 +25,10 @@ from kernels.decode_attention.merge import merge_splits
 from kernels.decode_attention.scoring import Queries, Scoring, Slots
 from kernels.decode_attention.softmax import LANES
 from kernels.kv_quantize.layout import BLOCK, Quantized
+from kernels.kv_quantize.scaled import Scaled
 from kernels.quantized_decode_attention.kernel import MOST_ROWS, Plan, call
 from kernels.quantized_decode_attention.reference import reference
-from kernels.quantized_decode_attention.zone import Zone
+from kernels.quantized_decode_attention.zone import Kept, Zone
 
 __all__ = [
     "Queries",
@@ -108,8 +110,10 @@ def cost_estimate(q: jax.Array, zones: Sequence[Zone]) -> pl.CostEstimate:
     )
 
 
-def _shape(x: jax.Array | Quantized) -> tuple[int, ...]:
+def _shape(x: Kept) -> tuple[int, ...]:
     """[B, K, S, H]."""
+    if isinstance(x, Scaled):
+        return x.numbers.shape
     if isinstance(x, Quantized):
         B, K, rows, H = x.codes.shape
         return B, K, rows if x.bits == 8 else rows * 32 // x.bits, H
@@ -118,14 +122,17 @@ def _shape(x: jax.Array | Quantized) -> tuple[int, ...]:
 
 def _check(q: jax.Array, zone: Zone, queries: Queries) -> None:
     keys, values, S = zone.keys, zone.values, zone.num_slots
-    shape, dtypes = _shape(keys), []
+    shape, dtypes = _shape(keys), list[int | str]()
     inputs.check_shapes(q, shape, _shape(values))
     for x in (keys, values):
-        dtypes.append(x.bits if isinstance(x, Quantized) else x.dtype)
+        if isinstance(x, Quantized):
+            dtypes.append(x.bits)
+        else:
+            dtypes.append(f"scaled {x.numbers.dtype}" if isinstance(x, Scaled) else str(x.dtype))
     if dtypes[0] != dtypes[1]:
         raise ValueError(f"keys of {dtypes[0]}, values of {dtypes[1]}; allowed: equal precision")
     if not isinstance(keys, Quantized):
-        inputs.check_cache_dtype(keys.dtype)
+        inputs.check_cache_dtype((keys.numbers if isinstance(keys, Scaled) else keys).dtype)
     if shape[0] != q.shape[0] or S % BLOCK:
         raise ValueError(
             f"keys={shape}; allowed: [B, K, S, H] with q's B={q.shape[0]} and S a multiple of "
@@ -149,13 +156,14 @@ def _plan(zone: Zone, first: int, rows: int) -> Plan:
     bits, groups = None, (1, H)
     if isinstance(zone.keys, Quantized) and isinstance(zone.values, Quantized):
         bits, groups = zone.keys.bits, (zone.keys.group, zone.values.group)
-    codes = zone.keys.codes if isinstance(zone.keys, Quantized) else zone.keys
+    codes, *scales = _arrays_of(zone.keys)
+    scaled = bool(scales) and bits is None
     most = min(BLOCK_TOKENS, BLOCK_BYTES * S * codes.shape[0] * codes.shape[1] // codes.nbytes)
     block = next(n for n in range(min(most // LANES * LANES, S), 0, -LANES) if S % n == 0)
     most = MOST_SCORES // min(rows, MOST_ROWS)
     tile = next(n for n in range(min(most, block), 0, -LANES) if block % n == 0)
     biased = zone.slots.bias is not None
-    return Plan(bits, *groups, block, tile, first, S // block, biased)
+    return Plan(bits, scaled, *groups, block, tile, first, S // block, biased)
 
 
 def _blocks_in_use(zones: Sequence[Zone], plans: Sequence[Plan], batch: int) -> jax.Array | None:
@@ -175,5 +183,12 @@ def _arrays(zone: Zone, kv_heads: int) -> list[jax.Array]:
     S, bias = zone.num_slots, zone.slots.bias
     found = [inputs.describe_keys(zone.slots, S)]
     for x in (zone.keys, zone.values):
-        found += [x.codes, x.affine] if isinstance(x, Quantized) else [x]
+        found += _arrays_of(x)
     return found if bias is None else [*found, inputs.pack_bias(bias, kv_heads, S)]
+
+
+def _arrays_of(x: Kept) -> list[jax.Array]:
+    """What is kept, as the kernel takes it; then scales, if any."""
+    if isinstance(x, Quantized):
+        return [x.codes, x.affine]
+    return [x.numbers, x.scale[:, :, None]] if isinstance(x, Scaled) else [x]

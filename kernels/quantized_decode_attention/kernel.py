@@ -39,7 +39,8 @@ class Plan:
     """One zone, cut.
 
     Attributes:
-        bits: of a code; None: keys and values are numbers as they are.
+        bits: of a code; None: keys and values are numbers.
+        scaled: whether these have a scale per token.
         key_group, value_group: numbers that share a scale.
         block: tokens of a grid step.
         tile: tokens whose scores exist at one time, a divisor of the block.
@@ -48,6 +49,7 @@ class Plan:
     """
 
     bits: int | None
+    scaled: bool
     key_group: int
     value_group: int
     block: int
@@ -58,8 +60,8 @@ class Plan:
 
     @property
     def num_arrays(self) -> int:
-        """That are fetched for it: positions, keys and values, and a bias."""
-        return (3 if self.bits is None else 5) + self.biased
+        """That are fetched for it: positions, keys and values, their scales, and a bias."""
+        return (3 if self.bits is None and not self.scaled else 5) + self.biased
 
 
 Part = tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]
@@ -72,6 +74,13 @@ def numbers(plan: Plan, t: int, dtype: Any, k: Any, v: Any) -> Part:
         lambda q: dot(q, k[at].astype(dtype), NT),
         lambda p: dot(p.astype(dtype), v[at].astype(dtype), NN),
     )
+
+
+def scaled(plan: Plan, t: int, dtype: Any, k: Any, k_scale: Any, v: Any, v_scale: Any) -> Part:
+    """The same of numbers with a scale per token, which is that of a column of scores."""
+    at = _range(t, plan.tile)
+    score, combine = numbers(plan, t, dtype, k, v)
+    return lambda q: score(q) * k_scale[:, at], lambda p: combine(p * v_scale[:, at])
 
 
 def codes(plan: Plan, t: int, dtype: Any, *refs: Any) -> Part:
@@ -113,7 +122,8 @@ def body(
     def attend(plan: Plan, t: int, keys_ref: Any, *arrays: Any) -> None:
         """Tile t of a block, against all rows."""
         bias_ref, arrays = (arrays[-1], arrays[:-1]) if plan.biased else (None, arrays)
-        score, combine = (numbers if plan.bits is None else codes)(plan, t, q_ref.dtype, *arrays)
+        part = codes if plan.bits is not None else scaled if plan.scaled else numbers
+        score, combine = part(plan, t, q_ref.dtype, *arrays)
         tokens = _range(t, plan.tile)
         for row in range(0, q_ref.shape[1], MOST_ROWS):
             at = slice(row, min(row + MOST_ROWS, q_ref.shape[1]))
@@ -158,6 +168,8 @@ def specs(
     shape = (None, description, plan.block)
     keys = pl.BlockSpec(shape, lambda b, s, j, h, *p: (b, 0, at(b, s, j, p)))
     bias = [across(R)] if plan.biased else []
+    if plan.scaled:
+        return [keys, *[down(plan.block), across(1)] * 2, *bias]
     if plan.bits is None:
         return [keys, down(plan.block), down(plan.block), *bias]
     packed = down(rows_of_codes(plan.block, plan.bits))
@@ -185,7 +197,7 @@ def call(
         rows: int32 [B, R, 1 or 2], see `Scoring`.
         q: [B, K, R, H].
         zones: of each, int32 [B, 1 or 2, S] that describe its keys; then keys and values
-            [B, K, S, H], or codes and scales of keys and codes and scales of values; and if it
+            [B, K, S, H], or codes or numbers and scales of keys and the same of values; and if it
             has one the bias, float32 [B, K, R, S].
 
     Returns:

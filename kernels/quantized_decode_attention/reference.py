@@ -11,7 +11,8 @@ from kernels.decode_attention.reference import reference as attend
 from kernels.decode_attention.scoring import Queries, Scoring, Slots
 from kernels.kv_quantize.layout import Quantized
 from kernels.kv_quantize.reference import dequantize_keys, dequantize_values
-from kernels.quantized_decode_attention.zone import Zone
+from kernels.kv_quantize.scaled import Scaled, from_float8
+from kernels.quantized_decode_attention.zone import Kept, Zone
 
 
 def reference(
@@ -19,11 +20,14 @@ def reference(
 ) -> tuple[jax.Array, jax.Array]:
     """All zones dequantized to float32, side by side, then `decode_attention`'s reference."""
 
-    def keys(x: jax.Array | Quantized) -> jax.Array:
-        return dequantize_keys(x) if isinstance(x, Quantized) else x.astype(jnp.float32)
+    def keys(x: Kept) -> jax.Array:
+        return dequantize_keys(x) if isinstance(x, Quantized) else numbers(x)
 
-    def values(x: jax.Array | Quantized) -> jax.Array:
-        return dequantize_values(x) if isinstance(x, Quantized) else x.astype(jnp.float32)
+    def values(x: Kept) -> jax.Array:
+        return dequantize_values(x) if isinstance(x, Quantized) else numbers(x)
+
+    def numbers(x: jax.Array | Scaled) -> jax.Array:
+        return from_float8(x) if isinstance(x, Scaled) else x.astype(jnp.float32)
 
     def positions(z: Zone) -> jax.Array:
         """-1 also where a slot is not in use."""

@@ -8,6 +8,9 @@ import jax
 
 from kernels.decode_attention.scoring import Slots
 from kernels.kv_quantize.layout import Quantized
+from kernels.kv_quantize.scaled import Scaled
+
+Kept = jax.Array | Quantized | Scaled
 
 
 @jax.tree_util.register_dataclass
@@ -16,12 +19,12 @@ class Zone:
     """S slots of every sequence.
 
     Attributes:
-        keys, values: arrays [B, K, S, H], or both Quantized.
+        keys, values: arrays [B, K, S, H], or both Quantized, or both Scaled.
         slots: what is known of them; segment ids in all zones or in none.
     """
 
-    keys: jax.Array | Quantized
-    values: jax.Array | Quantized
+    keys: Kept
+    values: Kept
     slots: Slots
 
     @property

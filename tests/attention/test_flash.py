@@ -161,6 +161,47 @@ def test_position_encodings(on_tpu, name):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, np.abs(b).max()), rtol=2e-5)
 
 
+IN_ANY_ORDER = {
+    "nope": (masks.chunked(50), "nope"),
+    "alibi": (masks.sliding_window(60), "alibi"),
+    "linear": (masks.causal(), "rope_alibi(kind=linear)"),
+    "lm_infinite_alibi": (masks.causal(), "lm_infinite(inner=alibi, window=60, num_sinks=3)"),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n == "alibi" else pytest.mark.slow) for n in IN_ANY_ORDER],
+)
+def test_tokens_in_any_order(on_tpu, name):
+    """Permuted, as `contiguous=False` promises nothing of them; on a mesh of one device."""
+    mask, text = IN_ANY_ORDER[name]
+    encoding = positions.parse(text).bind(Dimensions(4, 64, 128, 128))
+    x = inputs()
+    order = np.random.default_rng(0).permutation(x.q.shape[1])
+    at, ids = x.q_positions[:, order], x.q_segment_ids[:, order]
+    x = dataclasses.replace(
+        x,
+        q_positions=at,
+        k_positions=at,
+        q_segment_ids=ids,
+        k_segment_ids=ids,
+        head_parameters=encoding.head_parameters({}, 4),
+    )
+    spec = dataclasses.replace(
+        SPEC,
+        mask=encoding.restrict(mask),
+        score=encoding.score if encoding.changes_scores else None,
+        score_form=encoding.score_form,
+        ceiling=encoding.ceiling,
+        aligned=False,
+    )
+    assert flash.unsupported(spec, x) is None
+    with jax.set_mesh(make_mesh(MeshConfig())):
+        assert "pallas_call" in str(jax.make_jaxpr(lambda x: attend(spec, x))(x))
+        check(spec, x)
+
+
 def test_prefix(on_tpu):
     spec = dataclasses.replace(SPEC, mask=masks.prefix(20))
     x = inputs(N=2, K=1)
@@ -214,7 +255,7 @@ def score_by_row(head, scores, distance, q_positions):
 
 REASONS = {
     "mask=AttentionMask": {"mask": masks.chunked(4)},
-    "not the same tokens": {"aligned": False},
+    "adds no slope": {"aligned": False, "score": score_by_row, "score_form": "bias"},
     "is no bias, factor or network": {"score": score_by_row},
     "2 sinks and a window of 6": {"mask": masks.lambda_shaped(6, 2)},
 }
@@ -241,6 +282,13 @@ def test_a_ceiling_within_the_window(on_tpu):
     assert flash.unsupported(spec, x) is None  # near and far are one
     x = dataclasses.replace(x, q_far=x.q, k_far=x.k)
     assert flash.unsupported(spec, x) == "ceiling=5 with window=8"
+
+
+def test_other_keys_at_the_ceiling_in_any_order(on_tpu):
+    x = inputs(T=8)
+    x = dataclasses.replace(x, q_far=x.q, k_far=x.k)
+    spec = dataclasses.replace(SPEC, aligned=False)
+    assert "other keys at the distance ceiling" in (flash.unsupported(spec, x) or "")
 
 
 def test_a_head_dim_that_the_kernels_do_not_take(on_tpu):

@@ -1,4 +1,4 @@
-"""A train step for absent TPUs holds the attention kernels, for each device's heads or queries."""
+"""Programs for absent TPUs hold the attention kernels, for each device's heads or queries."""
 
 import importlib.util
 import os
@@ -9,7 +9,7 @@ import pytest
 
 from launch.aot.topology import environment
 
-STEP = """
+SETUP = """
 import re
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from jaxlm.training.step import make_train_step
 
 mesh = pod_mesh("TOPOLOGY", MESH)
 config = jaxlm.ModelConfig(
-    vocab_size=512, num_layers=2, d_model=256, context_length=1024, position_encoding="rope",
+    vocab_size=512, num_layers=2, d_model=256, context_length=1024, position_encoding="ENCODING",
     attention=jaxlm.AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=128),
     numerics=jaxlm.NumericsConfig(dtype="bfloat16"),
 )
@@ -34,10 +34,27 @@ shapes = abstract_state(model, optimizer, train, mesh)
 rows = batch_sharding(mesh, 4, 1024)
 names = ("tokens", "targets", "positions", "segment_ids")
 batch = {n: jax.ShapeDtypeStruct((4, 1024), jnp.int32, sharding=rows) for n in names}
+"""
+
+STEP = """
 batch["loss_weights"] = jax.ShapeDtypeStruct((4, 1024), jnp.float32, sharding=rows)
 step = compile_step(make_train_step(model, optimizer, train), shapes)
 with jax.set_mesh(mesh):  # nothing may run: there are no such devices
     text = step.lower(shapes, batch).compile().as_text()
+"""
+
+# Positions in no order: of a loss' gradient.
+GRADIENT = """
+def loss(params, batch):
+    given = batch["tokens"], batch["positions"], batch["segment_ids"], None, False
+    return model.apply({"params": params}, *given)[0].mean()
+
+
+with jax.set_mesh(mesh):
+    text = jax.jit(jax.grad(loss)).lower(shapes.params, batch).compile().as_text()
+"""
+
+PRINT = """
 for name in ("forward", "backward"):
     for line in text.splitlines():
         if "tpu_custom_call" in line and f"flash_attention_{name}" in line:
@@ -57,7 +74,21 @@ for name in ("forward", "backward"):
     ],
 )
 def test_a_train_step_holds_the_kernels(topology, mesh, queries):
-    program = STEP.replace("TOPOLOGY", topology).replace("MESH", repr(mesh))
+    check(STEP, "rope", topology, mesh, queries)
+
+
+@pytest.mark.tpu_aot
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1"])
+def test_tokens_in_any_order_hold_the_kernels(topology):
+    mesh = {"data": 2, "fsdp": 1, "context": 2, "tensor": 1}
+    check(GRADIENT, "alibi", topology, mesh, "2,4,512,128")
+
+
+def check(program, encoding, topology, mesh, queries):
+    """Both kernels are there, and of these queries."""
+    setup = SETUP.replace("TOPOLOGY", topology).replace("MESH", repr(mesh))
+    program = setup.replace("ENCODING", encoding) + program + PRINT
     command = [sys.executable, "-c", program]
     run = subprocess.run(
         command, env=environment(os.environ), capture_output=True, text=True, check=False

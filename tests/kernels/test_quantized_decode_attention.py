@@ -30,6 +30,7 @@ from tests.kernels.interpret import INTERPRET, RACES, assert_close, random
 # result: 2**-8 of numbers of order 1; seldom all errors go one way.
 TOLERANCE = {"float32": 3e-5, "bfloat16": 1.5e-2}
 STAIRCASE = ((None, 128), (8, 128), (4, 128), (2, 128))
+FLOAT8 = (("float8", 128), (4, 128))
 
 
 # Traced: one small operation after the other takes longer than the kernel.
@@ -48,7 +49,9 @@ def make(zones, seed=0, B=2, N=4, K=2, T=1, H=128, dtype="float32", group=(32, 6
     found, start = [], 0
     for bits, S in zones:
         k, v = (random(rng, B, K, S, H, dtype=dtype) for _ in range(2))
-        if bits:
+        if bits == "float8":
+            k, v = kv_quantize.to_float8(k), kv_quantize.to_float8(v)
+        elif bits:
             k, v = to_keys(k, bits, group[0]), to_values(v, bits, group[1])
         positions = jnp.broadcast_to(start + jnp.arange(S, dtype=jnp.int32), (B, S))
         slots = Slots(positions)
@@ -79,9 +82,10 @@ def agree(q, zones, queries, scoring=SCORING):
     ("zones", "dtype", "heads"),
     [
         (STAIRCASE, "bfloat16", (1, 1)),
+        (FLOAT8, "float32", (2, 1)),
         *(
             pytest.param(zones, dtype, (4, 2), marks=pytest.mark.slow)
-            for zones in (STAIRCASE, ((8, 128),), ((4, 128),), ((2, 128),))
+            for zones in (STAIRCASE, FLOAT8, ((8, 128),), ((4, 128),), ((2, 128),))
             for dtype in ("float32", "bfloat16")
         ),
     ],
@@ -176,7 +180,7 @@ def test_errors_name_what_is_allowed():
 @hypothesis.settings(max_examples=40, deadline=None)
 @hypothesis.given(st.data())
 def test_anything(data):
-    zone = st.tuples(st.sampled_from([None, 8, 4, 2]), st.sampled_from([128, 256, 384]))
+    zone = st.tuples(st.sampled_from([None, "float8", 8, 4, 2]), st.sampled_from([128, 256, 384]))
     zones = data.draw(st.lists(zone, min_size=1, max_size=4))
     K, G = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 4))
     T = data.draw(st.integers(1, 5))
@@ -212,3 +216,21 @@ def test_anything(data):
 )
 def test_compiles(topology, bits, sizes):
     compiles("kernel_programs_decode:quantized_decode_attention", {**sizes, "bits": bits}, topology)
+
+
+@pytest.mark.tpu_aot
+@needs_libtpu
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_float8_compiles(topology):
+    sizes = {"batch": 8, "capacity": 32768, "heads": 8, "head_dim": 128}
+    compiles("kernel_programs_decode:scaled_decode_attention", sizes, topology)
+
+
+def test_numbers_of_float8_and_back():
+    x = random(np.random.default_rng(0), 1, 2, 3, 64) * jnp.logspace(-4, 4, 3)[None, None, :, None]
+    x = x.at[0, 0, 1].set(0.0)
+    kept = kv_quantize.to_float8(x)
+    error = jnp.abs(kv_quantize.from_float8(kept) - x)
+    # Half of the last of three bits of a mantissa, or of the smallest number; 1e-6: float32.
+    bound = jnp.maximum(jnp.abs(x) / 16, kept.scale[..., None] / 1024) * (1 + 1e-6)
+    assert (error <= bound).all()

@@ -1,0 +1,173 @@
+"""Attention of tokens that stand anywhere, in TPU interpret mode against the same on paper."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from jaxlm.attention import mask as masks
+from kernels.flash_attention import At, flash_attention_at, reference
+from kernels.flash_attention.blocks import Blocks
+from kernels.flash_attention.places import HIDDEN_BLOCK, WHOLE, bounds, in_words, states
+from tests.kernels.aot import TOPOLOGIES, compiles, needs_libtpu
+from tests.kernels.interpret import INTERPRET
+from tests.kernels.test_flash_attention import TOLERANCE, arrays, assert_near
+
+SMALL = Blocks(128, 128, 128, 128, 256)
+RNG = np.random.default_rng(0)
+
+
+def at(positions, segment_ids=None):
+    """One row."""
+    ids = np.ones(len(positions)) if segment_ids is None else segment_ids
+    return At(*(jnp.asarray(x, jnp.int32)[None] for x in (positions, ids)))
+
+
+GAPPED = at(np.sort(RNG.choice(900, 500, replace=False)))
+PERMUTED = at(RNG.permutation(300), RNG.integers(0, 3, 300))
+# A device's tokens of a row that is cut into eight, two parts each: early and late ones together.
+ZIGZAG = at(np.concatenate([np.arange(192), np.arange(1344, 1536)]))
+NEGATIVE = at(np.arange(300) - 200, np.repeat([3, 0, 1], 100))
+CASES = {
+    "gapped": {"tokens": GAPPED, "mask": masks.causal()},
+    "permuted_alibi": {"tokens": PERMUTED, "mask": masks.sliding_window(90), "slopes": True},
+    "lambda_alibi": {
+        "tokens": GAPPED,
+        "mask": masks.lambda_shaped(100, 5),
+        "slopes": True,
+        "ceiling": 100,
+        "softcap": 3.0,
+        "blocks": (Blocks(256, 256, 128, 256, 512, early=1), SMALL),
+    },
+    "zigzag": {"tokens": ZIGZAG, "mask": masks.causal(), "heads": (4, 2)},
+    "prefix": {"tokens": PERMUTED, "mask": masks.prefix(40)},
+    "chunked": {"tokens": ZIGZAG, "mask": masks.chunked(100)},
+    "full": {"tokens": PERMUTED, "mask": masks.full(), "slopes": True, "head_dim": 80},
+    "negative": {"tokens": NEGATIVE, "mask": masks.causal(), "blocks": None},
+    "bfloat16": {"tokens": ZIGZAG, "mask": masks.causal(), "dtype": jnp.bfloat16, "slopes": True},
+    "queries_of_a_part": {
+        "tokens": at(np.arange(256, 384)),
+        "keys": at(np.arange(512)),
+        "mask": masks.causal(),
+        "blocks": None,
+    },
+    "few_queries": {"tokens": at([5, 300, 7]), "keys": GAPPED, "mask": masks.causal()},
+}
+IN_EVERY_RUN = 3
+
+
+def compare(
+    *,
+    tokens,
+    keys=None,
+    mask,
+    heads=(2, 1),
+    head_dim=64,
+    dtype=jnp.float32,
+    slopes=False,
+    blocks=(SMALL, SMALL),
+    **options,
+):
+    """Output, log-sum-exp and all gradients, the log-sum-exp's cotangent too."""
+    keys = tokens if keys is None else keys
+    q, _, _, d_out = arrays(tokens.positions.shape[1], heads, head_dim, dtype)
+    _, k, v, _ = arrays(keys.positions.shape[1], heads, head_dim, dtype)
+    options |= {"mask": mask, "scale": head_dim**-0.5}
+    if slopes:
+        options["slopes"] = jnp.linspace(0.01, 0.1, heads[0])
+    seen = mask.to_dense(tokens.positions, keys.positions)
+    seen &= (tokens.segment_ids[..., None] == keys.segment_ids[:, None]) & (
+        tokens.segment_ids != 0
+    )[..., None]
+    # The log-sum-exp of nothing is a constant.
+    d_lse = jnp.where(seen.any(-1)[:, None], jax.random.normal(jax.random.key(5), q.shape[:3]), 0)
+
+    def of(function, **more):
+        return lambda q, k, v: function(q, k, v, tokens, keys, **options, **more)
+
+    found, back = jax.vjp(of(flash_attention_at, blocks=blocks), q, k, v)
+    wanted, wanted_back = jax.vjp(of(reference.flash_attention_at), q, k, v)
+    grads, wanted_grads = back((d_out, d_lse)), wanted_back((d_out.astype(jnp.float32), d_lse))
+    for pair in zip((*found, *grads), (*wanted, *wanted_grads), strict=True):
+        assert_near(*pair, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if number >= IN_EVERY_RUN else [])
+        for number, name in enumerate(CASES)
+    ],
+)
+def test_kernels_agree_with_the_reference(name):
+    with pltpu.force_tpu_interpret_mode(INTERPRET):
+        compare(**CASES[name])
+
+
+@pytest.mark.slow
+def test_no_races(capfd):
+    """Two cores share the grid's parallel axes, as on v4, v5p and tpu7x."""
+    parameters = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2)
+    with pltpu.force_tpu_interpret_mode(parameters):
+        compare(tokens=PERMUTED, mask=masks.causal(), heads=(4, 2), slopes=True)
+    assert "RACE DETECTED" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_block_is_hidden_or_whole_only_if_all_its_pairs_are(name):
+    """And in an order that has gaps only, all that are."""
+    case, block = CASES[name], 4
+    q, k = case["tokens"], case.get("keys", case["tokens"])
+    q, k = (At(*(x[:, : x.shape[1] // block * block] for x in side)) for side in (q, k))
+    if q.positions.size == 0:
+        return
+    seen = case["mask"].to_dense(q.positions, k.positions)
+    seen &= (q.segment_ids[..., None] == k.segment_ids[:, None]) & (q.segment_ids[..., None] != 0)
+    tiles = np.asarray(seen[0]).reshape(seen.shape[1] // block, block, -1, block)
+    found = np.asarray(states(case["mask"], q, k, block, block))
+    some, every = tiles.any((1, 3)), tiles.all((1, 3))
+    assert not (some & (found[0] == HIDDEN_BLOCK)).any()
+    assert not (~every & (found[0] == WHOLE)).any()
+    if name == "gapped":
+        assert (some == (found[0] != HIDDEN_BLOCK)).all()
+        assert (every == (found[0] == WHOLE)).all()
+    words = np.asarray(in_words(jnp.asarray(found))).reshape(found.shape[1], -1)
+    for kb in range(found.shape[2]):
+        assert ((words[:, kb // 16] >> 2 * (kb % 16) & 3) == found[0, :, kb]).all()
+    for (first, end), row in zip(np.asarray(bounds(jnp.asarray(found)))[0], found[0], strict=True):
+        visited = np.flatnonzero(row != HIDDEN_BLOCK)
+        wanted = (visited[0], visited[-1] + 1) if visited.size else (0, 0)
+        assert (first, end) == wanted
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"q_at": at(np.arange(5))},
+            "q_at.positions: int32 of shape (1, 5); allowed: int32 of shape (1, 128)",
+        ),
+        (
+            {"k_at": At(jnp.zeros((1, 128)), jnp.ones((1, 128), jnp.int32))},
+            "k_at.positions: float32 of shape (1, 128); allowed: int32",
+        ),
+        ({"slopes": jnp.zeros(3)}, "slopes of shape (3,); allowed: (2,)"),
+    ],
+)
+def test_arguments_that_are_wrong(change, message):
+    q, k, v, _ = arrays(128, (2, 1), 64, jnp.float32)
+    given = {"q_at": at(np.arange(128)), "k_at": at(np.arange(128)), **change}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        flash_attention_at(q, k, v, **given, mask=masks.causal(), scale=1.0)
+
+
+@pytest.mark.tpu_aot
+@needs_libtpu
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_it_compiles_for_every_generation(topology):
+    """Several stretches of keys, grouped heads, backward too."""
+    sizes = {"length": 12288, "heads": 2, "head_dim": 128, "backward": True}
+    compiles("kernel_programs_attention:attention_at", sizes, topology)
