@@ -21,6 +21,7 @@ class HubConfig:
             *("label2id", "problem_type", "return_dict", "output_hidden_states", "is_llama_config"),
             *("output_attentions", "chunk_size_feed_forward", "is_encoder_decoder"),
             *("attention_dropout", "hidden_dropout", "residual_dropout", "embedding_dropout"),
+            *("attention_probs_dropout_prob", "hidden_dropout_prob", "gradient_checkpointing"),
             *("classifier_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop"),
             *("router_jitter_noise", "output_router_logits", "n_ctx", "task_specific_params"),
             *("summary_type", "summary_use_proj", "summary_activation", "summary_first_dropout"),

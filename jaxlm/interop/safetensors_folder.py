@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from jaxlm.data.optional import optional
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 # Safetensors' names.
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+# A norm's parameters in BERT's first files.
+OLD_NAME = re.compile(r"(?<=LayerNorm\.)(gamma|beta)$")
+NEW_NAMES = {"gamma": "weight", "beta": "bias"}
 # Formats that run code when they are opened.
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -39,11 +43,12 @@ class SafetensorsFolder:
         for path in self._shards(folder):
             try:
                 with safetensors.safe_open(path, framework="numpy") as file:
-                    for name in file.keys():  # noqa: SIM118  no mapping
-                        header = file.get_slice(name)
+                    for stored in file.keys():  # noqa: SIM118  no mapping
+                        header = file.get_slice(stored)
+                        name = OLD_NAME.sub(lambda m: NEW_NAMES[m[0]], stored)
                         shapes[name] = tuple(header.get_shape())
                         dtypes[name] = DTYPES.get(header.get_dtype(), header.get_dtype())
-                        self._stored[name] = path, name
+                        self._stored[name] = path, stored
             except safetensors.SafetensorError as error:
                 raise ValueError(f"{path} is no whole safetensors file: {error}") from error
         if not any(name.startswith(prefix) for name in shapes):

@@ -21,9 +21,15 @@ from jaxlm.model.config import ModelConfig
 from jaxlm.model.parameters import abstract_params, parameter_shardings
 from jaxlm.model.transformer import Transformer
 
-# Masks and tables of angles that older files hold beside the parameters; a tied head's copy.
-BUFFERS = re.compile(r"\.(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$")
-TIED_HEAD = re.compile(r"^(\w+\.)?(lm_head|embed_out)\.weight$")
+# Masks, tables of angles and numbers of positions that older files hold beside the parameters; what
+# only BERT's next-sentence prediction used; a tied head's copy.
+BUFFERS = re.compile(
+    r"\.(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$|(^|\.)embeddings\.position_ids$"
+    r"|^(\w+\.)?pooler\.dense\.|^cls\.seq_relationship\."
+)
+TIED_HEAD = re.compile(
+    r"^(\w+\.)?(lm_head|embed_out)\.weight$|^(lm_head|cls\.predictions)\.decoder\.(weight|bias)$"
+)
 
 # What a parameter may be stored as; float64 is rounded.
 DTYPES = ("float32", "bfloat16", "float16", "float64")

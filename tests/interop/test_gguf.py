@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxlm
-from tests.interop.test_families import read_golden
+from tests.interop.folders import read_golden
 from tests.interop.weights import draw
 
 # Two merges over the byte alphabet: "ab", "abc", and a control token.

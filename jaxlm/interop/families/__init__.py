@@ -1,6 +1,7 @@
 """The families that are known, one file each."""
 
 from jaxlm.interop.families import (
+    bert,
     gemma,
     gpt2,
     gpt_neox,
@@ -13,12 +14,15 @@ from jaxlm.interop.families import (
     qwen2,
     qwen3,
     qwen3_moe,
+    roberta,
     stablelm,
     starcoder2,
 )
 from jaxlm.interop.family import Family
 
 FAMILIES: tuple[Family, ...] = (
+    bert.FAMILY,
+    bert.FAMILY_MASKED_LM,
     gemma.FAMILY,
     gemma.FAMILY_2,
     gpt2.FAMILY,
@@ -32,6 +36,7 @@ FAMILIES: tuple[Family, ...] = (
     qwen2.FAMILY,
     qwen3.FAMILY,
     qwen3_moe.FAMILY,
+    *roberta.FAMILIES,
     stablelm.FAMILY,
     starcoder2.FAMILY,
 )
