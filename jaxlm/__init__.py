@@ -12,6 +12,7 @@ from jaxlm.data.documents import long_windows
 from jaxlm.data.loader import held_out_batches
 from jaxlm.data.tokenizers import load_tokenizer
 from jaxlm.decoding.generate import generate, stream
+from jaxlm.embedding.embed import embed
 from jaxlm.evaluation.charts import draw_loss_by_position
 from jaxlm.evaluation.loss import evaluate, evaluate_loss_by_position
 from jaxlm.load import load
@@ -45,6 +46,7 @@ __all__ = [
     "count_compiles",
     "count_params",
     "draw_loss_by_position",
+    "embed",
     "evaluate",
     "evaluate_loss_by_position",
     "generate",
