@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,10 @@ import jax
 from jax.sharding import Mesh
 
 from jaxlm.checkpoints import restore
+from jaxlm.checkpoints.config_file import CONFIG
 from jaxlm.data.tokenizers import Tokenizer, load_tokenizer
-from jaxlm.interop.read import Placement, is_gguf, is_hub_folder, read_gguf, read_hub_folder
+from jaxlm.interop.hub import fetch, is_hub_name
+from jaxlm.interop.read import Checkpoint, open_gguf, open_hub_folder, with_dtypes
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.parameters import abstract_params, parameter_shardings
 from jaxlm.model.transformer import Transformer
@@ -38,9 +39,40 @@ def run_folder(path: str | Path) -> Path:
         found = "is not a jaxlm workdir (it has no checkpoints)" if folder.exists() else "is absent"
         if comparison:
             found = "is the comparison's first run and has no checkpoint yet"
-        allowed = "the --workdir of a training run, a Hugging Face folder, a .gguf file"
+        allowed = "the --workdir of a training run, a Hugging Face folder, a .gguf file, owner/name"
         raise FileNotFoundError(f"{folder} {found}; allowed: {allowed}")
     return folder
+
+
+def open_foreign(path: str | Path) -> Checkpoint | None:
+    """A Hugging Face folder, a GGUF file, or a model of the hub's; None: it is none of these.
+
+    Raises:
+        ValueError: a damaged file, or an architecture that is not known.
+        FileNotFoundError: a missing file; a model that neither this machine nor the hub has.
+    """
+    here = Path(path)
+    if here.suffix == ".gguf":
+        return open_gguf(here)
+    if is_hub_name(here):
+        here = fetch(str(path))
+    if (here / "config.json").is_file() and not is_workdir(here):
+        return open_hub_folder(here)
+    return None
+
+
+def load_config(path: str | Path) -> ModelConfig:
+    """The model's config, without its parameters; `path` as in `load`.
+
+    Raises:
+        FileNotFoundError: nothing to load is there.
+        ValueError: a damaged file, or an architecture that is not known.
+    """
+    checkpoint = open_foreign(path)
+    if checkpoint is not None:
+        return checkpoint.config
+    text = (run_folder(path) / CONFIG).read_text()
+    return ModelConfig.from_dict(json.loads(text)["model"])
 
 
 def load(
@@ -57,7 +89,8 @@ def load(
 
     Args:
         path: the workdir of a run, or of a comparison (its first run is loaded); a Hugging Face
-            folder (config.json, safetensors, tokenizer.json); or a GGUF file.
+            folder (config.json, safetensors, tokenizer.json); a GGUF file; or the name of a hub's
+            model, "owner/name" or "owner/name@revision".
         step: of a workdir; None: the newest good checkpoint.
         dtype: of activations; None: the run's, or the dtype that the parameters are stored in.
         param_dtype: of parameters; None: as they are stored, quantized ones in float32.
@@ -71,19 +104,16 @@ def load(
         FileNotFoundError: none of these, a missing file, or no good checkpoint in a workdir.
         ValueError: a damaged file, or an architecture that is not known.
     """
-    if is_gguf(Path(path)):
-        return read_gguf(Path(path), Placement(dtype, param_dtype, mesh))
-    if is_hub_folder(Path(path)) and not is_workdir(Path(path)):
-        return read_hub_folder(Path(path), Placement(dtype, param_dtype, mesh))
+    checkpoint = open_foreign(path)
+    if checkpoint is not None:
+        model, params = checkpoint.read(dtype, param_dtype, mesh)
+        return model, params, checkpoint.tokenizer
     folder = run_folder(path)
     restored = restore(folder / CHECKPOINTS, step=step, prefix=("ema", "params"))
     config = ModelConfig.from_dict(restored.metadata["model"])
-    numerics = dataclasses.replace(
-        config.numerics,
-        dtype=dtype or config.numerics.dtype,
-        param_dtype=param_dtype or config.numerics.param_dtype,
-    )
-    model = Transformer(config.replace(numerics=numerics))
+    numerics = config.numerics
+    config = with_dtypes(config, dtype or numerics.dtype, param_dtype or numerics.param_dtype)
+    model = Transformer(config)
     params = jax.tree.map(
         lambda x, like, place: jax.device_put(x.astype(like.dtype), place),
         restored.state,

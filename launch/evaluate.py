@@ -18,6 +18,7 @@ from jaxlm.data.documents import long_windows, longest_window
 from jaxlm.data.loader import held_out_batches
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.evaluation.charts import draw_loss_by_position
+from jaxlm.load import is_workdir
 from jaxlm.model.transformer import Transformer
 from launch import console
 
@@ -45,7 +46,12 @@ LENGTH = flags.DEFINE_integer(
 BUCKET = flags.DEFINE_integer("bucket", 64, "Positions averaged into one point.", lower_bound=1)
 WINDOWS = flags.DEFINE_integer("windows", 8, "Texts of that length.", lower_bound=1)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Rows evaluated at a time.", lower_bound=1)
-OUTPUT = flags.DEFINE_string("output", None, "Folder of the JSON and the picture.")
+OUTPUT = flags.DEFINE_string(
+    "output",
+    None,
+    "Folder of the JSON and the picture. Default: the workdir, or runs/NAME for the checkpoint "
+    "NAME of another library.",
+)
 
 
 def possible_length(models: Iterable[Transformer], tokenizer: Tokenizer) -> int:
@@ -55,13 +61,21 @@ def possible_length(models: Iterable[Transformer], tokenizer: Tokenizer) -> int:
     return min(DEFAULT_LENGTH, *(end for end in ends if end is not None))
 
 
+def output_folder() -> Path:
+    """Where results go: nothing is written into what other libraries made."""
+    checkpoint = Path(CHECKPOINT.value)
+    if OUTPUT.value is not None:
+        return Path(OUTPUT.value)
+    return checkpoint if is_workdir(checkpoint) else Path("runs") / checkpoint.stem
+
+
 def main(argv: list[str]) -> None:
     """Prints two tables, writes evaluation.json, evaluation.png and evaluation.svg."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     with console.clear_errors():
         model, params, tokenizer = jaxlm.load(CHECKPOINT.value)
-        folder = Path(OUTPUT.value or CHECKPOINT.value)
+        folder = output_folder()
         folder.mkdir(parents=True, exist_ok=True)
         context = model.config.context_length
         models = {e: model.with_position_encoding(e) for e in ENCODING.value}

@@ -97,4 +97,9 @@ class DenseCache:
     @property
     def nbytes(self) -> int:
         """Bytes of keys and values."""
-        return self.keys.nbytes + self.values.nbytes
+        return sum(x.size * x.dtype.itemsize for x in (self.keys, self.values))
+
+    @classmethod
+    def nbytes_of(cls, config: ModelConfig, batch: int, capacity: int) -> int:
+        """Bytes of keys and values that `init` would take."""
+        return jax.eval_shape(lambda: cls.init(config, batch, capacity)).nbytes

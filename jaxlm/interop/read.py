@@ -35,49 +35,80 @@ def is_hub_folder(path: Path) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Placement:
-    """How parameters are kept.
+class Checkpoint:
+    """An opened checkpoint, whose tensors are not read yet.
 
     Attributes:
-        dtype: of activations; None: the parameters' own.
-        param_dtype: of parameters; None: as they are stored, quantized ones in float32.
-        mesh: over which they are cut; None: the default device holds them all.
+        config: of its model, in the dtype that the tensors are stored in (quantized ones are
+            float32 here).
+        tokenizer: of the model.
+        rows: which tensor is which parameter.
+        tensors: the file or files.
     """
 
-    dtype: str | None = None
-    param_dtype: str | None = None
-    mesh: Mesh | None = None
+    config: ModelConfig
+    tokenizer: Tokenizer
+    rows: list[Row]
+    tensors: Tensors
+
+    def read(
+        self, dtype: str | None, param_dtype: str | None, mesh: Mesh | None
+    ) -> tuple[Transformer, Any]:
+        """The model and its parameters; see `jaxlm.load`.
+
+        Raises:
+            ValueError: a tensor is missing, has another shape or dtype, or is none of the model's.
+        """
+        param_dtype = param_dtype or self.config.numerics.param_dtype
+        model = Transformer(with_dtypes(self.config, dtype or param_dtype, param_dtype))
+        return model, read_params(self.tensors, model, self.rows, mesh)
 
 
-def read_gguf(path: Path, placement: Placement) -> tuple[Transformer, Any, Tokenizer]:
-    """The model, its parameters and its tokenizer from a GGUF file.
+def with_dtypes(config: ModelConfig, dtype: str, param_dtype: str) -> ModelConfig:
+    """The same model, computed and kept in other dtypes."""
+    numerics = dataclasses.replace(config.numerics, dtype=dtype, param_dtype=param_dtype)
+    return config.replace(numerics=numerics)
+
+
+def open_gguf(path: Path) -> Checkpoint:
+    """A GGUF file.
 
     Raises:
-        ValueError: damaged, or an architecture, tensor or tokenizer that is not known.
+        ValueError: damaged, or an architecture or tokenizer that is not known.
     """
     file = GGUFFile(path)
     family, config = _config(file.config, str(path))
     text, tokenizer_config = tokenizer_json(file.metadata, str(path))
     tokenizer = HuggingFace(text.encode(), tokenizer_config, str(path))
-    _check_vocabulary(tokenizer, config)
     rows = family.rows(config)
-    return *_read(config, rows, file.tensors(rows), placement), tokenizer
+    return _checkpoint(config, tokenizer, rows, file.tensors(rows))
 
 
-def read_hub_folder(folder: Path, placement: Placement) -> tuple[Transformer, Any, Tokenizer]:
-    """The model, its parameters and its tokenizer from config.json, safetensors, tokenizer.json.
+def open_hub_folder(folder: Path) -> Checkpoint:
+    """A folder with config.json, safetensors and tokenizer.json.
 
     Raises:
-        ValueError: damaged, or an architecture, tensor or tokenizer that is not known.
+        ValueError: damaged, or an architecture or tokenizer that is not known.
         FileNotFoundError: a file is missing.
     """
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     family, config = _config(values, str(folder / "config.json"))
-    tokenizer = load_tokenizer(str(folder))
-    _check_vocabulary(tokenizer, config)
     rows = family.rows(config)
     prefix = rows[0].theirs.split(".")[0] + "."
-    return *_read(config, rows, SafetensorsFolder(folder, prefix), placement), tokenizer
+    tokenizer = load_tokenizer(str(folder))
+    return _checkpoint(config, tokenizer, rows, SafetensorsFolder(folder, prefix))
+
+
+def _checkpoint(
+    config: ModelConfig, tokenizer: Tokenizer, rows: list[Row], tensors: Tensors
+) -> Checkpoint:
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"{tokenizer.name}: vocab_size={tokenizer.vocab_size}; "
+            f"allowed: at most the model's {config.vocab_size}"
+        )
+    dtype = stored_dtype(tensors)
+    return Checkpoint(with_dtypes(config, dtype, dtype), tokenizer, rows, tensors)
 
 
 def _config(values: dict[str, Any], where: str) -> tuple[Family, ModelConfig]:
@@ -91,23 +122,3 @@ def _config(values: dict[str, Any], where: str) -> tuple[Family, ModelConfig]:
     if hub.unread:
         logging.warning("%s: not understood: %s", where, ", ".join(sorted(hub.unread)))
     return family, config
-
-
-def _read(
-    config: ModelConfig, rows: list[Row], tensors: Tensors, placement: Placement
-) -> tuple[Transformer, Any]:
-    param_dtype = placement.param_dtype or stored_dtype(tensors)
-    param_dtype = "float32" if param_dtype == "float64" else param_dtype
-    dtype = placement.dtype or param_dtype
-    numerics = dataclasses.replace(config.numerics, dtype=dtype, param_dtype=param_dtype)
-    model = Transformer(config.replace(numerics=numerics))
-    return model, read_params(tensors, model, rows, placement.mesh)
-
-
-def _check_vocabulary(tokenizer: Tokenizer, config: ModelConfig) -> None:
-    size = config.vocab_size
-    if tokenizer.vocab_size > size:
-        raise ValueError(
-            f"{tokenizer.name}: vocab_size={tokenizer.vocab_size}; "
-            f"allowed: at most the model's {size}"
-        )

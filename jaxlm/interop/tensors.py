@@ -103,11 +103,12 @@ def flatten(tree: Any) -> dict[str, Any]:
 
 
 def stored_dtype(tensors: Tensors) -> str:
-    """The dtype of most of the numbers."""
+    """The dtype of most of the numbers; float32 for what a model cannot be kept in."""
     counts = collections.Counter[str]()
     for name, shape in tensors.shapes.items():
         counts[tensors.dtypes[name]] += math.prod(shape)
-    return counts.most_common(1)[0][0] if counts else "float32"
+    (dtype, _), *_ = [*counts.most_common(1), ("float32", 0)]
+    return dtype if dtype in ("bfloat16", "float16") else "float32"
 
 
 def read_params(

@@ -66,3 +66,16 @@ def parameter_shardings(model: Transformer, mesh: Mesh | None) -> dict[str, Any]
 def count_params(params: Any) -> int:
     """How many numbers a pytree of arrays holds."""
     return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+
+
+def count_by_part(model: Transformer) -> dict[str, int]:
+    """How many numbers each part of the model has: embedding, attention, feed_forward, norms, ….
+
+    All layers' together; what normalises queries and keys counts as attention.
+    """
+    counts: dict[str, int] = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(abstract_params(model)):
+        names = [k.key for k in path if not k.key.startswith(("layers", "last_layers", "block_"))]
+        part = "norms" if names[0].endswith("norm") else names[0]
+        counts[part] = counts.get(part, 0) + math.prod(x.shape)
+    return counts

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxlm.model.parameters import init_params
+from jaxlm.model.parameters import init_params, parameter_shardings
 from jaxlm.model.transformer import Transformer
 from jaxlm.training.config import TrainConfig
 

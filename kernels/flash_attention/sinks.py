@@ -10,7 +10,7 @@ is packed in a row, and the cost of long rows grows with length · (window + sin
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp

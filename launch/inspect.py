@@ -1,0 +1,84 @@
+"""What a checkpoint holds and what it takes to run it, without reading its weights.
+
+python -m launch.inspect runs/quickstart --batch_size=8 --length=4096
+"""
+
+from __future__ import annotations
+
+from absl import app, flags
+from rich.console import Console
+from rich.table import Table
+
+from jaxlm.caches.dense import DenseCache
+from jaxlm.load import load_config
+from jaxlm.model.config import ModelConfig
+from jaxlm.model.parameters import count_by_part
+from jaxlm.model.transformer import Transformer
+from launch import console
+
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Sequences decoded at a time.", lower_bound=1)
+LENGTH = flags.DEFINE_integer(
+    "length", None, "Tokens of each; the model's context length by default.", lower_bound=1
+)
+CACHES = {"dense": DenseCache}
+
+
+def architecture(config: ModelConfig) -> dict[str, str]:
+    """The choices that tell one model from another, in words."""
+    a, f, moe = config.attention, config.feed_forward, config.moe
+    sees = ", ".join(a.layer_pattern)
+    if a.sliding_window is not None:
+        sees += f" (window {a.sliding_window})"
+    mlp = f"{f.kind}, {config.d_ff:,} wide"
+    if moe is not None:
+        mlp += f"; {moe.num_experts} experts, {moe.top_k} a token"
+    return {
+        "layers": f"{config.num_layers} of width {config.d_model:,}",
+        "attention": f"{a.num_heads} query heads and {config.num_kv_heads} key/value heads "
+        f"of {config.head_dim}",
+        "layers see": sees,
+        "MLP": mlp,
+        "norm": f"{config.norm.kind}, {config.norm.placement}",
+        "vocabulary": f"{config.vocab_size:,}" + (", tied" if config.embedding.tied else ""),
+        "position encoding": str(config.encoding),
+        "context length": f"{config.context_length:,}",
+        "parameters' dtype": config.numerics.param_dtype,
+        "activations' dtype": config.numerics.dtype,
+    }
+
+
+def mebibytes(count: float) -> str:
+    """In MiB."""
+    return f"{count / 2**20:,.1f} MiB"
+
+
+def memory(config: ModelConfig, batch: int, length: int) -> dict[str, float]:
+    """Bytes of each kind of cache at this batch size and length."""
+    return {name: kind.nbytes_of(config, batch, length) for name, kind in CACHES.items()}
+
+
+def main(argv: list[str]) -> None:
+    """Prints three tables."""
+    if len(argv) != 2:
+        raise app.UsageError("give one path: a workdir, a Hugging Face folder, a GGUF file")
+    with console.clear_errors():
+        config = load_config(argv[1])
+        about = Table(title=argv[1], show_header=False)
+        for name, text in architecture(config).items():
+            about.add_row(name, text)
+        parts = Table("part", "parameters", "share", "memory", title="Parameters")
+        itemsize, counts = config.param_dtype.itemsize, count_by_part(Transformer(config))
+        total = sum(counts.values())
+        for name, count in (counts | {"all": total}).items():
+            parts.add_row(name, f"{count:,}", f"{count / total:.1%}", mebibytes(count * itemsize))
+        length = LENGTH.value or config.context_length
+        title = f"Memory to decode {BATCH_SIZE.value} × {length:,} tokens"
+        caches = Table("cache", "keys and values", "with parameters", title=title)
+        for name, size in memory(config, BATCH_SIZE.value, length).items():
+            caches.add_row(name, mebibytes(size), mebibytes(size + total * itemsize))
+        for table in (about, parts, caches):
+            Console(markup=False, emoji=False).print(table)
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,74 @@
+"""A trained run as a hub folder (launch.convert), told about (launch.inspect), evaluated."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import jaxlm
+
+
+def run(launcher, module, *flags, **options):
+    command = [sys.executable, "-m", f"launch.{module}", *map(str, flags)]
+    with launcher.popen(command, **options) as process:
+        out, err = process.communicate()
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+@pytest.fixture(scope="module")
+def converted(launcher, reference, tmp_path_factory):
+    """The reference run's folder, and what it was converted to."""
+    workdir, _ = reference
+    folder = tmp_path_factory.mktemp("converted") / "hub"
+    result = run(launcher, "convert", f"--checkpoint={workdir}", f"--output={folder}")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"{folder}: MixtralForCausalLM, ")
+    return workdir, folder
+
+
+def test_convert_keeps_every_bit(converted):
+    (model, params, tokenizer), (again, same, as_hub) = map(jaxlm.load, converted)
+    jax.tree.map(np.testing.assert_array_equal, params, same)
+    assert again.config.encoding == model.config.encoding
+    assert as_hub.fingerprint == tokenizer.fingerprint
+
+
+def test_inspect_tells_what_it_takes(launcher, converted):
+    for path in converted:
+        result = run(launcher, "inspect", path, "--batch_size=2", "--length=100")
+        assert result.returncode == 0, result.stderr
+        model, params, _ = jaxlm.load(path)
+        assert f" {jaxlm.count_params(params):,} " in result.stdout
+        cache = jaxlm.DenseCache.init(model.config, 2, 100)
+        assert f" {cache.nbytes / 2**20:,.1f} MiB " in result.stdout
+
+
+def test_evaluate_writes_nothing_into_a_hub_folder(launcher, converted, tmp_path):
+    _, folder = converted
+    before = sorted(folder.iterdir())
+    text = tmp_path / "text.txt"
+    text.write_text("it was the best of times, it was the worst of times. " * 40)
+    flags = [f"--checkpoint={folder}", f"--text={text}", "--length=64", "--windows=2", "--bucket=8"]
+    result = run(launcher, "evaluate", *flags, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "runs" / "hub" / "evaluation.json").is_file()
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("module", "flags", "message"),
+    [
+        ("inspect", ["/absent"], "error: /absent is absent"),
+        (
+            "convert",
+            ["--checkpoint=/absent", "--output=out"],
+            "error: /absent is absent",
+        ),
+    ],
+)
+def test_one_line_for_what_is_not_there(launcher, module, flags, message):
+    result = run(launcher, module, *flags)
+    assert result.returncode == 1
+    assert result.stderr.startswith(message) and result.stderr.count("\n") == 1
