@@ -25,6 +25,7 @@ from jaxlm.model.config import (
     NormConfig,
     NumericsConfig,
 )
+from jaxlm.model.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from jaxlm.model.parameters import count_params, init_params
 from jaxlm.model.transformer import Transformer
 from jaxlm.training.compiles import count_compiles
@@ -36,6 +37,8 @@ __all__ = [
     "DataConfig",
     "DenseCache",
     "EmbeddingConfig",
+    "EncoderDecoder",
+    "EncoderDecoderConfig",
     "FeedForwardConfig",
     "MoEConfig",
     "ModelConfig",

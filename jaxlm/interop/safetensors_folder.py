@@ -26,15 +26,13 @@ class SafetensorsFolder:
 
     Args:
         folder: with the shards.
-        prefix: that all but the head's tensors should have; a file of the model without its head
-            leaves it out, and it is put back.
 
     Raises:
         FileNotFoundError: no weights, only pickled ones, or a shard is missing.
         ValueError: a file is damaged, or the index names a file outside of the folder.
     """
 
-    def __init__(self, folder: Path, prefix: str):
+    def __init__(self, folder: Path):
         self.name = str(folder)
         self._stored: dict[str, tuple[Path, str]] = {}
         shapes: dict[str, tuple[int, ...]] = {}
@@ -51,12 +49,18 @@ class SafetensorsFolder:
                         self._stored[name] = path, stored
             except safetensors.SafetensorError as error:
                 raise ValueError(f"{path} is no whole safetensors file: {error}") from error
-        if not any(name.startswith(prefix) for name in shapes):
-            shapes = {prefix + name: shape for name, shape in shapes.items()}
-            dtypes = {prefix + name: dtype for name, dtype in dtypes.items()}
-            self._stored = {prefix + name: at for name, at in self._stored.items()}
         self.shapes: Mapping[str, tuple[int, ...]] = shapes
         self.dtypes: Mapping[str, str] = dtypes
+
+    def under(self, prefix: str) -> SafetensorsFolder:
+        """All but the head's tensors under names with this prefix: a file of the model without its
+        head leaves it out.
+        """
+        if not any(name.startswith(prefix) for name in self.shapes):
+            self.shapes = {prefix + name: shape for name, shape in self.shapes.items()}
+            self.dtypes = {prefix + name: dtype for name, dtype in self.dtypes.items()}
+            self._stored = {prefix + name: at for name, at in self._stored.items()}
+        return self
 
     def _shards(self, folder: Path) -> list[Path]:
         if (folder / INDEX).is_file():

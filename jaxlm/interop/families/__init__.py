@@ -17,6 +17,7 @@ from jaxlm.interop.families import (
     roberta,
     stablelm,
     starcoder2,
+    t5,
 )
 from jaxlm.interop.family import Family
 
@@ -39,6 +40,8 @@ FAMILIES: tuple[Family, ...] = (
     *roberta.FAMILIES,
     stablelm.FAMILY,
     starcoder2.FAMILY,
+    t5.FAMILY,
+    t5.FAMILY_M,
 )
 
 
