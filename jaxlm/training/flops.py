@@ -24,8 +24,8 @@ def matmul_parameters(config: ModelConfig) -> int:
 def train_flops_per_token(config: ModelConfig, length: int) -> float:
     """Model FLOPs of forward and backward per token in sequences of `length`.
 
-    6 for every weight, and 12 per layer and attention dim for every pair of tokens that a causal or
-    sliding mask shows (PaLM's appendix B counts all pairs). Recomputation does not count.
+    6 for every weight, and 12 per layer and attention dim for every pair of tokens that the mask
+    shows (PaLM's appendix B counts all pairs). Recomputation does not count.
     """
     pairs = 0.0
     for layer in range(config.num_layers):
@@ -33,7 +33,8 @@ def train_flops_per_token(config: ModelConfig, length: int) -> float:
         seen = length
         if config.layer_kind(layer) == "sliding" and window is not None:
             seen = min(window, length)
-        pairs += seen - seen * (seen - 1) / (2 * length)
+        hidden = 0 if config.layer_kind(layer) == "bidirectional" else seen * (seen - 1)
+        pairs += seen - hidden / (2 * length)
     width = config.attention.num_heads * config.head_dim
     return 6.0 * matmul_parameters(config) + 12.0 * pairs * width
 
