@@ -1,4 +1,4 @@
-"""Continue prompts with a trained model.
+"""Continue prompts with a trained model, or answer them with an encoder–decoder.
 
 python -m launch.generate --checkpoint=runs/quickstart --prompt="Emma was" --max_new_tokens=64
 """
@@ -47,20 +47,25 @@ def main(argv: list[str]) -> None:
     }
     with console.clear_errors():
         model, params, tokenizer = jaxlm.load(CHECKPOINT.value)
+        answers = isinstance(model, jaxlm.EncoderDecoder)
+        if ENCODING.value is not None and answers:
+            given = f"position_encoding={ENCODING.value!r}"
+            raise ValueError(f"{given}; allowed: none with an encoder–decoder")
         if ENCODING.value is not None:
             model = model.with_position_encoding(ENCODING.value)
+        between = "\n" if answers else ""
         if STREAM.value and len(PROMPT.value) == 1:
             (prompt,) = PROMPT.value
             pieces = jaxlm.stream(model, params, tokenizer, prompt, **settings)
             first = next(pieces, "")  # bad settings show here, before anything is printed
-            for piece in itertools.chain([prompt, first], pieces):
+            for piece in itertools.chain([prompt, between, first], pieces):
                 sys.stdout.write(piece)
                 sys.stdout.flush()
             sys.stdout.write("\n")
             return
         texts = jaxlm.generate(model, params, tokenizer, PROMPT.value, **settings)
         for prompt, text in zip(PROMPT.value, texts, strict=True):
-            print(f"{prompt}{text}\n")
+            print(f"{prompt}{between}{text}\n")
 
 
 if __name__ == "__main__":
