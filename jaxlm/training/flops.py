@@ -18,7 +18,8 @@ def matmul_parameters(config: ModelConfig) -> int:
     experts = 1 if c.moe is None else c.moe.top_k + c.moe.num_shared_experts
     router = 0 if c.moe is None else c.d_model * c.moe.num_experts
     layer = attention + matrices * c.d_model * c.d_ff * experts + router
-    return c.num_layers * layer + c.d_model * c.vocab_size
+    head = c.d_model * c.vocab_size + (c.d_model**2 if c.embedding.head_transform else 0)
+    return c.num_layers * layer + head
 
 
 def train_flops_per_token(config: ModelConfig, length: int) -> float:
