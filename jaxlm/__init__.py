@@ -13,6 +13,7 @@ from jaxlm.data.documents import long_windows
 from jaxlm.data.loader import held_out_batches
 from jaxlm.data.tokenizers import load_tokenizer
 from jaxlm.decoding.generate import generate, stream
+from jaxlm.embedding.embed import embed
 from jaxlm.evaluation.charts import draw_loss_by_position
 from jaxlm.evaluation.loss import evaluate, evaluate_loss_by_position
 from jaxlm.load import load
@@ -25,6 +26,7 @@ from jaxlm.model.config import (
     NormConfig,
     NumericsConfig,
 )
+from jaxlm.model.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from jaxlm.model.parameters import count_params, init_params
 from jaxlm.model.transformer import Transformer
 from jaxlm.training.compiles import count_compiles
@@ -36,6 +38,8 @@ __all__ = [
     "DataConfig",
     "DenseCache",
     "EmbeddingConfig",
+    "EncoderDecoder",
+    "EncoderDecoderConfig",
     "FeedForwardConfig",
     "MoEConfig",
     "ModelConfig",
@@ -48,6 +52,7 @@ __all__ = [
     "count_compiles",
     "count_params",
     "draw_loss_by_position",
+    "embed",
     "evaluate",
     "evaluate_loss_by_position",
     "generate",

@@ -15,7 +15,8 @@ from jaxlm.data.tokenizers import Tokenizer, load_tokenizer
 from jaxlm.interop.hub import fetch, is_hub_name
 from jaxlm.interop.read import Checkpoint, open_gguf, open_hub_folder, with_dtypes
 from jaxlm.model.config import ModelConfig
-from jaxlm.model.parameters import abstract_params, parameter_shardings
+from jaxlm.model.encoder_decoder import EncoderDecoderConfig
+from jaxlm.model.parameters import Model, abstract_params, parameter_shardings
 from jaxlm.model.transformer import Transformer
 from jaxlm.training.loop import CHECKPOINTS, DEFAULT_RUN
 
@@ -61,7 +62,7 @@ def open_foreign(path: str | Path) -> Checkpoint | None:
     return None
 
 
-def load_config(path: str | Path) -> ModelConfig:
+def load_config(path: str | Path) -> ModelConfig | EncoderDecoderConfig:
     """The model's config, without its parameters; `path` as in `load`.
 
     Raises:
@@ -82,7 +83,7 @@ def load(
     dtype: str | None = None,
     param_dtype: str | None = None,
     mesh: Mesh | None = None,
-) -> tuple[Transformer, Any, Tokenizer]:
+) -> tuple[Model, Any, Tokenizer]:
     """The model, its parameters and its tokenizer.
 
     A run that kept an average of its parameters (`train.ema_decay`) gives that average.

@@ -75,6 +75,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     with console.clear_errors():
         model, params, tokenizer = jaxlm.load(CHECKPOINT.value)
+        if not isinstance(model, Transformer):
+            raise ValueError(f"checkpoint={CHECKPOINT.value!r}; allowed: no encoder–decoder")
         folder = output_folder()
         folder.mkdir(parents=True, exist_ok=True)
         context = model.config.context_length

@@ -1,4 +1,4 @@
-"""Continue prompts with a trained model.
+"""Continue prompts with a trained model, or answer them with an encoder–decoder.
 
 python -m launch.generate --checkpoint=runs/quickstart --prompt="Emma was" --max_new_tokens=64
 """
@@ -58,14 +58,19 @@ def main(argv: list[str]) -> None:
     }
     with console.clear_errors():
         model, params, tokenizer = jaxlm.load(CHECKPOINT.value)
+        answers = isinstance(model, jaxlm.EncoderDecoder)
+        if ENCODING.value is not None and answers:
+            given = f"position_encoding={ENCODING.value!r}"
+            raise ValueError(f"{given}; allowed: none with an encoder–decoder")
         if ENCODING.value is not None:
             model = model.with_position_encoding(ENCODING.value)
+        between = "\n" if answers else ""
         if STREAM.value and len(PROMPT.value) == 1:
             (prompt,) = PROMPT.value
             start = prompt_of(tokenizer, prompt)
             pieces = jaxlm.stream(model, params, tokenizer, start, **settings)
             first = next(pieces, "")  # bad settings show here, before anything is printed
-            said = [] if CHAT.value else [prompt]
+            said = [] if CHAT.value else [prompt, between]
             for piece in itertools.chain([*said, first], pieces):
                 sys.stdout.write(piece)
                 sys.stdout.flush()
@@ -74,7 +79,7 @@ def main(argv: list[str]) -> None:
         prompts = [prompt_of(tokenizer, p) for p in PROMPT.value]
         texts = jaxlm.generate(model, params, tokenizer, prompts, **settings)
         for prompt, text in zip(PROMPT.value, texts, strict=True):
-            print(f"> {prompt}\n{text}\n" if CHAT.value else f"{prompt}{text}\n")
+            print(f"> {prompt}\n{text}\n" if CHAT.value else f"{prompt}{between}{text}\n")
 
 
 if __name__ == "__main__":

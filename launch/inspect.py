@@ -12,8 +12,8 @@ from rich.table import Table
 from jaxlm.caches.dense import DenseCache
 from jaxlm.load import load_config
 from jaxlm.model.config import ModelConfig
-from jaxlm.model.parameters import count_by_part
-from jaxlm.model.transformer import Transformer
+from jaxlm.model.encoder_decoder import EncoderDecoderConfig
+from jaxlm.model.parameters import count_by_part, model_of
 from launch import console
 
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Sequences decoded at a time.", lower_bound=1)
@@ -47,6 +47,13 @@ def architecture(config: ModelConfig) -> dict[str, str]:
     }
 
 
+def halves(config: ModelConfig | EncoderDecoderConfig) -> dict[str, ModelConfig]:
+    """The Transformers that a model is made of, by name; the one that decodes is the last."""
+    if isinstance(config, ModelConfig):
+        return {"": config}
+    return {"encoder": config.encoder, "decoder": config.decoder}
+
+
 def mebibytes(count: float) -> str:
     """In MiB."""
     return f"{count / 2**20:,.1f} MiB"
@@ -58,25 +65,32 @@ def memory(config: ModelConfig, batch: int, length: int) -> dict[str, float]:
 
 
 def main(argv: list[str]) -> None:
-    """Prints three tables."""
+    """Prints three tables: the choices (an encoder–decoder's in two), parameters, and memory to
+    decode, if the model can.
+    """
     if len(argv) != 2:
         raise app.UsageError("give one path: a workdir, a Hugging Face folder, a GGUF file")
     with console.clear_errors():
         config = load_config(argv[1])
-        about = Table(title=argv[1], show_header=False)
-        for name, text in architecture(config).items():
-            about.add_row(name, text)
+        tables = []
+        for half, own in halves(config).items():
+            tables.append(Table(title=f"{argv[1]} {half}".strip(), show_header=False))
+            for name, text in architecture(own).items():
+                tables[-1].add_row(name, text)
         parts = Table("part", "parameters", "share", "memory", title="Parameters")
-        itemsize, counts = config.param_dtype.itemsize, count_by_part(Transformer(config))
+        itemsize, counts = own.param_dtype.itemsize, count_by_part(model_of(config))
         total = sum(counts.values())
         for name, count in (counts | {"all": total}).items():
             parts.add_row(name, f"{count:,}", f"{count / total:.1%}", mebibytes(count * itemsize))
-        length = LENGTH.value or config.context_length
+        tables.append(parts)
+        length = LENGTH.value or own.context_length
         title = f"Memory to decode {BATCH_SIZE.value} × {length:,} tokens"
         caches = Table("cache", "keys and values", "with parameters", title=title)
-        for name, size in memory(config, BATCH_SIZE.value, length).items():
-            caches.add_row(name, mebibytes(size), mebibytes(size + total * itemsize))
-        for table in (about, parts, caches):
+        if not own.sees_ahead:
+            for name, size in memory(own, BATCH_SIZE.value, length).items():
+                caches.add_row(name, mebibytes(size), mebibytes(size + total * itemsize))
+            tables.append(caches)
+        for table in tables:
             Console(markup=False, emoji=False).print(table)
 
 

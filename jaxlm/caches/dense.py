@@ -37,8 +37,13 @@ class DenseCache:
         """An empty cache of `capacity` tokens a sequence, in the config's dtype.
 
         Raises:
-            ValueError: capacity below 1.
+            ValueError: capacity below 1, or a model whose tokens see later ones.
         """
+        if config.sees_ahead:
+            raise ValueError(
+                f"layer_pattern={config.attention.layer_pattern}; allowed: no bidirectional layer "
+                "in a model that generates or keeps a cache"
+            )
         if capacity < 1:
             raise ValueError(f"capacity={capacity}; allowed: an integer >= 1")
         shape = (config.num_layers, batch, config.num_kv_heads, capacity, config.head_dim)

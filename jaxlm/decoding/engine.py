@@ -14,8 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from jaxlm.caches.crossed import CrossedCache
 from jaxlm.caches.dense import DenseCache
 from jaxlm.decoding.sampling import Sampling, sample
+from jaxlm.model.encoder_decoder import EncoderDecoder
+from jaxlm.model.parameters import Model
 from jaxlm.model.transformer import Transformer
 
 
@@ -84,9 +87,38 @@ def prefill(
     return _draw(state, logits, sampling, stop_tokens)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def prefill_encoded(
+    model: EncoderDecoder,
+    params: Any,
+    prompt: tuple[Int[Array, "B S"], Int[Array, "B"]],
+    max_new_tokens: int,
+    sampling: Sampling,
+    stop_tokens: Int[Array, "E"],
+) -> DecodeState:
+    """Encodes left-padded inputs = (tokens, true lengths) and draws the first token."""
+    tokens, lengths = prompt
+    B, S = tokens.shape
+    positions = jnp.arange(S)[None] - (S - lengths)[:, None]
+    segments = (positions >= 0).astype(jnp.int32)
+    positions = jnp.maximum(positions, 0)
+    hidden = model.apply({"params": params}, tokens, segments, positions, method="encode")
+    start = jnp.full((B, 1), model.config.start_token, jnp.int32)
+    cache = CrossedCache.init(model.config.decoder, B, max_new_tokens)
+    logits, cache = model.apply({"params": params}, start, hidden, segments, cache, method="decode")
+    state = DecodeState(
+        tokens=jnp.zeros((B, max_new_tokens), jnp.int32),
+        count=jnp.zeros((), jnp.int32),
+        lengths=jnp.ones(B, jnp.int32),
+        done=jnp.zeros(B, bool),
+        cache=cache,
+    )
+    return _draw(state, logits[:, 0], sampling, stop_tokens)
+
+
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def decode(
-    model: Transformer,
+    model: Model,
     params: Any,
     state: DecodeState,
     until: Int[Array, ""],
@@ -95,13 +127,16 @@ def decode(
 ) -> DecodeState:
     """Draws tokens until `until` of them are there or every row is done."""
 
+    method = "decode" if isinstance(model, EncoderDecoder) else None
+
     def more(state: DecodeState) -> Array:
         return (state.count < until) & ~state.done.all()
 
     def step(state: DecodeState) -> DecodeState:
         last = jax.lax.dynamic_slice_in_dim(state.tokens, state.count - 1, 1, axis=1)
+        at = state.lengths[:, None] - 1
         logits, cache = model.apply(
-            {"params": params}, last, state.lengths[:, None] - 1, cache=state.cache
+            {"params": params}, last, positions=at, cache=state.cache, method=method
         )
         state = dataclasses.replace(state, cache=cache)
         return _draw(state, logits[:, 0], sampling, stop_tokens)

@@ -12,9 +12,11 @@ import numpy as np
 from jaxlm.caches.dense import DenseCache
 from jaxlm.config import at_least, check
 from jaxlm.data.tokenizers import Tokenizer
-from jaxlm.decoding.engine import DecodeState, decode, prefill
+from jaxlm.decoding.engine import DecodeState, decode, prefill, prefill_encoded
 from jaxlm.decoding.sampling import Sampling
-from jaxlm.model.transformer import Transformer
+from jaxlm.model.config import ModelConfig
+from jaxlm.model.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from jaxlm.model.parameters import Model
 
 # Prompts are padded to the next power of two from here on, so that few programs serve all lengths.
 SMALLEST_BUCKET = 16
@@ -22,9 +24,13 @@ SMALLEST_BUCKET = 16
 
 @dataclasses.dataclass(frozen=True)
 class _Request:
-    """A checked batch of prompts, left-padded, with room for what is drawn."""
+    """A checked batch of prompts, left-padded, with room for what is drawn.
 
-    rows: list[list[int]]
+    Attributes:
+        before: the tokens that each row's text continues.
+    """
+
+    before: list[list[int]]
     prompt: tuple[np.ndarray, np.ndarray]
     max_new_tokens: int
     sampling: Sampling
@@ -36,17 +42,14 @@ def _request(model, tokenizer, prompts, max_new_tokens, settings) -> _Request:
         raise ValueError(f"prompts={prompts!r}; allowed: a non-empty list of texts or ids")
     if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens}; allowed: an integer >= 1")
-    rows = [_ids(model, tokenizer, p) for p in prompts]
+    encoded = isinstance(model, EncoderDecoder)
+    end = [tokenizer.eos_id] if encoded else []
+    rows = [_ids(model, tokenizer, p, end) for p in prompts]
     for prompt, row in zip(prompts, rows, strict=True):
         if not row:
             raise ValueError(f"prompt={prompt!r} is empty and the tokenizer has no start token")
     longest = max(len(row) for row in rows)
-    limit, total = model.config.encoding.max_length, longest + max_new_tokens
-    if limit is not None and total > limit:
-        raise ValueError(
-            f"prompt + max_new_tokens = {total}; allowed: at most {limit} with "
-            f"position_encoding={model.config.encoding}"
-        )
+    limit = _check_lengths(model.config, longest, max_new_tokens)
     width = max(SMALLEST_BUCKET, 1 << (longest - 1).bit_length())
     if limit is not None:
         width = min(width, limit)  # a table of positions has no rows for padding past its end
@@ -56,14 +59,15 @@ def _request(model, tokenizer, prompts, max_new_tokens, settings) -> _Request:
     sampling = Sampling.make(len(rows), **settings)
     stops = np.array(tokenizer.stop_ids, np.int32)
     lengths = np.array([len(row) for row in rows], np.int32)
-    return _Request(rows, (tokens, lengths), max_new_tokens, sampling, stops)
+    before = [[] for _ in rows] if encoded else rows
+    return _Request(before, (tokens, lengths), max_new_tokens, sampling, stops)
 
 
-def _ids(model: Transformer, tokenizer: Tokenizer, prompt: Any) -> list[int]:
-    """A prompt's ids, a text's after the start token."""
+def _ids(model: Model, tokenizer: Tokenizer, prompt: Any, end: list[int]) -> list[int]:
+    """A prompt's ids, a text's between the start token and `end`."""
     if isinstance(prompt, str):
         start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-        return start + list(tokenizer.encode(prompt))
+        return start + list(tokenizer.encode(prompt)) + end
     size = model.config.vocab_size
     if not (isinstance(prompt, Sequence) and all(isinstance(i, int) for i in prompt)):
         raise ValueError(f"prompt={prompt!r}; allowed: a string or a sequence of token ids")
@@ -73,11 +77,36 @@ def _ids(model: Transformer, tokenizer: Tokenizer, prompt: Any) -> list[int]:
     return list(prompt)
 
 
-def _start(model: Transformer, params: Any, r: _Request) -> DecodeState:
+def _check_lengths(
+    config: ModelConfig | EncoderDecoderConfig, longest: int, max_new_tokens: int
+) -> int | None:
+    """How many positions a prompt may take; None: any number."""
+    if isinstance(config, ModelConfig):
+        of = {"prompt + max_new_tokens": (longest + max_new_tokens, config.encoding)}
+        limit = config.encoding.max_length
+    else:
+        decoder = config.decoder.encoding
+        of = {
+            "prompt": (longest, config.encoder.encoding),
+            "max_new_tokens": (max_new_tokens, decoder),
+        }
+        limit = config.encoder.encoding.max_length
+    for name, (total, encoding) in of.items():
+        if encoding.max_length is not None and total > encoding.max_length:
+            raise ValueError(
+                f"{name} = {total}; allowed: at most {encoding.max_length} with "
+                f"position_encoding={encoding}"
+            )
+    return limit
+
+
+def _start(model: Model, params: Any, r: _Request) -> DecodeState:
     tokens, lengths = r.prompt
-    cache = DenseCache.init(model.config, len(lengths), tokens.shape[1] + r.max_new_tokens)
     prompt = (jnp.asarray(tokens), jnp.asarray(lengths))
     stops = jnp.asarray(r.stop_tokens)
+    if isinstance(model, EncoderDecoder):
+        return prefill_encoded(model, params, prompt, r.max_new_tokens, r.sampling, stops)
+    cache = DenseCache.init(model.config, len(lengths), tokens.shape[1] + r.max_new_tokens)
     return prefill(model, params, prompt, cache, r.max_new_tokens, r.sampling, stops)
 
 
@@ -101,14 +130,14 @@ def _text_after(tokenizer: Tokenizer, prompt: list[int], new: list[int]) -> str:
 
 
 def generate(
-    model: Transformer,
+    model: Model,
     params: Any,
     tokenizer: Tokenizer,
     prompts: Sequence[str | Sequence[int]],
     max_new_tokens: int = 64,
     **settings: Any,
 ) -> list[str]:
-    """Continues each prompt; the text returned begins with the prompt's continuation.
+    """Continues each prompt, or answers it where the model is an encoder–decoder.
 
     Args:
         model, params, tokenizer: as from `jaxlm.load`.
@@ -127,11 +156,11 @@ def generate(
     until, stops = jnp.asarray(max_new_tokens), jnp.asarray(r.stop_tokens)
     state = decode(model, params, state, until, r.sampling, stops)
     drawn = _rows(state, r.stop_tokens)
-    return [_text_after(tokenizer, *pair) for pair in zip(r.rows, drawn, strict=True)]
+    return [_text_after(tokenizer, *pair) for pair in zip(r.before, drawn, strict=True)]
 
 
 def stream(
-    model: Transformer,
+    model: Model,
     params: Any,
     tokenizer: Tokenizer,
     prompt: str | Sequence[int],
@@ -151,7 +180,7 @@ def stream(
     while True:
         count = int(state.count)
         done = bool(state.done.all()) or count >= max_new_tokens
-        text = _text_after(tokenizer, r.rows[0], _rows(state, r.stop_tokens)[0])
+        text = _text_after(tokenizer, r.before[0], _rows(state, r.stop_tokens)[0])
         ready = text if done else text.rstrip("\ufffd")
         if len(ready) > len(sent):
             yield ready[len(sent) :]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from jaxlm.interop.fields import Field
 from jaxlm.interop.rows import Row
 from jaxlm.model.config import ModelConfig
+from jaxlm.model.encoder_decoder import EncoderDecoderConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +22,11 @@ class Family:
         fields: keys of config.json and what they say of a ModelConfig; of two that say the same
             the later one counts.
         rows: the tensors of a model, those of one layer standing for all.
+        config: the class of its models' configs.
     """
 
     architectures: tuple[str, ...]
     model_type: str
     fields: tuple[Field, ...]
-    rows: Callable[[ModelConfig], list[Row]]
+    rows: Callable[[Any], list[Row]]
+    config: type[ModelConfig] | type[EncoderDecoderConfig] = ModelConfig

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from jaxlm import positions
 from jaxlm.interop.hub_config import HubConfig
 from jaxlm.model.config import ModelConfig
+from jaxlm.model.encoder_decoder import EncoderDecoderConfig
 from jaxlm.positions.by_kind import ByKind
 
 
@@ -25,8 +26,12 @@ class Field(Protocol):
         """
         ...
 
-    def write(self, config: ModelConfig) -> dict[str, Any]:
-        """The keys' values; `config` has its widths and its number of key/value heads filled in.
+    def write(self, config: Any) -> dict[str, Any]:
+        """The keys' values.
+
+        Args:
+            config: a ModelConfig or an EncoderDecoderConfig, with its widths and its number of
+                key/value heads filled in.
 
         Raises:
             ValueError: the keys cannot say it.
@@ -62,7 +67,7 @@ class Key:
             value = config.require(first)
         return dict.fromkeys(self.ours.split(), value)
 
-    def write(self, config: ModelConfig) -> dict[str, Any]:
+    def write(self, config: ModelConfig | EncoderDecoderConfig) -> dict[str, Any]:
         """The first field's value."""
         return {self.theirs.split()[0]: value_of(config, self.ours.split()[0])}
 
@@ -113,6 +118,22 @@ class Derived:
 
     read: Callable[[HubConfig], dict[str, Any]]
     write: Callable[[ModelConfig], dict[str, Any]] = lambda config: {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Within:
+    """A field of one half of an encoder–decoder, "encoder" or "decoder"."""
+
+    half: str
+    field: Field
+
+    def read(self, config: HubConfig) -> dict[str, Any]:
+        """The field's values, one level down."""
+        return {f"{self.half}.{path}": value for path, value in self.field.read(config).items()}
+
+    def write(self, config: EncoderDecoderConfig) -> dict[str, Any]:
+        """The keys' values, by that half."""
+        return self.field.write(getattr(config, self.half))
 
 
 # Names of activations: of the MLPs that they gate, of plain ones. The first of a kind is written.
@@ -197,7 +218,8 @@ class Layers:
 
 def layer_fields(kinds: Sequence[str], window: int | None) -> dict[str, Any]:
     """AttentionConfig's fields for layers of these kinds; without a window none slides."""
-    kinds = kinds if window is not None else ["global"]
+    if window is None:
+        kinds = ["global" if kind == "sliding" else kind for kind in kinds]
     period = next(n for n in range(1, len(kinds) + 1) if _repeats(kinds, n))
     return {
         "attention.layer_pattern": tuple(kinds[:period]),
@@ -206,16 +228,23 @@ def layer_fields(kinds: Sequence[str], window: int | None) -> dict[str, Any]:
 
 
 def layer_types(config: ModelConfig) -> list[str]:
-    """Every layer's kind, in the hub's words."""
+    """Every layer's kind, in the hub's words.
+
+    Raises:
+        ValueError: a kind that has no such word.
+    """
     names = {ours: theirs for theirs, ours in KINDS.items()}
-    return [names[config.layer_kind(i)] for i in range(config.num_layers)]
+    kinds = [config.layer_kind(i) for i in range(config.num_layers)]
+    if set(kinds) - names.keys():
+        raise ValueError(f"layer_pattern={tuple(kinds)}; allowed: {', '.join(names)}")
+    return [names[kind] for kind in kinds]
 
 
 def _repeats(kinds: Sequence[str], period: int) -> bool:
     return all(kind == kinds[i % period] for i, kind in enumerate(kinds))
 
 
-def value_of(config: ModelConfig, path: str) -> Any:
+def value_of(config: ModelConfig | EncoderDecoderConfig, path: str) -> Any:
     """The value at a dotted path; None within a part that is None."""
     value: Any = config
     for name in path.split("."):
@@ -223,8 +252,12 @@ def value_of(config: ModelConfig, path: str) -> Any:
     return value
 
 
-def read_fields(fields: Sequence[Field], config: HubConfig) -> ModelConfig:
-    """The model's config that a config.json describes.
+def read_fields(
+    fields: Sequence[Field],
+    config: HubConfig,
+    kind: type[ModelConfig] | type[EncoderDecoderConfig] = ModelConfig,
+) -> Any:
+    """The model's config, of class `kind`, that a config.json describes.
 
     Raises:
         ValueError: a key is absent, or has a value that is not known.
@@ -237,10 +270,12 @@ def read_fields(fields: Sequence[Field], config: HubConfig) -> ModelConfig:
             for part in parts:
                 here = here.setdefault(part, {})
             here[last] = value
-    return ModelConfig.from_dict(nested)
+    return kind.from_dict(nested)
 
 
-def write_fields(fields: Sequence[Field], config: ModelConfig) -> dict[str, Any]:
+def write_fields(
+    fields: Sequence[Field], config: ModelConfig | EncoderDecoderConfig
+) -> dict[str, Any]:
     """The config.json that describes a model.
 
     What the keys do not say (numerics, dropout, weights of the router's losses) is left out.
@@ -252,7 +287,7 @@ def write_fields(fields: Sequence[Field], config: ModelConfig) -> dict[str, Any]
     keys: dict[str, Any] = {}
     for field in fields:
         keys |= {k: v for k, v in field.write(config).items() if v is not None}
-    again = _canonical(read_fields(fields, HubConfig(keys, "config.json")))
+    again = _canonical(read_fields(fields, HubConfig(keys, "config.json"), type(config)))
     mine, theirs = (_flat(c.to_dict()) for c in (config, again))
     for path in sorted(mine.keys() | theirs.keys()):
         if not _same(mine.get(path), theirs.get(path)):
@@ -260,8 +295,11 @@ def write_fields(fields: Sequence[Field], config: ModelConfig) -> dict[str, Any]
     return keys
 
 
-def _canonical(config: ModelConfig) -> ModelConfig:
+def _canonical(config: Any) -> Any:
     """The same function of the same parameters, every choice spelled out."""
+    if isinstance(config, EncoderDecoderConfig):
+        halves = {n: _canonical(getattr(config, n)) for n in ("encoder", "decoder")}
+        return config.replace(**halves)
     a, f, moe = config.attention, config.feed_forward, config.moe
     kinds = [config.layer_kind(i) for i in range(config.num_layers)]
     pattern = layer_fields(kinds, a.sliding_window)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 
@@ -10,6 +10,7 @@ class HubConfig:
     """A config.json that remembers what was read of it.
 
     Attributes:
+        tensors: names of those beside it; empty where they are not known.
         unread: keys that nobody has asked for, nor said to be of no consequence.
     """
 
@@ -21,22 +22,25 @@ class HubConfig:
             *("label2id", "problem_type", "return_dict", "output_hidden_states", "is_llama_config"),
             *("output_attentions", "chunk_size_feed_forward", "is_encoder_decoder"),
             *("attention_dropout", "hidden_dropout", "residual_dropout", "embedding_dropout"),
+            *("attention_probs_dropout_prob", "hidden_dropout_prob", "gradient_checkpointing"),
             *("classifier_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop"),
             *("router_jitter_noise", "output_router_logits", "n_ctx", "task_specific_params"),
             *("summary_type", "summary_use_proj", "summary_activation", "summary_first_dropout"),
             *("summary_proj_to_labels", "reorder_and_upcast_attn", "is_decoder"),
-            *("transformers.js_config", "cache_implementation"),
+            *("transformers.js_config", "cache_implementation", "output_past"),
             # Said again elsewhere, or how others compute it.
             *("initial_context_length", "slow_but_exact", "attention_softmax_in_fp32"),
             *("masked_softmax_fusion", "bias_dropout_fusion", "offset_alibi", "skip_bias_add"),
             *("skip_bias_add_qkv", "learned_pos_emb", "init_device", "embedding_fraction"),
             *("emb_pdrop", "resid_pdrop", "verbose", "init_config"),
+            *("dropout_rate", "initializer_factor"),
+            *("is_gated_act", "dense_act_fn"),  # T5: feed_forward_proj says it
             *("bos_token_id", "eos_token_id", "pad_token_id"),  # the tokenizer's own count
         }
     )
 
-    def __init__(self, values: Mapping[str, Any], name: str):
-        self._values, self.name = values, name
+    def __init__(self, values: Mapping[str, Any], name: str, tensors: Collection[str] = ()):
+        self._values, self.name, self.tensors = values, name, frozenset(tensors)
         self.unread = {k for k, v in values.items() if v is not None} - self.IRRELEVANT
 
     def get(self, key: str, default: Any = None) -> Any:

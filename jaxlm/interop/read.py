@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from jaxlm.interop.rows import Row
 from jaxlm.interop.safetensors_folder import SafetensorsFolder
 from jaxlm.interop.tensors import Tensors, read_params, stored_dtype
 from jaxlm.model.config import ModelConfig
-from jaxlm.model.transformer import Transformer
+from jaxlm.model.encoder_decoder import EncoderDecoderConfig
+from jaxlm.model.parameters import Model, model_of
 
 
 def is_gguf(path: Path) -> bool:
@@ -46,26 +48,31 @@ class Checkpoint:
         tensors: the file or files.
     """
 
-    config: ModelConfig
+    config: ModelConfig | EncoderDecoderConfig
     tokenizer: Tokenizer
     rows: list[Row]
     tensors: Tensors
 
     def read(
         self, dtype: str | None, param_dtype: str | None, mesh: Mesh | None
-    ) -> tuple[Transformer, Any]:
+    ) -> tuple[Model, Any]:
         """The model and its parameters; see `jaxlm.load`.
 
         Raises:
             ValueError: a tensor is missing, has another shape or dtype, or is none of the model's.
         """
         param_dtype = param_dtype or self.config.numerics.param_dtype
-        model = Transformer(with_dtypes(self.config, dtype or param_dtype, param_dtype))
+        model = model_of(with_dtypes(self.config, dtype or param_dtype, param_dtype))
         return model, read_params(self.tensors, model, self.rows, mesh)
 
 
-def with_dtypes(config: ModelConfig, dtype: str, param_dtype: str) -> ModelConfig:
+def with_dtypes(config: Any, dtype: str, param_dtype: str) -> Any:
     """The same model, computed and kept in other dtypes."""
+    if isinstance(config, EncoderDecoderConfig):
+        encoder, decoder = (
+            with_dtypes(c, dtype, param_dtype) for c in (config.encoder, config.decoder)
+        )
+        return config.replace(encoder=encoder, decoder=decoder)
     numerics = dataclasses.replace(config.numerics, dtype=dtype, param_dtype=param_dtype)
     return config.replace(numerics=numerics)
 
@@ -92,16 +99,20 @@ def open_hub_folder(folder: Path) -> Checkpoint:
         FileNotFoundError: a file is missing.
     """
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    family, config = _config(values, str(folder / "config.json"))
+    tensors = SafetensorsFolder(folder)
+    family, config = _config(values, str(folder / "config.json"), tensors.shapes.keys())
     rows = family.rows(config)
     first, dot, _ = rows[0].theirs.partition(".")
     prefix = first + dot if dot else ""
     tokenizer = load_tokenizer(str(folder))
-    return _checkpoint(config, tokenizer, rows, SafetensorsFolder(folder, prefix))
+    return _checkpoint(config, tokenizer, rows, tensors.under(prefix))
 
 
 def _checkpoint(
-    config: ModelConfig, tokenizer: Tokenizer, rows: list[Row], tensors: Tensors
+    config: ModelConfig | EncoderDecoderConfig,
+    tokenizer: Tokenizer,
+    rows: list[Row],
+    tensors: Tensors,
 ) -> Checkpoint:
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
@@ -112,14 +123,16 @@ def _checkpoint(
     return Checkpoint(with_dtypes(config, dtype, dtype), tokenizer, rows, tensors)
 
 
-def _config(values: dict[str, Any], where: str) -> tuple[Family, ModelConfig]:
+def _config(
+    values: dict[str, Any], where: str, tensors: Collection[str] = ()
+) -> tuple[Family, Any]:
     if values.get("quantization_config"):
         method = values["quantization_config"].get("quant_method")
         raise ValueError(f"{where}: quantized by {method}; allowed: float weights, or GGUF")
-    hub = HubConfig(values, where)
+    hub = HubConfig(values, where, tensors)
     (architecture, *_) = values.get("architectures") or ["none"]
     family = families.find(architecture, where)
-    config = read_fields(family.fields, hub)
+    config = read_fields(family.fields, hub, family.config)
     if hub.unread:
         logging.warning("%s: not understood: %s", where, ", ".join(sorted(hub.unread)))
     return family, config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from jaxlm.data.optional import optional
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 # Safetensors' names.
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+# A norm's parameters in BERT's first files.
+OLD_NAME = re.compile(r"(?<=LayerNorm\.)(gamma|beta)$")
+NEW_NAMES = {"gamma": "weight", "beta": "bias"}
 # Formats that run code when they are opened.
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -22,15 +26,13 @@ class SafetensorsFolder:
 
     Args:
         folder: with the shards.
-        prefix: that all but the head's tensors should have; a file of the model without its head
-            leaves it out, and it is put back. Empty: they have none.
 
     Raises:
         FileNotFoundError: no weights, only pickled ones, or a shard is missing.
         ValueError: a file is damaged, or the index names a file outside of the folder.
     """
 
-    def __init__(self, folder: Path, prefix: str):
+    def __init__(self, folder: Path):
         self.name = str(folder)
         self._stored: dict[str, tuple[Path, str]] = {}
         shapes: dict[str, tuple[int, ...]] = {}
@@ -39,19 +41,26 @@ class SafetensorsFolder:
         for path in self._shards(folder):
             try:
                 with safetensors.safe_open(path, framework="numpy") as file:
-                    for name in file.keys():  # noqa: SIM118  no mapping
-                        header = file.get_slice(name)
+                    for stored in file.keys():  # noqa: SIM118  no mapping
+                        header = file.get_slice(stored)
+                        name = OLD_NAME.sub(lambda m: NEW_NAMES[m[0]], stored)
                         shapes[name] = tuple(header.get_shape())
                         dtypes[name] = DTYPES.get(header.get_dtype(), header.get_dtype())
-                        self._stored[name] = path, name
+                        self._stored[name] = path, stored
             except safetensors.SafetensorError as error:
                 raise ValueError(f"{path} is no whole safetensors file: {error}") from error
-        if not any(name.startswith(prefix) for name in shapes):
-            shapes = {prefix + name: shape for name, shape in shapes.items()}
-            dtypes = {prefix + name: dtype for name, dtype in dtypes.items()}
-            self._stored = {prefix + name: at for name, at in self._stored.items()}
         self.shapes: Mapping[str, tuple[int, ...]] = shapes
         self.dtypes: Mapping[str, str] = dtypes
+
+    def under(self, prefix: str) -> SafetensorsFolder:
+        """All but the head's tensors under names with this prefix: a file of the model without its
+        head leaves it out.
+        """
+        if not any(name.startswith(prefix) for name in self.shapes):
+            self.shapes = {prefix + name: shape for name, shape in self.shapes.items()}
+            self.dtypes = {prefix + name: dtype for name, dtype in self.dtypes.items()}
+            self._stored = {prefix + name: at for name, at in self._stored.items()}
+        return self
 
     def _shards(self, folder: Path) -> list[Path]:
         if (folder / INDEX).is_file():

@@ -18,12 +18,20 @@ from jaxtyping import Array, Float, Int
 
 from jaxlm.interop.rows import Row, Shape
 from jaxlm.model.config import ModelConfig
-from jaxlm.model.parameters import abstract_params, parameter_shardings
-from jaxlm.model.transformer import Transformer
+from jaxlm.model.encoder_decoder import EncoderDecoderConfig
+from jaxlm.model.parameters import Model, abstract_params, parameter_shardings
 
-# Masks and tables of angles that older files hold beside the parameters; a tied head's copy.
-BUFFERS = re.compile(r"\.(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$")
-TIED_HEAD = re.compile(r"^(\w+\.)?(lm_head|embed_out)\.weight$")
+# Masks, tables of angles and numbers of positions that older files hold beside the parameters; what
+# only BERT's next-sentence prediction used; T5's copies of its embedding, and a bias that it left
+# unused; a tied head's copy.
+BUFFERS = re.compile(
+    r"\.(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$|(^|\.)embeddings\.position_ids$"
+    r"|^(\w+\.)?pooler\.dense\.|^cls\.seq_relationship\."
+    r"|^(encoder|decoder)\.embed_tokens\.weight$|EncDecAttention\.relative_attention_bias\.weight$"
+)
+TIED_HEAD = re.compile(
+    r"^(\w+\.)?(lm_head|embed_out)\.weight$|^(lm_head|cls\.predictions)\.decoder\.(weight|bias)$"
+)
 
 # What a parameter may be stored as; float64 is rounded.
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -67,25 +75,33 @@ class Place(NamedTuple):
     at: tuple[int, ...]
 
 
-def places(config: ModelConfig, rows: list[Row]) -> list[Place]:
+def half_of(config: ModelConfig | EncoderDecoderConfig, row: Row) -> tuple[ModelConfig, str]:
+    """The half of an encoder–decoder that a row's paths begin with, with its slash."""
+    if isinstance(config, ModelConfig):
+        return config, ""
+    name, _, _ = row.ours.partition("/")
+    return getattr(config, name), f"{name}/"
+
+
+def places(config: ModelConfig | EncoderDecoderConfig, rows: list[Row]) -> list[Place]:
     """Where every tensor of a model belongs."""
     found = []
-    experts = 0 if config.moe is None else config.moe.num_experts
     for row in rows:
+        own, half = half_of(config, row)
         numbers: dict[str, range] = {}
         if "{layer}" in row.theirs:
-            numbers["layer"] = range(config.num_layers)
+            numbers["layer"] = range(own.num_layers)
         if "{expert}" in row.theirs:
-            numbers["expert"] = range(experts)
+            numbers["expert"] = range(0 if own.moe is None else own.moe.num_experts)
         for values in itertools.product(*numbers.values()):
             at = dict(zip(numbers, values, strict=True))
-            name, folder = row.theirs.format(**at), ""
+            name, folder = row.theirs.format(**at), half
             index: list[int] = []
             if "layer" in at:
-                block, scanned = block_of(config, at["layer"])
-                folder, index = f"{block}/", [] if scanned is None else [scanned]
+                block, scanned = block_of(own, at["layer"])
+                folder, index = f"{half}{block}/", [] if scanned is None else [scanned]
             index += [at["expert"]] if "expert" in at else []
-            paths = tuple(folder + path for path in row.paths)
+            paths = tuple(folder + path.removeprefix(half) for path in row.paths)
             found.append(Place(row, name, paths, tuple(index)))
     return found
 
@@ -106,7 +122,7 @@ def stored_dtype(tensors: Tensors) -> str:
 
 
 def read_params(
-    tensors: Tensors, model: Transformer, rows: list[Row], mesh: Mesh | None = None
+    tensors: Tensors, model: Model, rows: list[Row], mesh: Mesh | None = None
 ) -> dict[str, Any]:
     """The model's parameters, in its param_dtype.
 
@@ -193,7 +209,7 @@ def _check(tensors: Tensors, like: Mapping[str, Any], found: list[Place]) -> Non
                 f"allowed: {', '.join(DTYPES)}"
             )
     unknown = [n for n in sorted(tensors.shapes.keys() - wanted.keys()) if not BUFFERS.search(n)]
-    if "head" not in like:
+    if not {"head", "decoder/head"} & like.keys():
         unknown = [n for n in unknown if not TIED_HEAD.search(n)]
     if unknown:
         raise ValueError(

@@ -17,14 +17,15 @@ from jaxlm.interop.fields import write_fields
 from jaxlm.interop.safetensors_folder import INDEX, WHOLE
 from jaxlm.interop.tensors import Place, flatten, places
 from jaxlm.model.config import ModelConfig
-from jaxlm.model.transformer import Transformer
+from jaxlm.model.encoder_decoder import EncoderDecoderConfig
+from jaxlm.model.parameters import Model
 
 MAX_SHARD_BYTES = 5_000_000_000
 
 
 def write_hub_folder(
     folder: str | Path,
-    model: Transformer,
+    model: Model,
     params: Any,
     tokenizer: Tokenizer,
     architecture: str | None = None,
@@ -75,7 +76,9 @@ def write_hub_folder(
     return family.architectures[0]
 
 
-def describe(config: ModelConfig, architecture: str | None) -> tuple[Family, dict[str, Any]]:
+def describe(
+    config: ModelConfig | EncoderDecoderConfig, architecture: str | None
+) -> tuple[Family, dict[str, Any]]:
     """The family that a model is written as, and the keys of its config.json.
 
     Raises:
@@ -84,16 +87,22 @@ def describe(config: ModelConfig, architecture: str | None) -> tuple[Family, dic
     if architecture is not None:
         family = families.find(architecture, "architecture")
         try:
-            return family, write_fields(family.fields, config)
+            return family, _keys(family, config)
         except ValueError as error:
             raise ValueError(f"{architecture} has no model like this: {error}") from error
     reasons = []
     for family in families.FAMILIES:
         try:
-            return family, write_fields(family.fields, config)
+            return family, _keys(family, config)
         except ValueError as error:
             reasons.append(f"{family.architectures[0]}: {error}")
     raise ValueError("no architecture of the hub's has a model like this; " + "; ".join(reasons))
+
+
+def _keys(family: Family, config: ModelConfig | EncoderDecoderConfig) -> dict[str, Any]:
+    if not isinstance(config, family.config):
+        raise ValueError(f"{type(config).__name__}; allowed: {family.config.__name__}")
+    return write_fields(family.fields, config)
 
 
 def _write_shards(

@@ -47,7 +47,7 @@ class Attention(nn.Module):
     """Multi-head attention with grouped keys and values.
 
     Attributes:
-        kind: "global" or "sliding".
+        kind: one of `attention.layer_pattern`.
     """
 
     config: ModelConfig
@@ -65,6 +65,8 @@ class Attention(nn.Module):
         if self.kind == "sliding":
             assert a.sliding_window is not None
             mask = masks.sliding_window(a.sliding_window)
+        elif self.kind == "bidirectional":
+            mask = masks.full()
         return AttentionSpec(
             mask=encoding.restrict(mask),
             scale=c.head_dim**-0.5 if a.scale is None else a.scale,

@@ -17,6 +17,8 @@ from jaxlm import positions
 from jaxlm.config import at_least, build, check, check_types, one_of
 from jaxlm.positions import PositionEncoding
 
+KINDS = {"global", "sliding", "bidirectional", "crossed"}  # of layers
+
 
 @dataclasses.dataclass(frozen=True)
 class AttentionConfig:
@@ -32,8 +34,10 @@ class AttentionConfig:
         softcap: scores become softcap·tanh(scores/softcap) (Gemma 2); None: off.
         scale: of q·k; None is head_dim**-0.5.
         sink_logits: a learned logit per head in the softmax that carries no value (gpt-oss).
-        layer_pattern: kinds of attention, repeated over the layers: "global" sees all (that the
-            position encoding shows), "sliding" the last `sliding_window` tokens.
+        layer_pattern: kinds of attention, repeated over the layers: "global" sees all earlier
+            tokens (that the position encoding shows), "sliding" the last `sliding_window`,
+            "bidirectional" later ones too (BERT); "crossed" is global and then attends to an
+            encoder's output (`jaxlm.model.encoder_decoder`).
         sliding_window: tokens that a "sliding" layer sees, the query's own included.
         implementation: of self-attention: "auto", "flash" (TPU), "blockwise", "reference"; decoding
             with a cache has its own.
@@ -73,8 +77,8 @@ class AttentionConfig:
             scale=(self.scale, self.scale is None or self.scale > 0, "None or > 0"),
             layer_pattern=(
                 self.layer_pattern,
-                bool(kinds) and kinds <= {"global", "sliding"},
-                "a sequence of global, sliding",
+                bool(kinds) and kinds <= KINDS and (kinds == {"crossed"} or "crossed" not in kinds),
+                "a sequence of global, sliding, bidirectional; or of crossed alone",
             ),
             sliding_window=(
                 window,
@@ -184,7 +188,8 @@ class NormConfig:
     Attributes:
         kind: "rmsnorm" or "layernorm".
         placement: "pre" (before each sublayer), "post" (after each sublayer, before the residual
-            is added; OLMo 2) or "sandwich" (both; Gemma 2).
+            is added; OLMo 2), "sandwich" (both; Gemma 2) or "residual" (of each sum with the
+            residual, so that no norm follows the last layer; BERT).
         epsilon: added to the mean square or variance.
         scale: a learned scale; False: none (OLMo 1).
         scale_plus_one: the learned scale is stored minus one (Gemma).
@@ -207,7 +212,7 @@ class NormConfig:
         check(
             "norm",
             kind=one_of(self.kind, "rmsnorm", "layernorm"),
-            placement=one_of(self.placement, "pre", "post", "sandwich"),
+            placement=one_of(self.placement, "pre", "post", "sandwich", "residual"),
             epsilon=(self.epsilon, self.epsilon > 0, "a number > 0"),
             scale_plus_one=(plus, not plus or self.scale, "False without scale"),
             bias=(self.bias, not self.bias or self.kind == "layernorm", "False with rmsnorm"),
@@ -222,23 +227,32 @@ class EmbeddingConfig:
     Attributes:
         tied: the output head is the embedding's transpose.
         scale: multiplies the embeddings (Gemma: √d_model); None: 1.
-        norm: they are normalised, after what the position encoding adds (BLOOM, BERT).
+        num_token_types: rows of a table of which one is added to each embedding (BERT); 0: none.
+        norm: the embeddings are normalised, positions included (BERT, BLOOM).
+        head_transform: before the head, hidden states pass a dense layer, the MLP's activation and
+            a norm (BERT).
+        logit_scale: multiplies the hidden states before the head (T5: d_model**-0.5); None: 1.
         head_bias: a bias on the output logits.
         logit_softcap: logits become cap·tanh(logits/cap) (Gemma 2); None: off.
     """
 
     tied: bool = False
     scale: float | None = None
+    num_token_types: int = 0
     norm: bool = False
+    head_transform: bool = False
+    logit_scale: float | None = None
     head_bias: bool = False
     logit_softcap: float | None = None
 
     def __post_init__(self):
         check_types(type(self), vars(self), "embedding")
-        scale, cap = self.scale, self.logit_softcap
+        scale, last, cap = self.scale, self.logit_scale, self.logit_softcap
         check(
             "embedding",
             scale=(scale, scale is None or scale > 0, "None or a number > 0"),
+            num_token_types=at_least(self.num_token_types, 0),
+            logit_scale=(last, last is None or last > 0, "None or a number > 0"),
             logit_softcap=(cap, cap is None or cap > 0, "None or a number > 0"),
         )
 
@@ -273,7 +287,7 @@ class NumericsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A decoder-only Transformer.
+    """A Transformer: a decoder, an encoder, or one half of an encoder–decoder.
 
     A field that is None stays None, and the property of its name (`head_dim`, `num_kv_heads`,
     `d_ff`) tells the width meant; so does `encoding` for the position encoding. A copy made by
@@ -323,7 +337,8 @@ class ModelConfig:
             dropout=(self.dropout, 0 <= self.dropout < 1, "a number in [0, 1)"),
         )
         divides = self.attention.head_dim is not None or self.d_model % heads == 0
-        fits = parallel == "none" or self.norm.placement != "post"
+        placement, kinds = self.norm.placement, set(self.attention.layer_pattern)
+        fits = placement not in ("post", "residual") and kinds != {"crossed"}
         check(
             "model",
             d_model=(
@@ -332,10 +347,12 @@ class ModelConfig:
                 f"a multiple of attention.num_heads={heads}, or set attention.head_dim",
             ),
         )
-        allowed = "none with norm.placement='post'"
-        check("model.feed_forward", parallel=(parallel, fits, allowed))
+        allowed = "none with norm.placement='post' or 'residual', or with crossed layers"
+        check("model.feed_forward", parallel=(parallel, parallel == "none" or fits, allowed))
         object.__setattr__(self, "position_encoding", positions.parse(self.position_encoding))
-        _ = self.encoding  # binding it checks it
+        known = self.encoding.two_sided or not self.sees_ahead  # binding it checks it
+        allowed = "with bidirectional layers one that tells later tokens too, as learned or rope"
+        check("model", position_encoding=(str(self.position_encoding), known, allowed))
 
     @functools.cached_property
     def encoding(self) -> PositionEncoding:
@@ -390,8 +407,13 @@ class ModelConfig:
         """Of parameters."""
         return jnp.dtype(self.numerics.param_dtype)
 
+    @property
+    def sees_ahead(self) -> bool:
+        """Whether tokens see later ones: then none can be predicted from those before it."""
+        return "bidirectional" in self.attention.layer_pattern
+
     def layer_kind(self, layer: int) -> str:
-        """ "global" or "sliding"."""
+        """One of `attention.layer_pattern`."""
         pattern = self.attention.layer_pattern
         return pattern[layer % len(pattern)]
 

@@ -11,19 +11,30 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec, Sharding, SingleDeviceSharding
 
+from jaxlm.model.config import ModelConfig
+from jaxlm.model.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from jaxlm.model.transformer import Transformer
 from jaxlm.sharding.mesh import parameter_sharding
+
+Model = Transformer | EncoderDecoder
 
 # The length of the dummy input is of no consequence: no parameter's shape depends on it.
 _TOKENS = jax.ShapeDtypeStruct((1, 1), jnp.int32)
 
 
-def _boxed(model: Transformer, key: jax.Array) -> Any:
+def model_of(config: ModelConfig | EncoderDecoderConfig) -> Model:
+    """The model of a config of either class."""
+    pair = isinstance(config, EncoderDecoderConfig)
+    return EncoderDecoder(config) if pair else Transformer(config)
+
+
+def _boxed(model: Model, key: jax.Array) -> Any:
     tokens = jnp.zeros(_TOKENS.shape, _TOKENS.dtype)
-    return model.init(key, tokens)["params"]
+    given = (tokens, tokens) if isinstance(model, EncoderDecoder) else (tokens,)
+    return model.init(key, *given)["params"]
 
 
-def init_params(model: Transformer, seed: int = 0) -> dict[str, Any]:
+def init_params(model: Model, seed: int = 0) -> dict[str, Any]:
     """Fresh parameters, a nested dict of arrays; a pure function of (config, seed).
 
     Each array's randomness comes from its own name, so a model with another position encoding has
@@ -33,22 +44,22 @@ def init_params(model: Transformer, seed: int = 0) -> dict[str, Any]:
 
 
 @functools.cache
-def _abstract_boxed(model: Transformer) -> Any:
+def _abstract_boxed(model: Model) -> Any:
     """Shapes, dtypes and axes; cached, since a trace of the whole model finds them."""
     return jax.eval_shape(lambda key: _boxed(model, key), jax.random.key(0))
 
 
-def abstract_params(model: Transformer) -> dict[str, Any]:
+def abstract_params(model: Model) -> dict[str, Any]:
     """The parameters' shapes and dtypes, without computing any."""
     return nn.meta.unbox(_abstract_boxed(model))
 
 
-def logical_axes(model: Transformer) -> dict[str, Any]:
+def logical_axes(model: Model) -> dict[str, Any]:
     """A PartitionSpec of logical axis names for each parameter: ("layers", "embed", "mlp")."""
     return nn.get_partition_spec(_abstract_boxed(model))
 
 
-def parameter_shardings(model: Transformer, mesh: Mesh | None) -> dict[str, Any]:
+def parameter_shardings(model: Model, mesh: Mesh | None) -> dict[str, Any]:
     """Where each parameter lies on a mesh; without one, on the default device.
 
     Raises:
@@ -68,7 +79,7 @@ def count_params(params: Any) -> int:
     return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
 
 
-def count_by_part(model: Transformer) -> dict[str, int]:
+def count_by_part(model: Model) -> dict[str, int]:
     """How many numbers each part of the model has: embedding, attention, feed_forward, norms, ….
 
     All layers' together; what normalises queries and keys counts as attention.

@@ -1,4 +1,4 @@
-"""The whole model: a decoder-only Transformer as one pure function of parameters and tokens.
+"""The whole model: a Transformer as one pure function of parameters and tokens.
 
 logits, cache = model.apply({"params": params}, tokens, positions=..., segment_ids=...)
 """
@@ -17,7 +17,9 @@ from jaxlm.attention.inputs import CachedLayer
 from jaxlm.caches.dense import DenseCache
 from jaxlm.model.attention import Attention, Tokens
 from jaxlm.model.config import ModelConfig
+from jaxlm.model.cross_attention import CrossAttention, Source
 from jaxlm.model.feed_forward import FeedForward
+from jaxlm.model.head_transform import HeadTransform
 from jaxlm.model.moe import MixtureOfExperts
 from jaxlm.model.norms import Norm
 from jaxlm.positions import PositionEncoding
@@ -31,7 +33,10 @@ REMAT_POLICIES = {
 
 
 class Block(nn.Module):
-    """One layer: attention and an MLP (or experts), each with its norms and residual."""
+    """One layer: attention and an MLP (or experts), each with its norms and residual.
+
+    A crossed one attends to an encoder's output between the two.
+    """
 
     config: ModelConfig
     kind: str
@@ -42,8 +47,9 @@ class Block(nn.Module):
         x: Float[Array, "B T D"],
         tokens: Tokens,
         cached: CachedLayer | None,
-    ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
-        """The layer's output and its new keys and values."""
+        source: Source | None = None,
+    ) -> tuple[Float[Array, "B T D"], tuple[Array, ...]]:
+        """The layer's output and its new keys and values, then those of `source`."""
         c = self.config
         kv: Any = None
 
@@ -54,6 +60,13 @@ class Block(nn.Module):
             nonlocal kv
             layer = Attention(c, self.kind, name="attention")
             y, kv = layer(y, tokens, cached)
+            return y
+
+        def cross_attention(y: Array) -> Array:
+            nonlocal kv
+            layer = CrossAttention(c, name="cross_attention")
+            y, source_kv = layer(y, tokens.segment_ids, source)
+            kv = (*kv, *source_kv)
             return y
 
         def feed_forward(y: Array) -> Array:
@@ -71,11 +84,15 @@ class Block(nn.Module):
             y = attention(first) + feed_forward(second)
             y = norm("post_norm", y) if c.norm.placement == "sandwich" else y
             return x + drop(y), kv
-        for name, sublayer in (("attention", attention), ("feed_forward", feed_forward)):
-            y = x if c.norm.placement == "post" else norm(f"{name}_norm", x)
+        sublayers = [("attention", attention), ("feed_forward", feed_forward)]
+        if self.kind == "crossed":
+            sublayers.insert(1, ("cross_attention", cross_attention))
+        for name, sublayer in sublayers:
+            y = norm(f"{name}_norm", x) if c.norm.placement in ("pre", "sandwich") else x
             y = sublayer(y)
-            y = y if c.norm.placement == "pre" else norm(f"{name}_post_norm", y)
+            y = norm(f"{name}_post_norm", y) if c.norm.placement in ("post", "sandwich") else y
             x = x + drop(y)
+            x = norm(f"{name}_residual_norm", x) if c.norm.placement == "residual" else x
         return x, kv
 
 
@@ -92,7 +109,7 @@ class Period(nn.Module):
     scanned: bool
 
     @nn.compact
-    def __call__(self, x, tokens, cache, layers):
+    def __call__(self, x, tokens, cache, source, layers):
         """Runs the blocks in turn, which are `layers` of the model; their new keys and values are
         stacked on axis 0.
         """
@@ -108,7 +125,8 @@ class Period(nn.Module):
                 keys, values = cache.view()
                 cached = CachedLayer(keys, values, layers[i], cache.positions, cache.segment_ids)
             layer = block(self.config, kind, name=f"block_{i}")
-            x, kv = layer(x, tokens, cached)
+            at = None if source is None else source.of_layer(layers[i])
+            x, kv = layer(x, tokens, cached, at)
             new.append(kv)
         return x, jax.tree.map(lambda *a: jnp.stack(a), *new)
 
@@ -138,22 +156,29 @@ class Transformer(nn.Module):
 
     Attributes:
         config: every choice.
+        embedding_of: a model whose embedding is this one's too; None: it has its own.
     """
 
     config: ModelConfig
+    embedding_of: Transformer | None = None
 
     def setup(self):  # noqa: D102  Linen's own
         c = self.config
         embed = nn.initializers.normal(c.d_model**-0.5)
-        self.embedding = self.param(
-            "embedding",
-            nn.with_logical_partitioning(embed, ("vocab", "embed")),
-            (c.vocab_size, c.d_model),
-            c.param_dtype,
-        )
-        self.position = PositionParameters(c)
+
+        def table(name: str, rows: int, axis: str | None) -> Array:
+            init = nn.with_logical_partitioning(embed, (axis, "embed"))
+            return self.param(name, init, (rows, c.d_model), c.param_dtype)
+
+        if self.embedding_of is None:
+            self.embedding = table("embedding", c.vocab_size, "vocab")
+        else:
+            self.embedding = self.embedding_of.embedding
+        if c.embedding.num_token_types:
+            self.token_types = table("token_types", c.embedding.num_token_types, None)
         if c.embedding.norm:
             self.embedding_norm = Norm(c.norm, c.param_dtype)
+        self.position = PositionParameters(c)
         self.dropout = nn.Dropout(c.dropout)
         pattern = c.attention.layer_pattern
         period = len(pattern)
@@ -163,14 +188,17 @@ class Transformer(nn.Module):
                 Period,
                 variable_axes={"params": 0, "losses": 0},
                 split_rngs={"params": True, "dropout": True},
-                in_axes=(nn.broadcast, nn.broadcast, 0),
+                in_axes=(*(nn.broadcast,) * 3, 0),
                 length=self.rounds,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )(c, pattern, True)
         rest = range(self.rounds * period, c.num_layers)
         if rest:
             self.last_layers = Period(c, tuple(c.layer_kind(i) for i in rest), False)
-        self.final_norm = Norm(c.norm, c.param_dtype)
+        if c.norm.placement != "residual":
+            self.final_norm = Norm(c.norm, c.param_dtype)
+        if c.embedding.head_transform:
+            self.head_transform = HeadTransform(c)
         if not c.embedding.tied:
             self.head = self.param(
                 "head",
@@ -189,8 +217,9 @@ class Transformer(nn.Module):
         segment_ids: Int[Array, "B T"] | None = None,
         cache: DenseCache | None = None,
         contiguous: bool = True,
+        token_types: Int[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T V"], DenseCache | None]:
-        """Logits of the next token at every token.
+        """Logits of the next token at every token; of the token itself in a bidirectional model.
 
         Dropout applies if and only if `rngs={"dropout": key}` is given.
 
@@ -201,6 +230,7 @@ class Transformer(nn.Module):
             cache: earlier tokens' keys and values; the new ones are committed to it.
             contiguous: within a segment positions grow by one a slot, as packing, padding and
                 counting give; False for any other order, which attention then cannot exploit.
+            token_types: rows of the table of token types, where the config has one. None: all 0.
 
         Returns:
             float32 logits [batch, length, vocab] and the cache with these tokens (None without).
@@ -211,10 +241,17 @@ class Transformer(nn.Module):
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
         hidden, kv = self.hidden(
-            tokens, positions, segment_ids, cache, contiguous, return_kv=cache is not None
+            tokens,
+            positions,
+            segment_ids,
+            cache,
+            contiguous,
+            return_kv=cache is not None,
+            token_types=token_types,
         )
         if cache is not None and kv is not None:
-            cache = cache.commit(*kv, positions, segment_ids)
+            keys, values = kv
+            cache = cache.commit(keys, values, positions, segment_ids)
         return self.logits(hidden), cache
 
     def hidden(
@@ -225,15 +262,22 @@ class Transformer(nn.Module):
         cache: DenseCache | None = None,
         contiguous: bool = True,
         return_kv: bool = False,
-    ) -> tuple[Float[Array, "B T D"], tuple[Array, Array] | None]:
+        token_types: Int[Array, "B T"] | None = None,
+        source: Source | None = None,
+    ) -> tuple[Float[Array, "B T D"], tuple[Array, ...] | None]:
         """The normalised last hidden states, and with `return_kv` the tokens' keys and values
-        [layers, batch, length, kv_heads, head_dim], not yet committed to the cache.
+        [layers, batch, length, kv_heads, head_dim], not yet committed to the cache. Crossed layers
+        attend to `source` and add its keys and values.
         """
         c, encoding = self.config, self.config.encoding
+        self._check_given(token_types, source)
         # Gathered rows are cast, not the table: a bfloat16 copy of the whole table costs more.
         x = self.embedding[tokens].astype(c.dtype)
         if c.embedding.scale is not None:
             x = x * jnp.asarray(c.embedding.scale, c.dtype)
+        if c.embedding.num_token_types:
+            rows = jnp.zeros_like(tokens) if token_types is None else token_types
+            x = x + self.token_types[rows].astype(c.dtype)
         position = self.position()
         x = encoding.embed(position, x, positions)
         x = self.embedding_norm(x) if c.embedding.norm else x
@@ -248,8 +292,18 @@ class Transformer(nn.Module):
             rotations[kind] = own.rotation(positions, lengths, c.head_dim)
             heads[kind] = own.head_parameters(position, c.attention.num_heads)
         now = Tokens(positions, segment_ids, lengths, rotations, heads, contiguous)
-        x, kv = self._run_layers(x, (now, cache))
-        return self.final_norm(x), kv if return_kv else None
+        x, kv = self._run_layers(x, (now, cache, source))
+        x = x if c.norm.placement == "residual" else self.final_norm(x)
+        return x, kv if return_kv else None
+
+    def _check_given(self, token_types: Array | None, source: Source | None) -> None:
+        """Refuses what this model has no use for, and asks for what it needs."""
+        if token_types is not None and not self.config.embedding.num_token_types:
+            raise ValueError("token_types is given; allowed: None with num_token_types=0")
+        crossed = "crossed" in self.config.attention.layer_pattern
+        if crossed != (source is not None):
+            allowed = "an encoder's output" if crossed else "None without crossed layers"
+            raise ValueError(f"source is {'absent' if crossed else 'given'}; allowed: {allowed}")
 
     def _run_layers(self, x, shared):
         """The scanned repetitions of the layer pattern, then what is left of one."""
@@ -265,9 +319,16 @@ class Transformer(nn.Module):
             new.append(kv)
         return x, jax.tree.map(lambda *a: jnp.concatenate(a) if len(a) > 1 else a[0], *new)
 
+    def head_input(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """Hidden states as the head's matrix meets them."""
+        c = self.config
+        x = self.head_transform(hidden) if c.embedding.head_transform else hidden
+        scale = c.embedding.logit_scale
+        return x if scale is None else x * jnp.asarray(scale, c.dtype)
+
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """float32 logits of hidden states."""
-        c = self.config
+        c, hidden = self.config, self.head_input(hidden)
         matrix = self.embedding.T if c.embedding.tied else self.head
         y = jnp.einsum(
             "btd,dv->btv", hidden, matrix.astype(hidden.dtype), preferred_element_type=jnp.float32

@@ -73,6 +73,11 @@ class PositionEncoding:
         return False
 
     @property
+    def two_sided(self) -> bool:
+        """Whether it tells keys after the query as well, which bidirectional layers need."""
+        return False
+
+    @property
     def max_length(self) -> int | None:
         """The first position that has no encoding, or None if there is none."""
         return None
@@ -167,7 +172,8 @@ class PositionEncoding:
     ) -> Float[Array, "T S"]:
         """What is added to one head's scores at `distance` = query position - key position.
 
-        Only visible pairs count; the value elsewhere (distance < 0) must merely be finite.
+        Only visible pairs count; the value elsewhere (distance < 0, unless it is `two_sided`) must
+        merely be finite.
         """
         raise NotImplementedError
 

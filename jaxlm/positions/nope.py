@@ -13,3 +13,8 @@ class NoPE(PositionEncoding):
     """Nothing is added anywhere (Kazemnejad et al. 2023, arXiv 2305.19466)."""
 
     name: ClassVar[str] = "nope"
+
+    @property
+    def two_sided(self):
+        """Nothing to tell, on either side."""
+        return True

@@ -58,6 +58,11 @@ class RoPE(PositionEncoding):
     name: ClassVar[str] = "rope"
 
     @property
+    def two_sided(self):
+        """An angle has a sign."""
+        return True
+
+    @property
     def caches_unrotated(self):
         """True with a scaling that looks at the context's length."""
         return self.scaling is not None and self.scaling.length_dependent

@@ -56,6 +56,11 @@ class RopeAlibi(RoPE):
     name: ClassVar[str] = "rope_alibi"
 
     @property
+    def two_sided(self):
+        """Its slopes would favour far tokens ahead of the query."""
+        return False
+
+    @property
     def changes_scores(self):
         """Not where the strength is 0: then it is RoPE, bit for bit."""
         return self.strength != 0

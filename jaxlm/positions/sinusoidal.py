@@ -37,6 +37,11 @@ class Sinusoidal(PositionEncoding):
     name: ClassVar[str] = "sinusoidal"
     relative: ClassVar[bool] = False
 
+    @property
+    def two_sided(self):
+        """Every position has a vector."""
+        return True
+
     def bind(self, dims: Dimensions) -> Sinusoidal:
         """Fills the scale; the width must be even."""
         require(dims.d_model % 2 == 0, "sinusoidal: d_model", dims.d_model, "an even number")

@@ -42,6 +42,11 @@ class XPos(RoPE):
     name: ClassVar[str] = "xpos"
 
     @property
+    def two_sided(self):
+        """Its factor grows without bound ahead of the query."""
+        return False
+
+    @property
     def caches_unrotated(self):
         """r moves on with every token."""
         return True

@@ -18,14 +18,15 @@ def matmul_parameters(config: ModelConfig) -> int:
     width = c.d_ff if c.moe is None else c.moe.top_k * c.d_ff + c.shared_d_ff
     router = 0 if c.moe is None else c.d_model * (c.moe.num_experts + c.moe.shared_gate)
     layer = attention + matrices * c.d_model * width + router
-    return c.num_layers * layer + c.d_model * c.vocab_size
+    head = c.d_model * c.vocab_size + (c.d_model**2 if c.embedding.head_transform else 0)
+    return c.num_layers * layer + head
 
 
 def train_flops_per_token(config: ModelConfig, length: int) -> float:
     """Model FLOPs of forward and backward per token in sequences of `length`.
 
-    6 for every weight, and 12 per layer and attention dim for every pair of tokens that a causal or
-    sliding mask shows (PaLM's appendix B counts all pairs). Recomputation does not count.
+    6 for every weight, and 12 per layer and attention dim for every pair of tokens that the mask
+    shows (PaLM's appendix B counts all pairs). Recomputation does not count.
     """
     pairs = 0.0
     for layer in range(config.num_layers):
@@ -33,7 +34,8 @@ def train_flops_per_token(config: ModelConfig, length: int) -> float:
         seen = length
         if config.layer_kind(layer) == "sliding" and window is not None:
             seen = min(window, length)
-        pairs += seen - seen * (seen - 1) / (2 * length)
+        hidden = 0 if config.layer_kind(layer) == "bidirectional" else seen * (seen - 1)
+        pairs += seen - hidden / (2 * length)
     width = config.attention.num_heads * config.head_dim
     return 6.0 * matmul_parameters(config) + 12.0 * pairs * width
 

@@ -34,8 +34,16 @@ def loss_sums(
     """The weighted loss summed over a batch, its parts, and the sum of the experts' losses.
 
     The experts' losses are means over the batch; they are not in the first value.
+
+    Raises:
+        ValueError: a model whose tokens see the token to predict.
     """
     c = model.config
+    if c.sees_ahead:
+        raise ValueError(
+            f"model.attention: layer_pattern={c.attention.layer_pattern}; allowed: no "
+            "bidirectional layer where the next token is predicted"
+        )
     (hidden, _), sown = model.apply(
         {"params": params},
         batch["tokens"],
@@ -45,6 +53,7 @@ def loss_sums(
         rngs=rngs,
         mutable=["losses"],
     )
+    hidden = model.apply({"params": params}, hidden, method="head_input")
     matrix = params["embedding"].T if c.embedding.tied else params["head"]
     loss = next_token_loss_on_tpu if fits(hidden) else next_token_loss
     total, sums = loss(

@@ -95,6 +95,7 @@ def test_parts_of_rows_are_whole_rows(name):
 ENCODINGS = {
     "alibi": "alibi",
     "t5": "t5(num_buckets=8, max_distance=100)",
+    "two_sided_t5": "t5(num_buckets=8, max_distance=100, bidirectional=True)",
     "kerple": "kerple",
     "sandwich": "sandwich(width=16)",
     "rope_alibi": "rope_alibi",
@@ -106,7 +107,7 @@ ENCODINGS = {
     ),
     "lm_infinite_alibi": "lm_infinite(inner=alibi, window=130, num_sinks=3)",
 }
-IN_EVERY_RUN = ("t5", "lm_infinite", "multiplicative", "fire")
+IN_EVERY_RUN = ("two_sided_t5", "lm_infinite", "multiplicative", "fire")
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_position_encodings(on_tpu, name):
         params["threshold"] += 60
     spec = dataclasses.replace(
         SPEC,
-        mask=encoding.restrict(masks.causal()),
+        mask=encoding.restrict(masks.full() if name == "two_sided_t5" else masks.causal()),
         score=encoding.score if encoding.changes_scores else None,
         score_form=encoding.score_form,
         network=encoding.network if encoding.score_form == "network" else None,

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import jaxlm
-from tests.interop.test_families import read_golden, write_folder
+from tests.interop.folders import read_golden, write_folder
 from tests.interop.weights import draw
 
 SHARD = "model-00002-of-00003.safetensors"

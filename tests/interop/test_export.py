@@ -1,5 +1,6 @@
 """What is written reads back bit for bit, says the same in config.json, and keeps its dtype."""
 
+import dataclasses
 import json
 
 import jax
@@ -14,7 +15,7 @@ from jaxlm.interop.families import FAMILIES, find
 from jaxlm.interop.fields import read_fields, write_fields
 from jaxlm.interop.hub_config import HubConfig
 from jaxlm.interop.write import write_hub_folder
-from tests.interop.test_families import GOLDENS, read_golden, write_folder
+from tests.interop.folders import ALL, read_golden, stored, write_folder
 
 
 def folder_of(case, tmp_path, **changes):
@@ -22,15 +23,13 @@ def folder_of(case, tmp_path, **changes):
     return write_folder(tmp_path / "hub", config | changes, shapes)
 
 
-def stored(folder):
-    """All tensors of a folder, as bytes, by name."""
-    found = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        found |= {n: (x.dtype, x.shape, x.tobytes()) for n, x in load_file(path).items()}
-    return found
+def positions(config):
+    """The position encodings; an encoder–decoder has two."""
+    halves = (config.encoder, config.decoder) if hasattr(config, "encoder") else (config,)
+    return [half.encoding for half in halves]
 
 
-@pytest.mark.parametrize("case", GOLDENS)
+@pytest.mark.parametrize("case", ALL)
 def test_round_trip(case, tmp_path):
     folder, out = folder_of(case, tmp_path), tmp_path / "out"
     architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
@@ -38,9 +37,10 @@ def test_round_trip(case, tmp_path):
     assert write_hub_folder(out, model, params, tokenizer, architecture) == architecture
     assert stored(out) == stored(folder)
     again, same, tokenizer_again = jaxlm.load(out)
-    assert again.config.encoding == model.config.encoding
+    assert positions(again.config) == positions(model.config)
     tokens = jax.random.randint(jax.random.key(0), (2, 20), 0, 96)
-    logits = [m.apply({"params": p}, tokens)[0] for m, p in ((model, params), (again, same))]
+    given = (tokens, tokens) if isinstance(model, jaxlm.EncoderDecoder) else (tokens,)
+    logits = [m.apply({"params": p}, *given)[0] for m, p in ((model, params), (again, same))]
     np.testing.assert_array_equal(*logits)
     assert tokenizer_again.fingerprint == tokenizer.fingerprint
     model_type = json.loads((folder / "config.json").read_text())["model_type"]
@@ -49,10 +49,11 @@ def test_round_trip(case, tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.architectures[0])
 def test_every_key_that_is_written_is_read(family):
-    cases = [c for c in GOLDENS if read_golden(c)[1]["architectures"][0] in family.architectures]
+    cases = [c for c in ALL if read_golden(c)[1]["architectures"][0] in family.architectures]
     values = HubConfig(read_golden(cases[0])[1], cases[0])
-    keys = HubConfig(write_fields(family.fields, read_fields(family.fields, values)), "written")
-    read_fields(family.fields, keys)
+    config = read_fields(family.fields, values, family.config)
+    keys = HubConfig(write_fields(family.fields, config), "written")
+    read_fields(family.fields, keys, family.config)
     assert not keys.unread
 
 
@@ -119,6 +120,7 @@ def test_dtype_is_kept(dtype, tmp_path):
         ),
         ("llama", "rope(scaling=ntk(factor=2))", "LlamaForCausalLM", r"allowed: scaling is linear"),
         ("qwen3", None, "LlamaForCausalLM", r"attention.qk_norm='head'; allowed: 'none'"),
+        ("t5", None, "LlamaForCausalLM", r"like this: EncoderDecoderConfig; allowed: ModelConfig"),
         ("gpt2", None, "LlamaForCausalLM", r"position_encoding=learned; allowed: rope"),
         ("llama", None, "NoSuch", r"architecture='NoSuch'; allowed: .*LlamaForCausalLM"),
     ],
@@ -130,6 +132,16 @@ def test_what_cannot_be_said(case, encoding, architecture, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         write_hub_folder(tmp_path / "out", model, params, tokenizer, architecture)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Gemma2ForCausalLM"])
+def test_a_decoder_has_no_layers_that_see_ahead(architecture):
+    fields = find(architecture, "").fields
+    case = "llama" if architecture.startswith("Llama") else "gemma2"
+    config = read_fields(fields, HubConfig(read_golden(case)[1], case))
+    a = dataclasses.replace(config.attention, layer_pattern=("bidirectional",), sliding_window=None)
+    with pytest.raises(ValueError, match=r"layer_pattern=.*'bidirectional'.*; allowed: "):
+        write_fields(fields, config.replace(attention=a))
 
 
 def test_a_folder_with_files_is_left_alone(tmp_path):

@@ -1,47 +1,15 @@
 """Checkpoints of other libraries give the logits that those libraries give (make_goldens.py)."""
 
-import json
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tokenizers
-from safetensors.numpy import save_file
 
 import jaxlm
 from jaxlm.interop.families import FAMILIES, find
 from jaxlm.interop.fields import read_fields
 from jaxlm.interop.hub_config import HubConfig
-from tests.interop.weights import draw
-
-GOLDENS = {p.stem: p for p in sorted((Path(__file__).parent / "goldens").glob("*.npz"))}
-
-
-def write_folder(folder, config, shapes, parts=1):
-    """A folder as on the hub, the tensors in `parts` files."""
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
-    vocabulary = {f"t{i}": i for i in range(config["vocab_size"] - 1)} | {"</s>": 96}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="t0"))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    names, index = sorted(shapes), {}
-    for i in range(parts):
-        file = "model.safetensors" if parts == 1 else f"model-{i + 1:05}-of-{parts:05}.safetensors"
-        mine = {n: draw(n, shapes[n]) for n in names[i::parts]}
-        save_file(mine, folder / file)
-        index |= dict.fromkeys(mine, file)
-    if parts > 1:
-        text = json.dumps({"metadata": {}, "weight_map": index})
-        (folder / "model.safetensors.index.json").write_text(text)
-    return folder
-
-
-def read_golden(case):
-    file = np.load(GOLDENS[case])
-    return file, json.loads(str(file["config"])), json.loads(str(file["shapes"]))
+from tests.interop.folders import ALL, GOLDENS, read_golden, write_folder
 
 
 @pytest.fixture(params=GOLDENS, scope="module")
@@ -109,5 +77,5 @@ def test_greedy_tokens(golden):
 
 
 def test_every_family_has_a_golden():
-    tested = {json.loads(str(np.load(p)["config"]))["architectures"][0] for p in GOLDENS.values()}
+    tested = {read_golden(case)[1]["architectures"][0] for case in ALL}
     assert tested == {a for family in FAMILIES for a in family.architectures}

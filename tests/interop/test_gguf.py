@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import jaxlm
 from jaxlm.load import open_foreign
-from tests.interop.test_families import read_golden
+from tests.interop.folders import read_golden
 from tests.interop.weights import draw
 
 # Two merges over the byte alphabet: "ab", "abc", and a control token.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxlm
-from tests.interop.test_families import read_golden, write_folder
+from tests.interop.folders import read_golden, write_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -107,15 +107,29 @@ CONFIGS: dict[str, ModelConfig] = {
     ),
     "clip_qkv": small(norm={"clip_qkv": 0.6}, attention={"qk_norm": "head"}),
     "post_norm": small(norm={"placement": "post"}),
+    "residual_norm": small(norm={"placement": "residual"}),
     "sandwich_norm": small(norm={"placement": "sandwich"}),
     "epsilon": small(norm={"epsilon": 0.3}),
     "scale_plus_one": small(norm={"scale_plus_one": True}),
     "tied": small(embedding={"tied": True}),
     "embedding_scale": small(embedding={"scale": 5.5}),
     "embedding_norm": small(embedding={"norm": True, "scale": 5.5}, position_encoding="learned"),
+    "token_types": small(embedding={"num_token_types": 3}),
+    "head_transform": small(embedding={"head_transform": True}),
+    "logit_scale": small(embedding={"logit_scale": 0.3}),
     "head_bias": small(embedding={"head_bias": True}),
     "tied_head_bias": small(embedding={"tied": True, "head_bias": True}),
     "logit_softcap": small(embedding={"logit_softcap": 0.8}),
+    "bidirectional": small(attention={"layer_pattern": ("bidirectional",)}),
+    "bidirectional_and_sliding": small(
+        attention={"layer_pattern": ("bidirectional", "sliding"), "sliding_window": 3}
+    ),
+    "two_sided_t5": small(
+        attention={"layer_pattern": ("bidirectional",)},
+        position_encoding="t5(num_buckets=8, max_distance=6, bidirectional=True)",
+    ),
+    "t5": small(position_encoding="t5(num_buckets=6, max_distance=8)"),
+    "learned_offset": small(position_encoding="learned(offset=2)"),
     "nope": small(position_encoding="nope"),
     "learned": small(position_encoding="learned"),
     "alibi": small(position_encoding="alibi"),
@@ -141,7 +155,7 @@ CONFIGS: dict[str, ModelConfig] = {
     "bfloat16_params": small(numerics={"dtype": "bfloat16", "param_dtype": "bfloat16"}),
     "float16": small(numerics={"dtype": "float16", "param_dtype": "float16"}),
     "dropout": small(dropout=0.1),
-    # Two families that combine many of them.
+    # Three families that combine many of them.
     "gemma_like": small(
         num_layers=3,
         attention={
@@ -154,6 +168,24 @@ CONFIGS: dict[str, ModelConfig] = {
         feed_forward={"kind": "geglu_tanh"},
         norm={"placement": "sandwich", "scale_plus_one": True},
         embedding={"tied": True, "scale": 32**0.5, "logit_softcap": 3.0},
+    ),
+    "bert_like": small(
+        position_encoding="learned",
+        attention={
+            "num_kv_heads": None,
+            "qkv_bias": True,
+            "out_bias": True,
+            "layer_pattern": ("bidirectional",),
+        },
+        feed_forward={"kind": "gelu", "bias": True},
+        norm={"kind": "layernorm", "bias": True, "placement": "residual"},
+        embedding={
+            "tied": True,
+            "num_token_types": 2,
+            "norm": True,
+            "head_transform": True,
+            "head_bias": True,
+        },
     ),
     "neox_like": small(
         position_encoding="rope(fraction=0.25)",

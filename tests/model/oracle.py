@@ -16,11 +16,14 @@ _erf = np.vectorize(math.erf)
 
 
 class Given(NamedTuple):
-    """One row of the batch: per token its id, its position and its document (0 is padding)."""
+    """One row of the batch: per token its id, its position, its document (0 is padding), its type
+    (None: all 0).
+    """
 
     tokens: np.ndarray
     positions: np.ndarray
     segments: np.ndarray
+    types: np.ndarray | None = None
 
 
 class RouterSums(NamedTuple):
@@ -107,6 +110,20 @@ def rope(x: np.ndarray, position: int, base: float, fraction: float) -> np.ndarr
     return np.concatenate([turned.real, turned.imag, x[width:]])
 
 
+def t5_bucket(encoding, distance: int) -> int:
+    """The first half of the buckets is of one distance each, the rest grow by one factor."""
+    count = encoding.num_buckets
+    if encoding.bidirectional:
+        count //= 2
+    elif distance < 0:
+        return 0
+    n, half = abs(distance), count // 2
+    if n >= half:
+        growth = math.log(n / half) / math.log(encoding.max_distance / half)
+        n = min(half + int(growth * (count - half) + 1e-9), count - 1)
+    return n + (count if distance < 0 else 0)
+
+
 def _slopes(heads: int) -> list[float]:
     """ALiBi's, for a power of two."""
     return [2 ** (-8 * (h + 1) / heads) for h in range(heads)]
@@ -125,8 +142,8 @@ def _heads(config, p: Tree, name: str, x: np.ndarray) -> np.ndarray:
     return norm(config.norm, p.get(f"{name}_norm", {}), y.reshape(len(y), -1)).reshape(y.shape)
 
 
-def attention(config, p: Tree, x: np.ndarray, given: Given, kind: str) -> np.ndarray:
-    """Query by query, over the list of the keys that it sees."""
+def attention(config, p: Tree, x: np.ndarray, given: Given, kind: str, table) -> np.ndarray:
+    """Query by query, over the list of the keys that it sees; `table` is T5's."""
     a, encoding = config.attention, config.position_encoding
     window = a.sliding_window if kind == "sliding" else None
     if encoding.name == "by_kind":
@@ -143,7 +160,8 @@ def attention(config, p: Tree, x: np.ndarray, given: Given, kind: str) -> np.nda
         for s in range(T):
             distance = at[t] - at[s]
             apart = given.segments[s] != given.segments[t] or given.segments[s] == 0
-            if apart or distance < 0 or (window is not None and distance >= window):
+            ahead = distance < 0 and kind != "bidirectional"
+            if apart or ahead or (window is not None and distance >= window):
                 continue
             group = n * k.shape[1] // N
             score = q[t, n] @ k[s, group] * (H**-0.5 if a.scale is None else a.scale)
@@ -151,6 +169,8 @@ def attention(config, p: Tree, x: np.ndarray, given: Given, kind: str) -> np.nda
                 score = a.softcap * math.tanh(score / a.softcap)
             if encoding.name == "alibi":
                 score -= encoding.scale * _slopes(N)[n] * distance
+            if encoding.name == "t5":
+                score += table[n, t5_bucket(encoding, distance)]
             scores.append(score)
             values.append(v[s, group])
         if scores:
@@ -160,7 +180,9 @@ def attention(config, p: Tree, x: np.ndarray, given: Given, kind: str) -> np.nda
     return np.einsum("tnh,nhd->td", mixed, p["out"]["kernel"]) + p["out"].get("bias", 0.0)
 
 
-def block(config, p: Tree, x, given: Given, kind: str) -> tuple[np.ndarray, RouterSums | None]:
+def block(
+    config, p: Tree, x, given: Given, kind: str, table
+) -> tuple[np.ndarray, RouterSums | None]:
     """One layer."""
     routed: list[RouterSums] = []
 
@@ -172,7 +194,7 @@ def block(config, p: Tree, x, given: Given, kind: str) -> tuple[np.ndarray, Rout
         return y
 
     def first(y):
-        return attention(config, p["attention"], y, given, kind)
+        return attention(config, p["attention"], y, given, kind, table)
 
     placement, parallel = config.norm.placement, config.feed_forward.parallel
     if parallel != "none":
@@ -191,6 +213,8 @@ def block(config, p: Tree, x, given: Given, kind: str) -> tuple[np.ndarray, Rout
             if placement in ("post", "sandwich"):
                 y = norm(config.norm, p[f"{name}_post_norm"], y)
             x = x + y
+            if placement == "residual":
+                x = norm(config.norm, p[f"{name}_residual_norm"], x)
     return x, routed[0] if routed else None
 
 
@@ -201,16 +225,25 @@ def forward(config, params: Tree, rows: list[Given]) -> tuple[np.ndarray, tuple[
         x = params["embedding"][given.tokens]
         if config.embedding.scale is not None:
             x = x * config.embedding.scale
+        if config.embedding.num_token_types:
+            x = x + params["token_types"][0 if given.types is None else given.types]
+        table = params.get("position", {}).get("table")
         if config.position_encoding.name == "learned":
-            x = x + params["position"]["table"][given.positions]
+            x = x + table[given.positions + config.position_encoding.offset]
         if config.embedding.norm:
             x = norm(config.norm, params["embedding_norm"], x)
         pattern = config.attention.layer_pattern
         for i in range(config.num_layers):
             p = params["last_layers"][f"block_{i}"]
-            x, sums = block(config, p, x, given, pattern[i % len(pattern)])
+            x, sums = block(config, p, x, given, pattern[i % len(pattern)], table)
             routed.append((i, sums))
-        x = norm(config.norm, params.get("final_norm", {}), x)
+        if config.norm.placement != "residual":
+            x = norm(config.norm, params.get("final_norm", {}), x)
+        if config.embedding.head_transform:
+            dense = params["head_transform"]["dense"]
+            x = activation(config.feed_forward.kind, x @ dense["kernel"] + dense["bias"])
+            x = norm(config.norm, params["head_transform"]["norm"], x)
+        x = x * (config.embedding.logit_scale or 1.0)
         y = x @ (params["embedding"].T if config.embedding.tied else params["head"])
         if config.embedding.head_bias:
             y = y + params["head_bias"]

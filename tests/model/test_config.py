@@ -28,7 +28,8 @@ BAD = [
     ("attention", "softcap", 0.0, "None or > 0"),
     ("attention", "scale", -1.0, "None or > 0"),
     ("attention", "layer_pattern", (), "global, sliding"),
-    ("attention", "layer_pattern", ("local",), "global, sliding"),
+    ("attention", "layer_pattern", ("local",), "global, sliding, bidirectional; or of crossed"),
+    ("attention", "layer_pattern", ("global", "crossed"), "or of crossed alone"),
     ("attention", "sliding_window", 4, "if layer_pattern has a sliding layer"),
     ("attention", "implementation", "fused", "auto, flash, blockwise, reference"),
     ("feed_forward", "d_ff", 0, "None or an integer >= 1"),
@@ -45,11 +46,13 @@ BAD = [
     ("moe", "load_balance_weight", -0.1, ">= 0"),
     ("moe", "router_z_weight", -0.1, ">= 0"),
     ("norm", "kind", "batchnorm", "rmsnorm, layernorm"),
-    ("norm", "placement", "before", "pre, post, sandwich"),
+    ("norm", "placement", "before", "pre, post, sandwich, residual"),
     ("norm", "epsilon", 0.0, "> 0"),
     ("norm", "bias", True, "False with rmsnorm"),
     ("norm", "clip_qkv", 0.0, "None or a number > 0"),
     ("embedding", "scale", 0.0, "None or a number > 0"),
+    ("embedding", "num_token_types", -1, ">= 0"),
+    ("embedding", "logit_scale", 0.0, "None or a number > 0"),
     ("embedding", "logit_softcap", 0.0, "None or a number > 0"),
     ("numerics", "dtype", "float64", "float32, bfloat16, float16"),
     ("numerics", "param_dtype", "fp32", "float32, bfloat16, float16"),
@@ -87,6 +90,14 @@ def test_a_scale_plus_one_needs_a_scale():
 def test_parallel_needs_a_norm_before():
     with pytest.raises(ValueError, match=r"parallel='shared'; allowed: none with norm\.placement"):
         small(feed_forward={"parallel": "shared"}, norm={"placement": "post"})
+
+
+@pytest.mark.parametrize("encoding", ["alibi", "t5", "xpos", "rope_alibi", "lm_infinite(rope)"])
+def test_bidirectional_layers_need_an_encoding_of_both_sides(encoding):
+    with pytest.raises(
+        ValueError, match=r"position_encoding=.*; allowed: with bidirectional layers"
+    ):
+        small(attention={"layer_pattern": ("bidirectional",)}, position_encoding=encoding)
 
 
 @pytest.mark.parametrize("part", PARTS, ids=str)

@@ -80,6 +80,17 @@ def test_defaults_are_positions_from_zero_in_one_segment():
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
 
 
+def test_token_types():
+    model, params = make("token_types")
+    rows, types = packed_rows(), jnp.asarray(np.random.default_rng(3).integers(0, 3, (2, 13)))
+    types = types.astype(jnp.int32)
+    got, _ = model.apply({"params": params}, *rows, token_types=types)
+    given = [oracle.Given(*row) for row in zip(*map(np.asarray, (*rows, types)), strict=True)]
+    want, _ = oracle.forward(model.config, float64_params(model.config, params), given)
+    # See `check`.
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
 def test_experts_losses_count_real_tokens_only():
     """Padding changes neither loss."""
     model, params = make("experts_weights")

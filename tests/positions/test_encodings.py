@@ -68,9 +68,28 @@ def test_t5_buckets():
     assert (np.diff(every) >= 0).all() and set(every) == set(range(32))
 
 
+def test_t5_buckets_of_both_sides():
+    """Of transformers' T5Attention._relative_position_bucket(bidirectional=True), 8 and 20."""
+    encoding = bind("t5(num_buckets=8, max_distance=20, bidirectional=True)")
+    d = jnp.asarray([[0, 1, 2, 5, 6, 7, 30, -1, -2, -5, -6, -7, -30]])
+    got = encoding.bias(jnp.arange(8.0), d, jnp.zeros((1, 1), jnp.int32))
+    np.testing.assert_array_equal(got[0], [0, 1, 2, 2, 2, 3, 3, 5, 6, 6, 6, 7, 7])
+
+
+def test_learned_counts_from_its_offset():
+    encoding = bind("learned(table_length=6, offset=2)")
+    table = {"table": jnp.arange(6.0)[:, None]}
+    got = encoding.embed(table, jnp.zeros((1, 4, 1)), jnp.array([[0, 3, 4, 1]]))
+    np.testing.assert_array_equal(got[0, :, 0], [2, 5, np.nan, 3])
+    assert encoding.max_length == 4
+
+
 @pytest.mark.parametrize(
     "text, part",
     [
+        ("t5(num_buckets=10, bidirectional=True)", "num_buckets=10; allowed: a multiple of 4 >= 8"),
+        ("learned(offset=-1)", "offset"),
+        ("learned(table_length=2, offset=2)", "table_length=2; allowed: an integer >= 3"),
         ("t5(num_buckets=5)", "num_buckets"),
         ("t5(num_buckets=2)", "num_buckets"),
         ("t5(max_distance=16)", "max_distance"),

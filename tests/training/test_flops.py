@@ -16,7 +16,7 @@ def counted(name):
     for path, x in jax.tree_util.tree_leaves_with_path(shapes(name)):
         what = path_name(path)
         lookup = what == "embedding" and not config.embedding.tied
-        if lookup or what.startswith("position/") or what.endswith(VECTORS):
+        if lookup or what.startswith(("position/", "token_types")) or what.endswith(VECTORS):
             continue
         routed = "/experts/" in what and what.endswith(("/up", "/gate", "/down"))
         share = config.moe.top_k / config.moe.num_experts if routed else 1.0

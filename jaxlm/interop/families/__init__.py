@@ -1,6 +1,7 @@
 """The families that are known, one file each."""
 
 from jaxlm.interop.families import (
+    bert,
     bloom,
     falcon,
     gemma,
@@ -20,12 +21,16 @@ from jaxlm.interop.families import (
     qwen2_moe,
     qwen3,
     qwen3_moe,
+    roberta,
     stablelm,
     starcoder2,
+    t5,
 )
 from jaxlm.interop.family import Family
 
 FAMILIES: tuple[Family, ...] = (
+    bert.FAMILY,
+    bert.FAMILY_MASKED_LM,
     bloom.FAMILY,
     falcon.FAMILY,
     gemma.FAMILY,
@@ -46,8 +51,11 @@ FAMILIES: tuple[Family, ...] = (
     qwen2_moe.FAMILY,
     qwen3.FAMILY,
     qwen3_moe.FAMILY,
+    *roberta.FAMILIES,
     stablelm.FAMILY,
     starcoder2.FAMILY,
+    t5.FAMILY,
+    t5.FAMILY_M,
 )
 
 

@@ -1,0 +1,77 @@
+"""Vectors of texts: by hand from one text's hidden states, whatever the batch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxlm
+from jaxlm.embedding.embed import _pooled
+from tests.decoding import tiny
+
+TEXTS = ["a", "some words", "", "a rather longer text of some forty bytes", "ünïcode", "b" * 20]
+
+
+def encoder(encoding="learned"):
+    attention = jaxlm.AttentionConfig(num_heads=4, layer_pattern=("bidirectional",))
+    model = tiny.model(encoding, attention=attention)
+    return model, jaxlm.init_params(model, 0)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_vectors_are_those_of_each_text_alone(pooling, normalize):
+    model, params = encoder()
+    got = jaxlm.embed(
+        model, params, tiny.TOKENIZER, TEXTS, pooling, normalize, prefix="q: ", batch_size=4
+    )
+    assert got.shape == (len(TEXTS), 32) and got.dtype == np.float32
+    for text, vector in zip(TEXTS, got, strict=True):
+        tokens = jnp.array([[256, *tiny.TOKENIZER.encode("q: " + text), 257]])
+        at, ones = jnp.arange(tokens.shape[1])[None], jnp.ones_like(tokens)
+        hidden, _ = model.apply({"params": params}, tokens, at, ones, method="hidden")
+        want = np.asarray(hidden[0], np.float64)
+        want = want.mean(0) if pooling == "mean" else want[0]
+        want = want / np.linalg.norm(want) if normalize else want
+        # float32 sums of other lengths, over two layers.
+        np.testing.assert_allclose(vector, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+
+def test_a_program_for_each_bucket():
+    model, params = encoder("rope")
+    _pooled.clear_cache()
+    texts = ["x" * n for n in range(1, 100)]
+    jaxlm.embed(model, params, tiny.TOKENIZER, texts, batch_size=8)
+    assert _pooled._cache_size() == 4  # of 16, 32, 64 and 128 tokens
+
+
+def test_long_texts_are_cut_only_when_asked():
+    model, params = encoder()
+    with pytest.raises(ValueError, match=r"'x{20}'… has 102 tokens; allowed: at most 64, or set"):
+        jaxlm.embed(model, params, tiny.TOKENIZER, ["x" * 100])
+    cut = jaxlm.embed(model, params, tiny.TOKENIZER, ["x" * 100], max_length=12)
+    np.testing.assert_array_equal(
+        cut, jaxlm.embed(model, params, tiny.TOKENIZER, ["x" * 10], max_length=64)
+    )
+
+
+def test_a_causal_model_has_vectors_too():
+    model, params = tiny.model(), jax.tree.map(lambda x: x, tiny.params())
+    assert jaxlm.embed(model, params, tiny.TOKENIZER, ["a", "b"]).shape == (2, 32)
+    assert jaxlm.embed(model, params, tiny.TOKENIZER, []).shape == (0, 32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"texts": "one"}, "texts='one'; allowed: a list of strings"),
+        ({"pooling": "max"}, "pooling='max'; allowed: mean, cls"),
+        ({"max_length": 1}, "max_length=1; allowed: None or an integer >= 2"),
+        ({"batch_size": 0}, "batch_size=0; allowed: a number >= 1"),
+    ],
+)
+def test_bad_settings(change, message):
+    model, params = encoder()
+    given = {"texts": ["a"]} | change
+    with pytest.raises(ValueError, match=message):
+        jaxlm.embed(model, params, tiny.TOKENIZER, **given)

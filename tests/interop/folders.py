@@ -1,0 +1,49 @@
+"""Folders as on the hub, of the goldens' models."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from safetensors.numpy import load_file, save_file
+
+from tests.interop.weights import draw
+
+FOLDER = Path(__file__).parent / "goldens"
+GOLDENS = {p.stem: p for p in sorted(FOLDER.glob("*.npz"))}
+ENCODERS = {p.stem: p for p in sorted((FOLDER / "encoders").glob("*.npz"))}
+ENCODER_DECODERS = {p.stem: p for p in sorted((FOLDER / "encoder_decoders").glob("*.npz"))}
+ALL = GOLDENS | ENCODERS | ENCODER_DECODERS
+
+
+def write_folder(folder, config, shapes, parts=1):
+    """A folder as on the hub, the tensors in `parts` files."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    vocabulary = {f"t{i}": i for i in range(config["vocab_size"] - 1)} | {"</s>": 96}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="t0"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names, index = sorted(shapes), {}
+    for i in range(parts):
+        file = "model.safetensors" if parts == 1 else f"model-{i + 1:05}-of-{parts:05}.safetensors"
+        mine = {n: draw(n, shapes[n]) for n in names[i::parts]}
+        save_file(mine, folder / file)
+        index |= dict.fromkeys(mine, file)
+    if parts > 1:
+        text = json.dumps({"metadata": {}, "weight_map": index})
+        (folder / "model.safetensors.index.json").write_text(text)
+    return folder
+
+
+def read_golden(case):
+    file = np.load(ALL[case])
+    return file, json.loads(str(file["config"])), json.loads(str(file["shapes"]))
+
+
+def stored(folder):
+    """All tensors of a folder, as bytes, by name."""
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        found |= {n: (x.dtype, x.shape, x.tobytes()) for n, x in load_file(path).items()}
+    return found
