@@ -264,7 +264,7 @@ def _tile(
     before = call.offset(i, stretch, rows, base)
     first = call.reach - before
     s, factor = _changed(call, x, capped, first)
-    if "slopes" in x:
+    if "place_slopes" in x:
         s -= call.penalty(x, head, at, keys, axis=1)
     if "numerator" in x:
         reciprocal = x["reciprocal"][:1, at]

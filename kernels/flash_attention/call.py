@@ -149,7 +149,9 @@ class Call:
     def penalty(self, refs: dict[str, Any], head: Any, at: Any, keys: Any, axis: int) -> jax.Array:
         """What a tile's scores lose where positions are data; see `of_pairs`."""
         assert self.rule is not None
-        return penalty(self.rule, refs["slopes"][head], *self.of_pairs(refs, "at", at, keys, axis))
+        return penalty(
+            self.rule, refs["place_slopes"][head], *self.of_pairs(refs, "at", at, keys, axis)
+        )
 
     def seen_places(
         self, refs: dict[str, Any], at: Any, keys: Any, offset: Any, axis: int

@@ -209,7 +209,7 @@ def _scores(
         quotients = bias.tile(x["numerator"], first, *size)
         quotients *= wide(x["reciprocal"][at], n.tile_k)
         s = fire_tiles.add(x, h, fire_tiles.span(call, x, b, i, rows, before), s, quotients)
-    if "slopes" in x:
+    if "place_slopes" in x:
         s -= call.penalty(x, h, at, keys, axis=0)
     seen = _seen(call, x, at, keys, offset)
     return s if seen is None else jnp.where(seen, s, -jnp.inf)

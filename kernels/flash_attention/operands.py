@@ -93,7 +93,7 @@ class Operands:
         """What of them are scalars."""
         self.prefetch("states", places.words)
         if places.slopes is not None:
-            self.prefetch("slopes", places.slopes)
+            self.prefetch("place_slopes", places.slopes)
 
     def add(self, name: str, array: jax.Array, spec: pl.BlockSpec) -> None:
         """Into VMEM, block by block."""
