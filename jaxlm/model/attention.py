@@ -15,8 +15,8 @@ from jaxlm.attention.attend import attend
 from jaxlm.attention.cached import attend_cached
 from jaxlm.attention.inputs import AttentionInputs, AttentionSpec, CachedLayer
 from jaxlm.model.config import ModelConfig
+from jaxlm.model.heads import into_heads, out_of_heads
 from jaxlm.model.norms import Norm
-from jaxlm.model.projection import Projection
 from jaxlm.positions import PositionEncoding, Rotation
 
 
@@ -128,35 +128,16 @@ class Attention(nn.Module):
 
             near = near_keys if encoding.caches_unrotated else None
             y = attend_cached(spec, inputs, cached, near, far_keys)
-        project = Projection(
-            (a.num_heads, c.head_dim),
-            (c.d_model,),
-            ("heads", "head_dim", "embed"),
-            a.out_bias,
-            c.param_dtype,
-            (2 * c.num_layers) ** -0.5,
-            name="out",
-        )
         kept = k_raw if encoding.caches_unrotated else k
-        return project(y), (kept, v)
+        return out_of_heads(c)(y), (kept, v)
 
     def _project(self, x):
         """Queries, keys, values, [batch, length, heads, head_dim]; clipped, normalised if asked."""
         c, a = self.config, self.config.attention
 
-        def project(name, heads, axis):
-            return Projection(
-                (c.d_model,),
-                (heads, c.head_dim),
-                ("embed", axis, "head_dim"),
-                a.qkv_bias,
-                c.param_dtype,
-                name=name,
-            )(x)
-
-        q = project("q", a.num_heads, "heads")
-        k = project("k", c.num_kv_heads, "kv_heads")
-        v = project("v", c.num_kv_heads, "kv_heads")
+        q = into_heads(c, "q", a.num_heads, "heads")(x)
+        k = into_heads(c, "k", c.num_kv_heads, "kv_heads")(x)
+        v = into_heads(c, "v", c.num_kv_heads, "kv_heads")(x)
         if (most := c.norm.clip_qkv) is not None:
             q, k, v = (jnp.clip(y, -most, most) for y in (q, k, v))
         if a.qk_norm != "none":

@@ -13,7 +13,7 @@ from jaxlm.attention import mask as masks
 from jaxlm.attention.attend import attend
 from jaxlm.attention.inputs import AttentionInputs, AttentionSpec
 from jaxlm.model.config import ModelConfig
-from jaxlm.model.projection import Projection
+from jaxlm.model.heads import into_heads, out_of_heads
 
 
 @jax.tree_util.register_dataclass
@@ -59,22 +59,12 @@ class CrossAttention(nn.Module):
         """
         c, a = self.config, self.config.attention
 
-        def project(name, x, heads, axis):
-            return Projection(
-                (c.d_model,),
-                (heads, c.head_dim),
-                ("embed", axis, "head_dim"),
-                a.qkv_bias,
-                c.param_dtype,
-                name=name,
-            )(x)
-
         k, v = source.keys, source.values
         if k is None or v is None:
-            k = project("k", source.hidden, c.num_kv_heads, "kv_heads")
-            v = project("v", source.hidden, c.num_kv_heads, "kv_heads")
+            k = into_heads(c, "k", c.num_kv_heads, "kv_heads")(source.hidden)
+            v = into_heads(c, "v", c.num_kv_heads, "kv_heads")(source.hidden)
         inputs = AttentionInputs(
-            q=project("q", x, a.num_heads, "heads"),
+            q=into_heads(c, "q", a.num_heads, "heads")(x),
             k=k,
             v=v,
             q_positions=jnp.zeros_like(segment_ids),
@@ -87,13 +77,4 @@ class CrossAttention(nn.Module):
         # Few queries at a time meet keys and values that were kept; many, those made of `hidden`.
         few = source.keys is not None or a.implementation == "reference"
         y, _ = attend(spec, inputs, "reference" if few else "blockwise")
-        out = Projection(
-            (a.num_heads, c.head_dim),
-            (c.d_model,),
-            ("heads", "head_dim", "embed"),
-            a.out_bias,
-            c.param_dtype,
-            (2 * c.num_layers) ** -0.5,
-            name="out",
-        )
-        return out(y), (k, v)
+        return out_of_heads(c)(y), (k, v)
