@@ -34,6 +34,17 @@ def fields(cls: type) -> ConfigDict:
     return config
 
 
+def blank(cls: type) -> ConfigDict:
+    """The same fields, each None until it is set."""
+    config = ConfigDict()
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        part = getattr(cls, "PARTS", {}).get(field.name)
+        empty = config_dict.placeholder(_type(hints[field.name])) if part is None else blank(part)
+        config[field.name] = empty
+    return config
+
+
 def _type(hint: object) -> type:
     """The plain type within `X | None`; object where there is none."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)

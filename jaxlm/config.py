@@ -92,6 +92,9 @@ def _off(part: type, values: Mapping[str, Any], owner: str) -> bool:
         return False
     for field in others:
         value = values.get(field.name, field.default)
+        below = getattr(part, "PARTS", {}).get(field.name)
+        if below is not None and isinstance(value, Mapping):
+            value = None if _off(below, value, f"{owner}.{field.name}") else value
         if value != field.default:
             raise ValueError(f"{owner}: {field.name}={value!r}; allowed: set {first.name} as well")
     return True

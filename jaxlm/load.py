@@ -9,16 +9,20 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from jaxlm.adapters.lora import adapted_shardings, add_adapters, is_learned, merge_adapters
 from jaxlm.checkpoints import restore
 from jaxlm.checkpoints.config_file import CONFIG
+from jaxlm.config import build
 from jaxlm.data.tokenizers import Tokenizer, load_tokenizer
 from jaxlm.interop.hub import fetch, is_hub_name
 from jaxlm.interop.read import Checkpoint, open_gguf, open_hub_folder, with_dtypes
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.encoder_decoder import EncoderDecoderConfig
 from jaxlm.model.parameters import Model, abstract_params, parameter_shardings
+from jaxlm.model.partition import combine, split
 from jaxlm.model.transformer import Transformer
-from jaxlm.training.loop import CHECKPOINTS, DEFAULT_RUN
+from jaxlm.training.finetune import FinetuneConfig
+from jaxlm.training.workdir import CHECKPOINTS, DEFAULT_RUN, TOKENIZER
 
 
 def is_workdir(path: Path) -> bool:
@@ -62,6 +66,20 @@ def open_foreign(path: str | Path) -> Checkpoint | None:
     return None
 
 
+def open_checkpoint(path: str | Path) -> tuple[ModelConfig | EncoderDecoderConfig, Tokenizer]:
+    """The config and the tokenizer that `load` gives, without the parameters.
+
+    Raises:
+        FileNotFoundError: nothing to load is there.
+        ValueError: a damaged file, or an architecture that is not known.
+    """
+    checkpoint = open_foreign(path)
+    if checkpoint is not None:
+        return checkpoint.config, checkpoint.tokenizer
+    folder = run_folder(path)
+    return load_config(folder), load_tokenizer(str(folder / TOKENIZER))
+
+
 def load_config(path: str | Path) -> ModelConfig | EncoderDecoderConfig:
     """The model's config, without its parameters; `path` as in `load`.
 
@@ -86,7 +104,9 @@ def load(
 ) -> tuple[Model, Any, Tokenizer]:
     """The model, its parameters and its tokenizer.
 
-    A run that kept an average of its parameters (`train.ema_decay`) gives that average.
+    A run that kept an average of its parameters (`train.ema_decay`) gives that average. A run that
+    learned an adapter gives the checkpoint it began with, which must still be there, and the
+    adapter beside it; `jaxlm.adapters.merge_adapters` makes them one.
 
     Args:
         path: the workdir of a run, or of a comparison (its first run is loaded); a Hugging Face
@@ -115,10 +135,54 @@ def load(
     numerics = config.numerics
     config = with_dtypes(config, dtype or numerics.dtype, param_dtype or numerics.param_dtype)
     model = Transformer(config)
+    tokenizer = load_tokenizer(str(restored.folder / TOKENIZER))
+    finetune = build(FinetuneConfig, restored.metadata.get("finetune") or {}, "finetune")
+    if finetune.adapter is not None:
+        return model, _adapted(model, finetune, mesh, restored.state), tokenizer
     params = jax.tree.map(
         lambda x, like, place: jax.device_put(x.astype(like.dtype), place),
         restored.state,
         abstract_params(model),
         parameter_shardings(model, mesh),
     )
-    return model, params, load_tokenizer(str(restored.folder / "tokenizer"))
+    return model, params, tokenizer
+
+
+def fresh_adapter(
+    model: Transformer, config: FinetuneConfig, mesh: Mesh | None, seed: int = 0
+) -> Any:
+    """The parameters that a run with an adapter begins with.
+
+    Args:
+        model: the checkpoint's, or one with the same parameters.
+        config: checkpoint and adapter.
+        mesh: as in `load`.
+        seed: of the adapter.
+
+    Raises:
+        FileNotFoundError: the checkpoint is not there.
+        ValueError: the adapter's targets fit no projection.
+    """
+    adapter = config.adapter
+    assert adapter is not None
+    add = jax.jit(
+        lambda p: add_adapters(model, p, adapter, seed),
+        out_shardings=adapted_shardings(model, adapter, mesh),
+        donate_argnums=0,
+    )
+    return add(base_params(model, config, mesh))
+
+
+def base_params(model: Transformer, config: FinetuneConfig, mesh: Mesh | None) -> Any:
+    """The checkpoint's parameters in the model's dtype; an adapter of it is merged."""
+    assert config.checkpoint is not None
+    dtype = model.config.numerics.param_dtype
+    _, params, _ = load(config.checkpoint, config.step, param_dtype=dtype, mesh=mesh)
+    return merge_adapters(params)
+
+
+def _adapted(model: Transformer, config: FinetuneConfig, mesh: Mesh | None, learned: Any) -> Any:
+    """A run's adapter on what it adapts."""
+    fresh, frozen = split(fresh_adapter(model, config, mesh), is_learned)
+    placed = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), learned, fresh)
+    return combine(frozen, placed)

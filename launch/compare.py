@@ -15,9 +15,9 @@ from jaxlm.data.documents import long_windows
 from jaxlm.evaluation.charts import draw_loss_by_position
 from jaxlm.evaluation.loss import HeldOut, LossByPosition, evaluate_loss_by_position
 from jaxlm.model.transformer import Transformer
-from jaxlm.training.loop import CHECKPOINTS, DEFAULT_RUN
 from jaxlm.training.run import CompareConfig, RunConfig
 from jaxlm.training.train import TrainedRun, train
+from jaxlm.training.workdir import CHECKPOINTS, DEFAULT_RUN
 from launch import console
 
 

@@ -174,11 +174,17 @@ def open_tokenizer(config: DataConfig, cache: Path) -> Tokenizer:
 
 
 def open_loader(
-    config: DataConfig, cache: str | Path, process_index: int = 0, process_count: int = 1
+    config: DataConfig,
+    cache: str | Path,
+    tokenizer: Tokenizer | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> tuple[Loader, Tokenizer]:
-    """Tokenizer and token stores of a run, from `cache` or built into it."""
+    """Tokenizer (the config's, unless one is given) and token stores of a run, from `cache` or
+    built into it.
+    """
     cache = Path(cache)
-    tokenizer = open_tokenizer(config, cache)
+    tokenizer = tokenizer or open_tokenizer(config, cache)
 
     def stores(sources):
         return tuple(build_store(s, tokenizer, config.sequence_length, cache) for s in sources)

@@ -74,6 +74,29 @@ def parameter_shardings(model: Model, mesh: Mesh | None) -> dict[str, Any]:
     return jax.tree_util.tree_map_with_path(place, abstract_params(model), logical_axes(model))
 
 
+def kernel_inputs(path: tuple[str, ...], ndim: int) -> int:
+    """How many of a projection's kernel's axes are inputs.
+
+    Args:
+        path: of the kernel or its projection.
+        ndim: of the kernel, without an axis of layers.
+    """
+    return ndim - 1 if "out" in path else 1
+
+
+def placed_params(model: Model, mesh: Mesh | None) -> dict[str, Any]:
+    """Shapes, dtypes and shardings of the parameters, without computing any.
+
+    Raises:
+        ValueError: a parameter that the mesh cannot cut.
+    """
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        abstract_params(model),
+        parameter_shardings(model, mesh),
+    )
+
+
 def count_params(params: Any) -> int:
     """How many numbers a pytree of arrays holds."""
     return sum(math.prod(x.shape) for x in jax.tree.leaves(params))

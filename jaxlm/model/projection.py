@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxlm.model.low_rank import LORA, add_low_rank
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def contract(x: Float[Array, "*X"], kernel: Float[Array, "*K"], n: int) -> Float[Array, "*Y"]:
@@ -71,6 +73,8 @@ class Projection(nn.Module):
         kernel = self.param("kernel", init, shape, self.param_dtype)
         n = len(self.inputs)
         y = contract(x, kernel, n)
+        if self.has_variable("params", LORA):
+            y = add_low_rank(x, y, kernel, self.get_variable("params", LORA), n)
         if self.bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[n:])
             bias = self.param("bias", zeros, tuple(self.outputs), self.param_dtype)

@@ -9,10 +9,11 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import logging
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from jaxlm.checkpoints import (
     Saver,
@@ -26,6 +27,7 @@ from jaxlm.checkpoints import (
 from jaxlm.data.loader import Loader
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.evaluation.loss import HeldOut, evaluate
+from jaxlm.model.partition import combine
 from jaxlm.model.transformer import Transformer
 from jaxlm.sharding.mesh import batch_sharding, make_mesh
 from jaxlm.training.divergence import FiniteCheck
@@ -36,16 +38,13 @@ from jaxlm.training.profile import ProfileWindow
 from jaxlm.training.progress import Progress
 from jaxlm.training.run import RunConfig
 from jaxlm.training.speed import Stopwatch
-from jaxlm.training.state import TrainState, abstract_state, init_state
-from jaxlm.training.step import Batch, Metrics, make_train_step
+from jaxlm.training.start import Start, from_checkpoint, from_seed
+from jaxlm.training.state import TrainState, abstract_state, start_state
+from jaxlm.training.step import Metrics, make_train_step
 from jaxlm.training.stopping import StopRequest, stop_on_signals
+from jaxlm.training.workdir import CHECKPOINTS, PROFILE, TOKENIZER
 
-CHECKPOINTS = "checkpoints"
-# In the folder of a comparison: names the run that stands for it.
-DEFAULT_RUN = "default.json"
-TOKENIZER = "tokenizer"
-PROFILE = "profile"
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +53,21 @@ class TrainResult:
 
     Attributes:
         state: the last state.
+        frozen: what is not learned; empty without an adapter.
         held_out: loss on the held-out text; None if there is none, or if the run was stopped
             before its end.
         stopped_by: name of the signal, or None.
     """
 
     state: TrainState
+    frozen: Any
     held_out: HeldOut | None
     stopped_by: str | None
+
+    @property
+    def params(self) -> Any:
+        """All parameters: averaged ones if there are such, else the last."""
+        return combine(self.frozen, self.state.averaged_params)
 
 
 def run_loop(
@@ -87,15 +93,19 @@ def run_loop(
     checkpoints = (workdir := local_folder(workdir)) / CHECKPOINTS
     with contextlib.ExitStack() as stack:
         stack.enter_context(workdir_lock(workdir))
+        stack.enter_context(jax.set_mesh(mesh := make_mesh(run.mesh)))  # kernels ask it
+        begin = _begin(run, model, mesh)
         settings = {**run.to_dict(), "model": model.config.to_dict(), "contents": loader.contents}
+        settings |= {} if begin.digest is None else {"frozen": begin.digest}
         check_config(workdir, settings, allow_config_change)
         tokenizer.save(workdir / TOKENIZER)
-        stack.enter_context(jax.set_mesh(mesh := make_mesh(run.mesh)))  # kernels ask it
         rows = batch_sharding(mesh, run.data.batch_size, run.data.sequence_length)
         optimizer = make_optimizer(run.train.optimizer, run.train.steps)
-        shapes = abstract_state(model, optimizer, run.train, mesh)
+        shapes = abstract_state(begin.shapes, optimizer, run.train, mesh)
         stop = stack.enter_context(stop_on_signals())
-        state = _first_state(shapes, lambda: init_state(model, optimizer, run.train), checkpoints)
+        state = _first_state(
+            shapes, begin.make, lambda p: start_state(p, optimizer, run.train), checkpoints
+        )
         write_config(workdir, settings)
         start, keep = int(state.step), run.checkpoint
         saver = Saver(checkpoints, keep_last=keep.keep_last, keep_every=keep.keep_every)
@@ -105,6 +115,7 @@ def run_loop(
             model=model,
             loader=loader,
             rows=rows,
+            frozen=begin.frozen,
             step=compile_step(make_train_step(model, optimizer, run.train), shapes),
             check_finite=FiniteCheck(run.train.max_bad_steps, run.data.seed, saver),
             writer=stack.enter_context(MetricsWriter(workdir, start)),
@@ -123,7 +134,7 @@ def run_loop(
             stop.name,
             int(state.step),
         )
-    return TrainResult(state, held_out, stop.name)
+    return TrainResult(state, begin.frozen, held_out, stop.name)
 
 
 def compile_step(step: TrainStep, shapes: TrainState) -> TrainStep:
@@ -132,14 +143,25 @@ def compile_step(step: TrainStep, shapes: TrainState) -> TrainStep:
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
-def _first_state(shapes: TrainState, fresh: Callable[[], TrainState], folder: Path) -> TrainState:
+def _begin(run: RunConfig, model: Transformer, mesh: Mesh) -> Start:
+    if run.finetune is None:
+        return from_seed(model, run.train.seed, mesh)
+    return from_checkpoint(model, run.finetune, run.train.seed, mesh)
+
+
+def _first_state(
+    shapes: TrainState,
+    params: Callable[[], Any],
+    fresh: Callable[[Any], TrainState],
+    folder: Path,
+) -> TrainState:
     """The newest good checkpoint's state, or a fresh one, made where it belongs."""
     if available_steps(folder):
         restored = restore(folder, shapes)
         logging.info("going on from step %d of %s", restored.step, folder)
         return restored.state
     shardings = jax.tree.map(lambda x: x.sharding, shapes)
-    return jax.jit(fresh, out_shardings=shardings)()
+    return jax.jit(fresh, out_shardings=shardings, donate_argnums=0)(params())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +172,7 @@ class _Loop:
     model: Transformer
     loader: Loader
     rows: NamedSharding
+    frozen: Any
     step: TrainStep
     check_finite: FiniteCheck
     writer: MetricsWriter
@@ -168,7 +191,7 @@ class _Loop:
         for done in range(start + 1, t.steps + 1):
             self.profile.before(done - 1)
             with jax.transfer_guard("disallow"):
-                state, metrics = self.step(state, next(batches))
+                state, metrics = self.step(state, next(batches), self.frozen)
                 # The step before, never this one: the device always has work, and the loop is one
                 # step ahead at most.
                 if unchecked:
@@ -223,9 +246,8 @@ class _Loop:
         """Loss on the held-out text, also into the metrics; None without such a text."""
         if not self.loader.held_out_stores:
             return None
-        result = evaluate(
-            self.model, state.averaged_params, self.loader.held_out(), self.loader.held_out_bytes
-        )
+        params = combine(self.frozen, state.averaged_params)
+        result = evaluate(self.model, params, self.loader.held_out(), self.loader.held_out_bytes)
         values = {"held_out_loss": result.loss, "held_out_accuracy": result.accuracy}
         if result.bits_per_byte is not None:
             values["held_out_bits_per_byte"] = result.bits_per_byte

@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import optax
 
+from jaxlm.model.parameters import kernel_inputs
 from jaxlm.training.config import OptimizerConfig
 
 # Parameters that are no matrix of a linear map, by the end of their name.
-UNDECAYED = ("scale", "bias", "sink_logits")
+UNDECAYED = ("scale", "bias", "sink_logits", "magnitude")
 
 
 def _with_promotion(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,7 +76,7 @@ def muon_dimensions(params: Any) -> Any:
         inner = x.ndim - batch
         if names[-1] not in ("kernel", "up", "gate", "down") or inner < 2:
             return None
-        split = inner - 1 if "out" in names else 1
+        split = kernel_inputs(tuple(names), inner)
         return optax.contrib.MuonDimensionNumbers(
             tuple(range(batch, batch + split)), tuple(range(batch + split, x.ndim))
         )

@@ -13,9 +13,14 @@ from jaxlm.data.config import DataConfig
 from jaxlm.model.config import ModelConfig
 from jaxlm.sharding.mesh import MeshConfig
 from jaxlm.training.config import TrainConfig
+from jaxlm.training.finetune import FinetuneConfig
 
 # Vocabularies are rounded up to this: matrix units like round numbers, and nobody counts the rest.
 VOCABULARY_MULTIPLE = 64
+
+
+# As `data.tokenizer`: the one of the checkpoint that a run goes on from.
+CHECKPOINTS_OWN = "checkpoint"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +90,10 @@ class CompareConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """Model, data, training, mesh and checkpoints of one run."""
+    """Model, data, training, mesh and checkpoints of one run.
+
+    With `finetune`, `model` holds only what differs from the checkpoint's model.
+    """
 
     model: Mapping[str, Any]
     data: DataConfig
@@ -93,6 +101,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = CheckpointConfig()
     mesh: MeshConfig = MeshConfig()
     compare: CompareConfig | None = None
+    finetune: FinetuneConfig | None = None
 
     PARTS = {
         "data": DataConfig,
@@ -100,12 +109,18 @@ class RunConfig:
         "checkpoint": CheckpointConfig,
         "mesh": MeshConfig,
         "compare": CompareConfig,
+        "finetune": FinetuneConfig,
     }
 
     def __post_init__(self):
         parts, rows = self.train.microbatches, self.data.batch_size
         allowed = f"a divisor of data.batch_size={rows}"
         check("train", microbatches=(parts, rows % parts == 0, allowed))
+        own, tokenizer = self.finetune is None, self.data.tokenizer
+        allowed = "any tokenizer, without finetune" if own else "that of the checkpoint"
+        check("data", tokenizer=(tokenizer, own == (tokenizer != CHECKPOINTS_OWN), allowed))
+        if self.finetune is not None and self.compare is not None:
+            raise ValueError("compare is set, and finetune; allowed: one of them")
         steps, warmup = self.train.steps, self.train.optimizer.warmup_steps
         if warmup >= steps:
             logging.warning(
@@ -116,7 +131,9 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """All settings but the model's, JSON-able; the comparison is not part of a run."""
-        names = ("data", "train", "checkpoint", "mesh")
+        names = ("data", "train", "checkpoint", "mesh") + ("finetune",) * (
+            self.finetune is not None
+        )
         return {name: dataclasses.asdict(getattr(self, name)) for name in names}
 
     @classmethod
@@ -132,14 +149,20 @@ class RunConfig:
         """Raises ValueError for a model that can't be built, before any data is prepared."""
         self.model_config(tokenizer_vocab_size=1)
 
-    def model_config(self, tokenizer_vocab_size: int) -> ModelConfig:
+    def model_config(
+        self, tokenizer_vocab_size: int, base: ModelConfig | None = None
+    ) -> ModelConfig:
         """The model's config; a vocab_size of None is the tokenizer's, rounded up.
+
+        Args:
+            tokenizer_vocab_size: see there.
+            base: the checkpoint's, whose fields count where `model` has none.
 
         Raises:
             ValueError: a vocabulary smaller than the tokenizer's, or rows longer than the position
                 encoding's table.
         """
-        values = dict(self.model)
+        values = dict(self.model) if base is None else _replaced(base.to_dict(), self.model)
         if values.get("vocab_size") is None:
             m = VOCABULARY_MULTIPLE
             values["vocab_size"] = -(-tokenizer_vocab_size // m) * m
@@ -163,3 +186,14 @@ class RunConfig:
                 f"model.position_encoding={config.encoding}"
             )
         return config
+
+
+def _replaced(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings with fields replaced, part by part; None leaves a field as it is."""
+    both = dict(values)
+    for name, value in changes.items():
+        if value is None:
+            continue
+        nested = isinstance(value, Mapping) and isinstance(both.get(name), Mapping)
+        both[name] = _replaced(both[name], value) if nested else value
+    return both

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxlm.model.parameters import init_params, parameter_shardings
+from jaxlm.model.parameters import init_params
 from jaxlm.model.transformer import Transformer
 from jaxlm.training.config import TrainConfig
 
@@ -45,11 +45,10 @@ class TrainState:
         return jax.tree.map(lambda e, p: e.astype(p.dtype), self.ema, self.params)
 
 
-def init_state(
-    model: Transformer, optimizer: optax.GradientTransformation, config: TrainConfig
+def start_state(
+    params: Any, optimizer: optax.GradientTransformation, config: TrainConfig
 ) -> TrainState:
-    """The state at step 0: a pure function of the configs."""
-    params = init_params(model, config.seed)
+    """The state at step 0 of a run that learns `params`."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -59,30 +58,36 @@ def init_state(
     )
 
 
+def init_state(
+    model: Transformer, optimizer: optax.GradientTransformation, config: TrainConfig
+) -> TrainState:
+    """The state at step 0 of a fresh model: a pure function of the configs."""
+    return start_state(init_params(model, config.seed), optimizer, config)
+
+
 def _float32_copy(x: jax.Array) -> jax.Array:
     """A buffer of its own: a donated state must not hold one twice."""
     return jnp.array(x, jnp.float32, copy=True)
 
 
 def abstract_state(
-    model: Transformer, optimizer: optax.GradientTransformation, config: TrainConfig, mesh: Mesh
+    params: Any, optimizer: optax.GradientTransformation, config: TrainConfig, mesh: Mesh
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state: what creates it in place, or restores it.
 
     Whatever has a parameter's path (below the optimizer's own) and shape lies as that parameter
     does, so moments and averages are cut with their parameters; all else is on every device.
 
-    Raises:
-        ValueError: a parameter that the mesh cannot cut.
+    Args:
+        params: `jax.ShapeDtypeStruct`s with shardings, as of `placed_params`.
+        optimizer, config: of the run.
+        mesh: of the shardings.
     """
-    shapes = jax.eval_shape(lambda: init_state(model, optimizer, config))
-    shardings = jax.tree.leaves(parameter_shardings(model, mesh))
-    known = {}
-    for (path, x), sharding in zip(
-        jax.tree_util.tree_leaves_with_path(shapes.params), shardings, strict=True
-    ):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        known[name] = (x.shape, sharding)
+    shapes = jax.eval_shape(lambda p: start_state(p, optimizer, config), params)
+    known = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (x.shape, x.sharding)
+        for path, x in jax.tree_util.tree_leaves_with_path(params)
+    }
 
     def placed(path: Any, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         parts = [jax.tree_util.keystr((key,), simple=True) for key in path]

@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxlm.model.config import ModelConfig
+from jaxlm.model.partition import combine
 from jaxlm.model.transformer import Transformer
 from jaxlm.training.config import TrainConfig
 from jaxlm.training.objectives.next_token import LossSpec, LossSums, next_token_loss
@@ -21,6 +22,7 @@ from jaxlm.training.state import TrainState
 # tokens, targets, positions, segment_ids: int32 [batch, length]; loss_weights: float32.
 Batch = Mapping[str, Array]
 Metrics = dict[str, Float[Array, ""]]
+NONE: Mapping[str, Any] = {}
 
 
 def loss_spec(model: ModelConfig, train: TrainConfig) -> LossSpec:
@@ -69,29 +71,31 @@ def loss_sums(
 
 
 def _mean_gradients(model: Transformer, config: TrainConfig) -> Callable[..., Any]:
-    """(params, batch, key) → gradients, (loss sums, experts' losses), sum of the targets' weights.
+    """(params, batch, key, frozen) → gradients, (loss sums, experts' losses), sum of the targets'
+    weights.
 
-    The gradients are those of the mean over all weighted targets of the batch.
+    The gradients are those of the mean over all weighted targets of the batch; there are none of
+    `frozen`.
     """
     spec = loss_spec(model.config, config)
 
-    def of_part(params, part, weight, key):
+    def of_part(params, part, weight, key, frozen):
         """One microbatch: sums over its targets / all targets."""
 
         def scalar(p):
             rngs = {"dropout": key} if model.config.dropout else None
-            total, (sums, experts) = loss_sums(model, spec, p, part, rngs)
+            total, (sums, experts) = loss_sums(model, spec, combine(frozen, p), part, rngs)
             return total / weight + experts / config.microbatches, (sums, experts)
 
         (_, aux), grads = jax.value_and_grad(scalar, has_aux=True)(params)
         return grads, aux
 
-    def of_batch(params, batch, key):
+    def of_batch(params, batch, key, frozen):
         """All microbatches, one at a time."""
         m = config.microbatches
         weight = jnp.maximum(batch["loss_weights"].sum(), 1.0)
         if m == 1:
-            return *of_part(params, batch, weight, key), weight
+            return *of_part(params, batch, weight, key, frozen), weight
         # Every m-th row: rows lie in blocks over the devices, so each part keeps all of them busy.
         parts = jax.tree.map(
             lambda x: x.reshape(x.shape[0] // m, m, *x.shape[1:]).swapaxes(0, 1), dict(batch)
@@ -99,11 +103,11 @@ def _mean_gradients(model: Transformer, config: TrainConfig) -> Callable[..., An
 
         def body(carry, x):
             part, i = x
-            new = of_part(params, part, weight, jax.random.fold_in(key, i))
+            new = of_part(params, part, weight, jax.random.fold_in(key, i), frozen)
             return jax.tree.map(jnp.add, carry, new), None
 
         first = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(of_part, params, first, weight, key)
+        shapes = jax.eval_shape(of_part, params, first, weight, key, frozen)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         (grads, (sums, experts)), _ = jax.lax.scan(body, zeros, (parts, jnp.arange(m)))
         return grads, (sums, experts / m), weight
@@ -137,8 +141,10 @@ def _advance(
 
 def make_train_step(
     model: Transformer, optimizer: optax.GradientTransformation, config: TrainConfig
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """`train_step(state, batch) → (state, metrics)`; jit it with the state donated.
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """`train_step(state, batch, frozen={}) → (state, metrics)`; jit it with the state donated.
+
+    `frozen` are parameters of the model that the state lacks, such as those below an adapter.
 
     The loss is the mean over all weighted targets of the batch, whatever the number of
     microbatches. A step whose loss, gradient or new parameters are not finite changes
@@ -147,9 +153,11 @@ def make_train_step(
     gradients = _mean_gradients(model, config)
     schedule = learning_rate(config.optimizer, config.steps)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, batch: Batch, frozen: Mapping[str, Any] = NONE
+    ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        grads, (sums, experts), weight = gradients(state.params, batch, key)
+        grads, (sums, experts), weight = gradients(state.params, batch, key, frozen)
         norm, loss = optax.tree.norm(grads), sums.nll / weight
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)

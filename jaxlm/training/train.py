@@ -10,8 +10,10 @@ from jaxlm.checkpoints import check_known_config, local_folder
 from jaxlm.data.loader import Loader, open_loader
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.model.transformer import Transformer
-from jaxlm.training.loop import DEFAULT_RUN, TrainResult, run_loop
+from jaxlm.training.loop import TrainResult, run_loop
 from jaxlm.training.run import RunConfig
+from jaxlm.training.start import check_same_parameters, open_base
+from jaxlm.training.workdir import DEFAULT_RUN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +35,9 @@ class TrainedRun:
     @property
     def params(self) -> Any:
         """What is evaluated, and what `jaxlm.load` gives: the averaged parameters if there are
-        such, else the last.
+        such, else the last; with an adapter, the adapter and what it adapts.
         """
-        return self.result.state.averaged_params
+        return self.result.params
 
 
 def train(
@@ -71,12 +73,18 @@ def train(
     if (workdir / DEFAULT_RUN).exists():
         raise ValueError(f"workdir={workdir} holds a comparison; allowed: a run's, or a new one")
     # The vocabulary is the tokenizer's, which may have to be trained first; all else is known now.
-    config = run.model_config(tokenizer_vocab_size=1).to_dict()
-    del config["vocab_size"]
+    base, given = None, None
+    if run.finetune is not None:
+        finetune, base, given = open_base(run.finetune)
+        run = dataclasses.replace(run, finetune=finetune)
+    config = run.model_config(tokenizer_vocab_size=1, base=base)
+    if base is not None:
+        check_same_parameters(base, config)
+    known = {name: value for name, value in config.to_dict().items() if name != "vocab_size"}
     if not allow_config_change:
-        check_known_config(workdir, {**run.to_dict(), "model": config})
-    loader, tokenizer = open_loader(run.data, workdir / "data" if cache is None else cache)
-    model = Transformer(run.model_config(tokenizer.vocab_size))
+        check_known_config(workdir, {**run.to_dict(), "model": known})
+    loader, tokenizer = open_loader(run.data, workdir / "data" if cache is None else cache, given)
+    model = Transformer(run.model_config(tokenizer.vocab_size, base))
     result = run_loop(
         run,
         model,

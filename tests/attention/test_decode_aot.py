@@ -17,12 +17,10 @@ import jax.numpy as jnp
 import jaxlm
 from jax.sharding import NamedSharding, PartitionSpec
 from launch.aot.topology import pod_mesh
+from jaxlm.model.parameters import placed_params
 from jaxlm.caches.dense import DenseCache
 from jaxlm.decoding.engine import DecodeState, decode
 from jaxlm.decoding.sampling import Sampling
-from jaxlm.training.config import TrainConfig
-from jaxlm.training.optimizers import make_optimizer
-from jaxlm.training.state import abstract_state
 
 mesh = pod_mesh("TOPOLOGY", {"data": 2, "fsdp": 1, "tensor": 2})
 config = jaxlm.ModelConfig(
@@ -30,8 +28,8 @@ config = jaxlm.ModelConfig(
     attention=jaxlm.AttentionConfig(num_heads=8, num_kv_heads=4, head_dim=128),
     numerics=jaxlm.NumericsConfig(dtype="bfloat16"),
 )
-model, train = jaxlm.Transformer(config), TrainConfig(steps=2)
-params = abstract_state(model, make_optimizer(train.optimizer, 2), train, mesh).params
+model = jaxlm.Transformer(config)
+params = placed_params(model, mesh)
 B, S, M = 4, 4096, 64
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import jaxlm
 from launch.aot.topology import pod_mesh
+from jaxlm.model.parameters import placed_params
 from jaxlm.sharding.mesh import batch_sharding
 from jaxlm.training.config import TrainConfig
 from jaxlm.training.loop import compile_step
@@ -30,7 +31,7 @@ config = jaxlm.ModelConfig(
 )
 model, train = jaxlm.Transformer(config), TrainConfig(steps=2)
 optimizer = make_optimizer(train.optimizer, 2)
-shapes = abstract_state(model, optimizer, train, mesh)
+shapes = abstract_state(placed_params(model, mesh), optimizer, train, mesh)
 rows = batch_sharding(mesh, 4, 1024)
 names = ("tokens", "targets", "positions", "segment_ids")
 batch = {n: jax.ShapeDtypeStruct((4, 1024), jnp.int32, sharding=rows) for n in names}

@@ -37,8 +37,12 @@ def run_of(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_a_run_and_says_how_to_start_it(name):
     run = run_of(name)
-    model = run.model_config(tokenizer_vocab_size=1000)
-    assert model.context_length == run.data.sequence_length
+    if run.finetune is None:
+        model = run.model_config(tokenizer_vocab_size=1000)
+        assert model.context_length == run.data.sequence_length
+    else:  # what it does not say is the checkpoint's
+        base = run_of("tiny").model_config(tokenizer_vocab_size=1000)
+        assert run.model_config(tokenizer_vocab_size=1000, base=base) == base
     if name == "default":
         return
     said = importlib.import_module(f"configs.{name}").__doc__

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 
 from jaxlm.checkpoints import Saver, restore
+from jaxlm.model.parameters import placed_params
 from jaxlm.sharding.mesh import MeshConfig, batch_sharding, make_mesh
 from jaxlm.training.config import OptimizerConfig, TrainConfig
 from jaxlm.training.loop import compile_step
@@ -47,7 +48,7 @@ def three_steps(kind, mesh):
     """(shapes with shardings, the state after three steps, the losses)."""
     model = KINDS[kind]
     optimizer = make_optimizer(CONFIG.optimizer, CONFIG.steps)
-    shapes = abstract_state(model, optimizer, CONFIG, mesh)
+    shapes = abstract_state(placed_params(model, mesh), optimizer, CONFIG, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, shapes)
     state = jax.jit(lambda: init_state(model, optimizer, CONFIG), out_shardings=shardings)()
     step = compile_step(make_train_step(model, optimizer, CONFIG), shapes)

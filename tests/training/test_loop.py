@@ -26,10 +26,10 @@ from jaxlm.checkpoints import (
 from jaxlm.training import progress
 from jaxlm.training.compiles import count_compiles
 from jaxlm.training.divergence import DivergedError
-from jaxlm.training.loop import CHECKPOINTS, DEFAULT_RUN
 from jaxlm.training.metrics import MetricsWriter, read_metrics
 from jaxlm.training.run import CompareConfig
 from jaxlm.training.speed import Stopwatch
+from jaxlm.training.workdir import CHECKPOINTS, DEFAULT_RUN
 from tests.checkpoints.states import assert_same_bytes
 from tests.training.texts import tiny_run, train_tiny, write_texts
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxlm.model.parameters import placed_params
 from jaxlm.sharding.mesh import MeshConfig, make_mesh
 from jaxlm.training.config import OptimizerConfig, TrainConfig
 from jaxlm.training.loop import compile_step
@@ -26,7 +27,8 @@ def test_full_logits_never_exist_and_the_state_is_donated():
     model = make_model(vocab_size=V, context_length=T)
     config = TrainConfig(loss_chunk=4)
     optimizer = make_optimizer(OptimizerConfig(), config.steps)
-    state = abstract_state(model, optimizer, config, make_mesh(MeshConfig()))
+    mesh = make_mesh(MeshConfig())
+    state = abstract_state(placed_params(model, mesh), optimizer, config, mesh)
     step = compile_step(make_train_step(model, optimizer, config), state)
     memory = step.lower(state, abstract_batch()).compile().memory_analysis()
     # A chunk's logits, the gradients and a few of their temporaries.

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from jaxlm.checkpoints import Saver, restore
-from jaxlm.model.parameters import abstract_params
+from jaxlm.model.parameters import abstract_params, placed_params
 from jaxlm.sharding.mesh import MeshConfig, make_mesh
 from jaxlm.training.config import OPTIMIZERS, SCHEDULES, OptimizerConfig, TrainConfig
 from jaxlm.training.optimizers import decayed, learning_rate, make_optimizer, muon_dimensions
@@ -284,5 +284,6 @@ def test_learns_and_its_state_comes_back_from_a_checkpoint(name, tmp_path):
     assert losses[-1] < 0.8 * losses[0]
     with Saver(tmp_path) as saver:
         saver.save(config.steps, state)
-    shapes = abstract_state(model, optimizer, config, make_mesh(MeshConfig()))
+    mesh = make_mesh(MeshConfig())
+    shapes = abstract_state(placed_params(model, mesh), optimizer, config, mesh)
     assert_same_bytes(restore(tmp_path, shapes).state, state)
