@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxlm.adapters.lora import adapted_shardings, add_adapters, is_learned, merge_adapters
+from jaxlm.adapters.quantize import quantize_params
 from jaxlm.checkpoints import restore
 from jaxlm.checkpoints.config_file import CONFIG
 from jaxlm.config import build
@@ -165,12 +166,14 @@ def fresh_adapter(
     """
     adapter = config.adapter
     assert adapter is not None
-    add = jax.jit(
-        lambda p: add_adapters(model, p, adapter, seed),
-        out_shardings=adapted_shardings(model, adapter, mesh),
-        donate_argnums=0,
-    )
-    return add(base_params(model, config, mesh))
+
+    def added(params: Any) -> Any:
+        params = params if config.quantize is None else quantize_params(params, config.quantize)
+        return add_adapters(model, params, adapter, seed)
+
+    params = base_params(model, config, mesh)
+    places = adapted_shardings(model, mesh, jax.eval_shape(added, params))
+    return jax.jit(added, out_shardings=places, donate_argnums=0)(params)
 
 
 def base_params(model: Transformer, config: FinetuneConfig, mesh: Mesh | None) -> Any:

@@ -31,6 +31,7 @@ from jaxlm.model.parameters import (
     parameter_shardings,
 )
 from jaxlm.model.partition import combine
+from jaxlm.model.quantized import SCALE, dequantized
 from jaxlm.sharding.mesh import parameter_sharding
 
 # Of an adapter, what is learned; its scale is not.
@@ -52,12 +53,8 @@ class Target(NamedTuple):
         return "/".join(k for k in self.path if not k.startswith(("layers", "last_l", "block_")))
 
 
-def targets(model: Model, config: AdapterConfig) -> list[Target]:
-    """The projections that get an adapter.
-
-    Raises:
-        ValueError: none has such a name; the names that there are, are told.
-    """
+def every_projection(model: Model) -> list[Target]:
+    """All projections of a model."""
     axes = logical_axes(model)
     found: list[Target] = []
     for path, x in jax.tree_util.tree_leaves_with_path(abstract_params(model)):
@@ -70,6 +67,16 @@ def targets(model: Model, config: AdapterConfig) -> list[Target]:
         first = int("layers" in names)
         last = first + kernel_inputs(names, len(x.shape) - first)
         found.append(Target(names[:-1], x.shape, tuple(own), first, last))
+    return found
+
+
+def targets(model: Model, config: AdapterConfig) -> list[Target]:
+    """The projections that get an adapter.
+
+    Raises:
+        ValueError: none has such a name; the names that there are, are told.
+    """
+    found = every_projection(model)
     chosen = [t for t in found if re.fullmatch(config.targets, t.name)]
     if not chosen:
         known = ", ".join(sorted({t.name for t in found}))
@@ -96,9 +103,10 @@ def add_adapters(model: Model, params: Any, config: AdapterConfig, seed: int = 0
     adapters: dict[str, Any] = {}
     for target in targets(model, config):
         key = jax.random.fold_in(jax.random.key(seed), zlib.crc32("/".join(target.path).encode()))
-        kernel = params
-        for name in (*target.path, "kernel"):
-            kernel = kernel[name]
+        beside = params
+        for name in target.path:
+            beside = beside[name]
+        kernel = _float_kernel(beside)
         here = adapters
         for name in target.path:
             here = here.setdefault(name, {})
@@ -107,7 +115,7 @@ def add_adapters(model: Model, params: Any, config: AdapterConfig, seed: int = 0
 
 
 def _fresh(target: Target, kernel: Array, config: AdapterConfig, key: Array) -> dict[str, Array]:
-    shapes = _shapes(target, config)
+    shapes = _parts(target, target.shape, config.rank)
     limit = 1 / math.sqrt(math.prod(target.shape[target.first : target.last]))
     lora = {
         "a": jax.random.uniform(key, shapes["a"], jnp.float32, -limit, limit),
@@ -118,6 +126,12 @@ def _fresh(target: Target, kernel: Array, config: AdapterConfig, key: Array) -> 
         axes = tuple(range(target.first, target.last))
         lora["magnitude"] = jnp.sqrt(jnp.square(kernel.astype(jnp.float32)).sum(axes))
     return lora
+
+
+def _float_kernel(beside: Mapping[str, Any]) -> Array:
+    """A projection's matrix; a quantized one in float32."""
+    kernel = beside["kernel"]
+    return dequantized(kernel, beside[SCALE], beside[SCALE].dtype) if SCALE in beside else kernel
 
 
 def _parts(target: Target, whole: tuple, rank: Any) -> dict[str, tuple]:
@@ -132,25 +146,32 @@ def _parts(target: Target, whole: tuple, rank: Any) -> dict[str, tuple]:
     }
 
 
-def _shapes(target: Target, config: AdapterConfig) -> dict[str, tuple[int, ...]]:
-    parts = _parts(target, target.shape, config.rank)
-    return parts if config.dora else {n: s for n, s in parts.items() if n != "magnitude"}
-
-
-def adapted_shardings(model: Model, config: AdapterConfig, mesh: Mesh | None) -> dict[str, Any]:
+def adapted_shardings(model: Model, mesh: Mesh | None, like: Any) -> dict[str, Any]:
     """Where the arrays of `add_adapters` lie on a mesh: cut as their kernel is, the rank whole.
+
+    Args:
+        model: of the parameters.
+        mesh: None: the default device.
+        like: the parameters or their shapes, with adapters, quantized or not.
 
     Raises:
         ValueError: a parameter that the mesh cannot cut.
     """
-    adapters: dict[str, Any] = {}
-    for target in targets(model, config):
-        axes, shapes = _parts(target, target.axes, None), _shapes(target, config)
-        here = adapters
+    more: dict[str, Any] = {}
+    for target in every_projection(model):
+        beside, here = like, more
         for name in target.path:
-            here = here.setdefault(name, {})
-        here[LORA] = {n: _place(mesh, target, axes[n], shape) for n, shape in shapes.items()}
-    return combine(parameter_shardings(model, mesh), adapters)
+            beside, here = beside[name], here.setdefault(name, {})
+        axes = _parts(target, target.axes, None)
+        if LORA in beside:
+            here[LORA] = {
+                n: _place(mesh, target, axes[n], x.shape) for n, x in beside[LORA].items()
+            }
+        if SCALE in beside:
+            outputs = (None,) * (target.last - target.first)
+            spread = (*target.axes[: target.first], *outputs, *target.axes[target.last :])
+            here[SCALE] = _place(mesh, target, spread, beside[SCALE].shape)
+    return combine(parameter_shardings(model, mesh), more)
 
 
 def _place(mesh: Mesh | None, target: Target, axes: tuple, shape: tuple[int, ...]) -> Sharding:
@@ -167,17 +188,19 @@ def is_learned(path: tuple[str, ...]) -> bool:
 def merge_adapters(params: Any) -> dict[str, Any]:
     """Plain parameters of the same function: every adapter made one with its matrix.
 
-    In a matrix of less than float32 the sum is rounded to it.
+    In a matrix of less than float32 the sum is rounded to it; a quantized one becomes float32.
     """
 
     def merged(tree: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-        plain = {
+        plain: dict[str, Any] = {
             name: merged(value, (*path, name)) if isinstance(value, Mapping) else value
             for name, value in tree.items()
-            if name != LORA
+            if name not in (LORA, SCALE)
         }
+        if SCALE in tree:
+            plain["kernel"] = _float_kernel(tree)
         if LORA in tree:
-            kernel = tree["kernel"]
+            kernel = plain["kernel"]
             scanned = int("layers" in path)
             n = kernel_inputs(path, kernel.ndim - scanned)
             one = lambda k, lora: adapted_kernel(k, lora, n)  # noqa: E731

@@ -108,8 +108,8 @@ def _has_field(names: Iterable[str], where: str, field: str) -> None:
         raise ValueError(f"{where}: text_field={field!r}; allowed: {', '.join(names)}")
 
 
-def read_jsonl(path: str, field: str) -> Iterator[str]:
-    """A JSON object a line, also .gz or .zst."""
+def _json_objects(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where it is, a JSON object) of every line."""
     with _unpacked(path) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -122,8 +122,29 @@ def read_jsonl(path: str, field: str) -> Iterator[str]:
                 raise ValueError(f"{where} is not JSON: {error}") from error
             if not isinstance(record, dict):
                 raise ValueError(f"{where} is {type(record).__name__}; allowed: a JSON object")
-            _has_field(record, where, field)
-            yield _string(record[field], where, field)
+            yield where, record
+
+
+def read_jsonl(path: str, field: str) -> Iterator[str]:
+    """A JSON object a line, also .gz or .zst."""
+    for where, record in _json_objects(path):
+        _has_field(record, where, field)
+        yield _string(record[field], where, field)
+
+
+def read_chat(path: str, field: str) -> Iterator[str]:
+    """A conversation a line, {"messages": [{"role": "user", "content": "…"}, …]}, as JSON."""
+    del field
+    for where, record in _json_objects(path):
+        messages = record.get("messages")
+        if not isinstance(messages, list) or not messages:
+            raise ValueError(f"{where}: messages={messages!r}; allowed: a list of one or more")
+        for message in messages:
+            if not isinstance(message, dict):
+                raise ValueError(f"{where}: a message is {message!r}; allowed: an object")
+            for name in ("role", "content"):
+                _string(message.get(name), where, f"a message's {name}")
+        yield json.dumps(messages, ensure_ascii=False)
 
 
 def read_parquet(path: str, field: str) -> Iterator[str]:
@@ -186,6 +207,7 @@ FORMATS: dict[str, Callable[[str, str], Iterator[str]]] = {
     "text": read_text,
     "code": read_code,
     "jsonl": read_jsonl,
+    "chat": read_chat,
     "parquet": read_parquet,
     "array_record": read_array_record,
     "datasets": read_datasets,
@@ -193,6 +215,9 @@ FORMATS: dict[str, Callable[[str, str], Iterator[str]]] = {
 # Their libraries read from this machine only.
 LOCAL_FORMATS = ("array_record", "datasets")
 SUFFIXES = {
+    ".chat.jsonl": "chat",
+    ".chat.jsonl.gz": "chat",
+    ".chat.jsonl.zst": "chat",
     ".jsonl": "jsonl",
     ".jsonl.gz": "jsonl",
     ".jsonl.zst": "jsonl",

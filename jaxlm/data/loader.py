@@ -176,9 +176,9 @@ def open_tokenizer(config: DataConfig, cache: Path) -> Tokenizer:
 def open_loader(
     config: DataConfig,
     cache: str | Path,
-    tokenizer: Tokenizer | None = None,
     process_index: int = 0,
     process_count: int = 1,
+    tokenizer: Tokenizer | None = None,
 ) -> tuple[Loader, Tokenizer]:
     """Tokenizer (the config's, unless one is given) and token stores of a run, from `cache` or
     built into it.

@@ -77,6 +77,20 @@ def files(source: SourceConfig) -> list[tuple[str, str]]:
     return [(p, _format(source, p)) for p in paths]
 
 
+def holds_chats(source: SourceConfig) -> bool:
+    """Whether the documents of a source are conversations, as JSON.
+
+    Raises:
+        ValueError: some are, and some are not.
+    """
+    kinds = {kind for _, kind in files(source)}
+    if "chat" in kinds and len(kinds) > 1:
+        raise ValueError(
+            f"source {source.path!r} holds {', '.join(sorted(kinds))}; allowed: chats, or no chat"
+        )
+    return "chat" in kinds
+
+
 def documents(source: SourceConfig) -> Iterator[str]:
     """All texts of a source, file by file; blank ones are left out.
 

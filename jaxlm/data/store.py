@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 from rich.progress import Progress
 
+from jaxlm.data.chat import ASSISTANT, chat_example
 from jaxlm.data.config import SourceConfig
 from jaxlm.data.locks import exclusive
 from jaxlm.data.packing import Packing, pack, pieces
-from jaxlm.data.sources import documents, source_digest
+from jaxlm.data.sources import documents, holds_chats, source_digest
 from jaxlm.data.tokenizers import Tokenizer
 
 FORMAT_VERSION = 2
@@ -37,6 +38,7 @@ class TokenStore:
         bos_id: start token, or None. Every segment begins with it, also one that begins within a
             document: so a model finds the same anchor in training as in what is prompted.
         key: digest of texts, tokenizer and row length.
+        learned: of conversations, which tokens are to be predicted; None: all.
     """
 
     tokens: np.ndarray
@@ -45,6 +47,7 @@ class TokenStore:
     num_bytes: int
     bos_id: int | None
     key: str
+    learned: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.packing.offsets) - 1
@@ -52,6 +55,8 @@ class TokenStore:
     @property
     def num_targets(self) -> int:
         """Predicted tokens of all rows."""
+        if self.learned is not None:
+            return int(self.learned.sum(dtype=np.int64))
         return int(self.packing.lengths.sum(dtype=np.int64))
 
     def __getitem__(self, row: int) -> dict[str, np.ndarray]:
@@ -62,6 +67,7 @@ class TokenStore:
             name: np.zeros(self.row_length, np.int32)
             for name in ("tokens", "targets", "positions", "segment_ids")
         }
+        out["loss_weights"] = np.zeros(self.row_length, np.float32)
         p, at = self.packing, 0
         first, last = int(p.offsets[row]), int(p.offsets[row + 1])
         for segment in range(first, last):
@@ -74,8 +80,10 @@ class TokenStore:
                 out["tokens"][at] = self.bos_id
             out["positions"][here] = np.arange(n)
             out["segment_ids"][here] = segment - first + 1
+            learned = self.learned
+            out["loss_weights"][here] = 1 if learned is None else learned[start + 1 : start + n + 1]
             at += n
-        return out | {"loss_weights": (out["segment_ids"] > 0).astype(np.float32)}
+        return out
 
     @classmethod
     def open(cls, folder: str | Path) -> TokenStore:
@@ -94,7 +102,8 @@ class TokenStore:
             raise _damaged(folder / META, error) from error
         arrays = {n: _load(folder / f"{n}.npy", size) for n, size in lengths.items()}
         packing = Packing(arrays["offsets"], arrays["starts"], arrays["lengths"])
-        return cls(arrays["tokens"], packing, *sizes, bos_id, folder.name)
+        learned = arrays.get("learned")
+        return cls(arrays["tokens"], packing, *sizes, bos_id, folder.name, learned)
 
 
 def _load(path: Path, size: int) -> np.ndarray:
@@ -157,22 +166,43 @@ def _shards(source: SourceConfig) -> Iterator[list[str]]:
 
 def _tokenize(source: SourceConfig, tokenizer: Tokenizer, folder: Path) -> None:
     """One file a shard, written whole or not at all; those that are there are kept."""
-    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    encode = _encode_chats if holds_chats(source) else _encode_texts
     with Progress(disable=not sys.stderr.isatty(), transient=True) as progress:
         task = progress.add_task(f"tokenizing {source.path}", total=None)
         for number, texts in enumerate(_shards(source)):
             path = folder / f"shard_{number:06d}.npz"
             if not path.exists():
-                rows = [[*start, *tokenizer.encode(t), tokenizer.eos_id] for t in texts]
                 temporary = folder / "shard.tmp.npz"
-                np.savez(
-                    temporary,
-                    tokens=np.concatenate([np.asarray(r, np.uint32) for r in rows]),
-                    lengths=np.array([len(r) for r in rows], np.int64),
-                    num_bytes=np.array(sum(len(t.encode()) for t in texts), np.int64),
-                )
+                np.savez(temporary, allow_pickle=False, **encode(texts, tokenizer))
                 temporary.replace(path)
             progress.update(task, advance=len(texts))
+
+
+def _encode_texts(texts: list[str], tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+    """[start token] text [end token] of each."""
+    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    rows = [[*start, *tokenizer.encode(t), tokenizer.eos_id] for t in texts]
+    return _joined(rows) | {"num_bytes": np.array(sum(len(t.encode()) for t in texts), np.int64)}
+
+
+def _encode_chats(texts: list[str], tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+    """Conversations as their template writes them; the bytes are those of the answers."""
+    rows, learned, num_bytes = [], [], 0
+    for text in texts:
+        messages = json.loads(text)
+        ids, is_learned = chat_example(tokenizer, messages)
+        rows.append(ids)
+        learned.append([False, *is_learned[1:]])  # nothing comes before the first
+        num_bytes += sum(len(m["content"].encode()) for m in messages if m["role"] == ASSISTANT)
+    joined = np.concatenate([np.asarray(flags, bool) for flags in learned])
+    return _joined(rows) | {"num_bytes": np.array(num_bytes, np.int64), "learned": joined}
+
+
+def _joined(rows: list[list[int]]) -> dict[str, np.ndarray]:
+    return {
+        "tokens": np.concatenate([np.asarray(r, np.uint32) for r in rows]),
+        "lengths": np.array([len(r) for r in rows], np.int64),
+    }
 
 
 def _pack(shards: Sequence[Path], folder: Path, row_length: int, tokenizer: Tokenizer) -> None:
@@ -192,16 +222,31 @@ def _pack(shards: Sequence[Path], folder: Path, row_length: int, tokenizer: Toke
         for path in shards:
             with np.load(path) as shard:
                 file.write(shard["tokens"].astype(dtype).tobytes())
+    learned = _learned(shards)
     packing = pack(*pieces(document_lengths, row_length), row_length)
     arrays = {"offsets": packing.offsets, "starts": packing.starts, "lengths": packing.lengths}
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array.astype(np.int64))
+    if learned is not None:
+        np.save(folder / "learned.npy", learned)
+        arrays["learned"] = learned
     meta = {
         "format": FORMAT_VERSION,
         "row_length": row_length,
         "num_bytes": num_bytes,
-        "bos_id": tokenizer.bos_id,
+        "bos_id": tokenizer.bos_id if learned is None else None,  # a template has its own
         "waste": packing.waste(row_length),
         "sizes": {"tokens": num_tokens, **{n: len(a) for n, a in arrays.items()}},
     }
     (folder / META).write_text(json.dumps(meta, indent=1) + "\n")
+
+
+def _learned(shards: Sequence[Path]) -> np.ndarray | None:
+    """Which of all tokens are to be predicted; None: they are no conversations."""
+    parts = []
+    for path in shards:
+        with np.load(path) as shard:
+            if "learned" not in shard:
+                return None
+            parts.append(shard["learned"])
+    return np.concatenate(parts)

@@ -139,7 +139,8 @@ class HuggingFace:
         self.bos_id = self._start()
         self.stop_ids = tuple(sorted({end, *stop_ids}))
         self.chat_template = _chat_template(config)
-        self.fingerprint = _sha256(data, self.bos_id, self.eos_id)
+        template = () if self.chat_template is None else (self.chat_template,)
+        self.fingerprint = _sha256(data, self.bos_id, self.eos_id, *template)
 
     @classmethod
     def from_file(cls, path: str | Path) -> HuggingFace:
@@ -334,7 +335,7 @@ def _ranks(data: bytes, path: str) -> dict[bytes, int]:
     return ranks
 
 
-def _sha256(data: bytes, *also: int | None) -> str:
+def _sha256(data: bytes, *also: int | str | None) -> str:
     return hashlib.sha256(data + repr(also).encode()).hexdigest()
 
 

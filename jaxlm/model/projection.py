@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxlm.model.low_rank import LORA, add_low_rank
+from jaxlm.model.quantized import SCALE, dequantized
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -72,6 +73,8 @@ class Projection(nn.Module):
         init = nn.with_logical_partitioning(nn.initializers.normal(std), self.axes)
         kernel = self.param("kernel", init, shape, self.param_dtype)
         n = len(self.inputs)
+        if self.has_variable("params", SCALE):
+            kernel = dequantized(kernel, self.get_variable("params", SCALE), x.dtype)
         y = contract(x, kernel, n)
         if self.has_variable("params", LORA):
             y = add_low_rank(x, y, kernel, self.get_variable("params", LORA), n)

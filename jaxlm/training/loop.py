@@ -99,13 +99,8 @@ def run_loop(
         settings |= {} if begin.digest is None else {"frozen": begin.digest}
         check_config(workdir, settings, allow_config_change)
         tokenizer.save(workdir / TOKENIZER)
-        rows = batch_sharding(mesh, run.data.batch_size, run.data.sequence_length)
-        optimizer = make_optimizer(run.train.optimizer, run.train.steps)
-        shapes = abstract_state(begin.shapes, optimizer, run.train, mesh)
         stop = stack.enter_context(stop_on_signals())
-        state = _first_state(
-            shapes, begin.make, lambda p: start_state(p, optimizer, run.train), checkpoints
-        )
+        step, state = _step_and_state(run, model, begin, mesh, checkpoints)
         write_config(workdir, settings)
         start, keep = int(state.step), run.checkpoint
         saver = Saver(checkpoints, keep_last=keep.keep_last, keep_every=keep.keep_every)
@@ -114,9 +109,9 @@ def run_loop(
             run=run,
             model=model,
             loader=loader,
-            rows=rows,
+            rows=batch_sharding(mesh, run.data.batch_size, run.data.sequence_length),
             frozen=begin.frozen,
-            step=compile_step(make_train_step(model, optimizer, run.train), shapes),
+            step=step,
             check_finite=FiniteCheck(run.train.max_bad_steps, run.data.seed, saver),
             writer=stack.enter_context(MetricsWriter(workdir, start)),
             progress=stack.enter_context(Progress(description, run.train.steps, start)),
@@ -149,19 +144,23 @@ def _begin(run: RunConfig, model: Transformer, mesh: Mesh) -> Start:
     return from_checkpoint(model, run.finetune, run.train.seed, mesh)
 
 
-def _first_state(
-    shapes: TrainState,
-    params: Callable[[], Any],
-    fresh: Callable[[Any], TrainState],
-    folder: Path,
-) -> TrainState:
-    """The newest good checkpoint's state, or a fresh one, made where it belongs."""
+def _step_and_state(
+    run: RunConfig, model: Transformer, begin: Start, mesh: Mesh, folder: Path
+) -> tuple[TrainStep, TrainState]:
+    """The step, and the newest good checkpoint's state or a fresh one, made where it belongs."""
+    optimizer = make_optimizer(run.train.optimizer, run.train.steps)
+    shapes = abstract_state(begin.shapes, optimizer, run.train, mesh)
+    step = compile_step(make_train_step(model, optimizer, run.train), shapes)
     if available_steps(folder):
         restored = restore(folder, shapes)
         logging.info("going on from step %d of %s", restored.step, folder)
-        return restored.state
-    shardings = jax.tree.map(lambda x: x.sharding, shapes)
-    return jax.jit(fresh, out_shardings=shardings, donate_argnums=0)(params())
+        return step, restored.state
+    fresh = jax.jit(
+        lambda p: start_state(p, optimizer, run.train),
+        out_shardings=jax.tree.map(lambda x: x.sharding, shapes),
+        donate_argnums=0,
+    )
+    return step, fresh(begin.make())
 
 
 @dataclasses.dataclass(frozen=True)

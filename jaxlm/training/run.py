@@ -162,7 +162,7 @@ class RunConfig:
             ValueError: a vocabulary smaller than the tokenizer's, or rows longer than the position
                 encoding's table.
         """
-        values = dict(self.model) if base is None else _replaced(base.to_dict(), self.model)
+        values = dict(self.model) if base is None else _replaced(base.to_dict(), _given(self.model))
         if values.get("vocab_size") is None:
             m = VOCABULARY_MULTIPLE
             values["vocab_size"] = -(-tokenizer_vocab_size // m) * m
@@ -188,12 +188,16 @@ class RunConfig:
         return config
 
 
+def _given(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that are set; None leaves a field as it is."""
+    given = {n: _given(v) if isinstance(v, Mapping) else v for n, v in changes.items()}
+    return {n: v for n, v in given.items() if v is not None and v != {}}
+
+
 def _replaced(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings with fields replaced, part by part; None leaves a field as it is."""
+    """Nested mappings with fields replaced, part by part."""
     both = dict(values)
     for name, value in changes.items():
-        if value is None:
-            continue
         nested = isinstance(value, Mapping) and isinstance(both.get(name), Mapping)
         both[name] = _replaced(both[name], value) if nested else value
     return both

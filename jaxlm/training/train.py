@@ -83,7 +83,9 @@ def train(
     known = {name: value for name, value in config.to_dict().items() if name != "vocab_size"}
     if not allow_config_change:
         check_known_config(workdir, {**run.to_dict(), "model": known})
-    loader, tokenizer = open_loader(run.data, workdir / "data" if cache is None else cache, given)
+    loader, tokenizer = open_loader(
+        run.data, workdir / "data" if cache is None else cache, tokenizer=given
+    )
     model = Transformer(run.model_config(tokenizer.vocab_size, base))
     result = run_loop(
         run,

@@ -10,7 +10,7 @@ import tokenizers
 import zstandard
 
 from jaxlm.data.config import SourceConfig
-from jaxlm.data.sources import documents
+from jaxlm.data.sources import documents, holds_chats
 from jaxlm.data.train_bpe import train_bpe
 
 TEXTS = [
@@ -73,11 +73,26 @@ def write_datasets(folder, texts, field="text"):
     return path
 
 
+def write_chat(folder, texts):
+    """Each text said by a user."""
+    path = folder / "a.chat.jsonl"
+    talks = [{"messages": [{"role": "user", "content": text}]} for text in texts]
+    path.write_text("".join(json.dumps(talk) + "\n" for talk in talks))
+    return path
+
+
+def texts_of(source):
+    """Its documents; of conversations, what was said."""
+    found = list(documents(source))
+    return [json.loads(t)[0]["content"] for t in found] if holds_chats(source) else found
+
+
 # A new format in jaxlm.data.formats.FORMATS needs a line here, or its tests fail.
 WRITERS = {
     "text": write_text,
     "code": write_code,
     "jsonl": write_jsonl,
+    "chat": write_chat,
     "parquet": write_parquet,
     "array_record": write_array_record,
     "datasets": write_datasets,

@@ -7,6 +7,8 @@ import tokenizers
 
 import jaxlm
 from jaxlm.data.chat import render_chat
+from jaxlm.data.config import SourceConfig
+from jaxlm.data.store import build_store
 from jaxlm.data.tokenizers import HuggingFace
 
 CHATML = """\
@@ -108,3 +110,48 @@ def test_bad_templates_and_messages(template, messages, message):
 def test_bytes_have_no_template():
     with pytest.raises(ValueError, match="tokenizer=bytes has no chat template"):
         jaxlm.chat_prompt(jaxlm.load_tokenizer("bytes"), TALK)
+
+
+def test_packed_conversations_teach_the_answers_alone(tmp_path):
+    """Every token is read once, and every token that `chat_example` marks is a target once."""
+    tokenizer = make(CHATML, bos_token="<|endoftext|>")
+    talks = [TALK[:n] for n in (2, 4, 1, 2)] + [[{"role": "user", "content": "long " * 9}, TALK[1]]]
+    path = tmp_path / "talks.chat.jsonl"
+    path.write_text("".join(json.dumps({"messages": t}) + "\n" for t in talks))
+    store = build_store(SourceConfig(str(path)), tokenizer, 64, tmp_path / "cache")
+    found, wanted = [], []
+    for row in store:
+        assert (row["loss_weights"][row["segment_ids"] == 0] == 0).all()
+        found += row["targets"][row["loss_weights"] == 1].tolist()
+    for talk in talks:
+        ids, learned = jaxlm.chat_example(tokenizer, talk)
+        wanted += [i for i, flag in zip(ids, learned, strict=True) if flag]
+    assert sorted(found) == sorted(wanted) and store.num_targets == len(wanted)
+    assert store.num_bytes == sum(
+        len(m["content"]) for t in talks for m in t if m["role"] == "assistant"
+    )
+    # The template's own first token stays, whatever the tokenizer starts texts with.
+    assert store[0]["tokens"][0] == jaxlm.chat_example(tokenizer, TALK)[0][0]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "x"}', r"line 1: messages=None; allowed: a list of one or more"),
+        ('{"messages": []}', r"line 1: messages=\[\]; allowed"),
+        ('{"messages": ["x"]}', "line 1: a message is 'x'; allowed: an object"),
+        ('{"messages": [{"role": "user"}]}', "line 1: a message's content is NoneType; allowed"),
+    ],
+)
+def test_lines_that_are_no_conversation(tmp_path, line, message):
+    path = tmp_path / "talks.chat.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(ValueError, match=message):
+        build_store(SourceConfig(str(path)), make(CHATML), 8, tmp_path / "cache")
+
+
+def test_chats_and_texts_are_two_sources(tmp_path):
+    (tmp_path / "a.chat.jsonl").write_text(json.dumps({"messages": TALK}))
+    (tmp_path / "b.txt").write_text("text")
+    with pytest.raises(ValueError, match="holds chat, text; allowed: chats, or no chat"):
+        build_store(SourceConfig(f"{tmp_path}/*"), make(CHATML), 8, tmp_path / "cache")

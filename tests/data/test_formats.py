@@ -21,7 +21,7 @@ from tests.data.samples import COMPRESS, TEXTS, WRITERS
 
 
 def read(path, **settings):
-    return list(documents(SourceConfig(str(path), **settings)))
+    return samples.texts_of(SourceConfig(str(path), **settings))
 
 
 @pytest.mark.parametrize("explicit", [False, True])
@@ -118,7 +118,7 @@ def test_two_blank_lines_separate_documents(parts, data):
         text += document + "\n" + "".join(data.draw(blanks))
     if data.draw(st.booleans()):
         text = text.rstrip()  # the last line need not end
-        wanted = [d.rstrip() if d is wanted[-1] else d for d in wanted]
+        wanted[-1:] = [d.rstrip() for d in wanted[-1:]]
     assert list(split_documents(text.splitlines(keepends=True))) == wanted
 
 

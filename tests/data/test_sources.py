@@ -13,13 +13,13 @@ from fsspec.registry import _registry as file_systems
 from jaxlm.data.config import DataConfig, SourceConfig
 from jaxlm.data.formats import FORMATS, LOCAL_FORMATS
 from jaxlm.data.optional import MissingPackageError
-from jaxlm.data.sources import BUILTIN, documents, files, source_digest
+from jaxlm.data.sources import BUILTIN, files, source_digest
 from tests.data import samples
 from tests.data.samples import COMPRESS, TEXTS, WRITERS
 
 
 def read(path, **settings):
-    return list(documents(SourceConfig(str(path), **settings)))
+    return samples.texts_of(SourceConfig(str(path), **settings))
 
 
 def test_builtin_austen():

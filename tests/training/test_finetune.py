@@ -130,6 +130,15 @@ def test_all_parameters_and_another_encoding(texts, base, tmp_path):
     assert all(m > 0 for m in moved)
 
 
+def test_an_adapter_of_a_quantized_model(texts, base, tmp_path):
+    run = finetuned(texts, base, steps=2, adapter=LORA, quantize="int4")
+    result = train_tiny(run, tmp_path, texts / "cache")
+    assert "int4" in {x.dtype.name for x in jax.tree.leaves(result.frozen)}
+    _, params, _ = jaxlm.load(tmp_path)
+    for x, y in zip(jax.tree.leaves(params), jax.tree.leaves(result.params), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
 def test_another_base_is_refused(texts, base, adapted, tmp_path):
     """What lies at the path is no longer what the adapter was learned on."""
     workdir = shutil.copytree(adapted[0], tmp_path / "run")
