@@ -149,6 +149,14 @@ def load(
     return model, params, tokenizer
 
 
+def finetune_of(path: str | Path) -> FinetuneConfig:
+    """What a run's workdir says that it began with; `checkpoint` is None for all else."""
+    if not is_workdir(Path(path)):
+        return FinetuneConfig()
+    settings = json.loads((run_folder(path) / CONFIG).read_text())
+    return build(FinetuneConfig, settings.get("finetune") or {}, "finetune")
+
+
 def fresh_adapter(
     model: Transformer, config: FinetuneConfig, mesh: Mesh | None, seed: int = 0
 ) -> Any:

@@ -1,6 +1,9 @@
 """Write a checkpoint as a folder that transformers and others load.
 
 python -m launch.convert --checkpoint=runs/quickstart --output=runs/quickstart-hub
+
+A run that learned an adapter is written with the adapter merged into its matrices; with --adapter,
+the adapter alone, as a folder that peft loads.
 """
 
 from __future__ import annotations
@@ -8,7 +11,10 @@ from __future__ import annotations
 from absl import app, flags
 
 import jaxlm
+from jaxlm.adapters.lora import merge_adapters
+from jaxlm.interop.peft_folder import write_peft_folder
 from jaxlm.interop.write import MAX_SHARD_BYTES, write_hub_folder
+from jaxlm.load import finetune_of
 from launch import console
 
 CHECKPOINT = flags.DEFINE_string(
@@ -33,6 +39,7 @@ PARAM_DTYPE = flags.DEFINE_string(
 MAX_SHARD = flags.DEFINE_integer(
     "max_shard_bytes", MAX_SHARD_BYTES, "Of one safetensors file.", lower_bound=1
 )
+ADAPTER = flags.DEFINE_bool("adapter", False, "Of a run with one: only the adapter, for peft.")
 
 
 def main(argv: list[str]) -> None:
@@ -45,6 +52,12 @@ def main(argv: list[str]) -> None:
         )
         if ENCODING.value is not None:
             model = model.with_position_encoding(ENCODING.value)
+        if ADAPTER.value:
+            base = finetune_of(CHECKPOINT.value).checkpoint or CHECKPOINT.value
+            modules = write_peft_folder(OUTPUT.value, model, params, base, ARCHITECTURE.value)
+            print(f"{OUTPUT.value}: an adapter of {', '.join(modules)} of {base}")
+            return
+        params = merge_adapters(params)
         name = write_hub_folder(
             OUTPUT.value, model, params, tokenizer, ARCHITECTURE.value, MAX_SHARD.value
         )

@@ -62,7 +62,7 @@ def write_hub_folder(
         folder, flatten(params), places(model.config, family.rows(model.config)), max_shard_bytes
     )
     ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": list(tokenizer.stop_ids)}
-    _write_json(folder / "generation_config.json", ends)
+    write_json(folder / "generation_config.json", ends)
     about = {
         "architectures": [family.architectures[0]],
         "model_type": family.model_type,
@@ -72,7 +72,7 @@ def write_hub_folder(
         "pad_token_id": None,  # the architectures' own may lie outside of the vocabulary
     }
     # Last: a folder with a config.json is whole.
-    _write_json(folder / "config.json", about | keys)
+    write_json(folder / "config.json", about | keys)
     return family.architectures[0]
 
 
@@ -126,7 +126,7 @@ def _write_shards(
         save_file(tensors, folder / name, metadata={"format": "pt"})
         index |= dict.fromkeys(tensors, name)
     if len(shards) > 1:
-        _write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes)}, "weight_map": index})
+        write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes)}, "weight_map": index})
 
 
 def _bytes_of(params: dict[str, Array], place: Place) -> int:
@@ -140,5 +140,6 @@ def _tensor(params: dict[str, Array], place: Place) -> np.ndarray:
     return np.ascontiguousarray(place.row.to_theirs(parts))
 
 
-def _write_json(path: Path, values: dict[str, Any]) -> None:
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """As the hub's files are written."""
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
