@@ -22,7 +22,7 @@ class Launcher:
 
     def __init__(self, texts: Path, cache: Path):
         self.texts = texts
-        self._env = {
+        self.env = {
             **os.environ,
             "JAX_COMPILATION_CACHE_DIR": str(cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -37,7 +37,7 @@ class Launcher:
 
     def popen(self, command: list[str], **options) -> subprocess.Popen:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(command, env=self._env, text=True, **{**pipes, **options})
+        return subprocess.Popen(command, env=self.env, text=True, **{**pipes, **options})
 
     def train(
         self, workdir: Path, *flags: str, largest_file: int | None = None

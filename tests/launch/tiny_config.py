@@ -33,7 +33,7 @@ def get_config(text: str) -> ConfigDict:
     config.checkpoint.every = 10
     if kind == "compare":
         compare = config.compare
-        compare.position_encodings = ("rope", "alibi", "nope")
+        compare.position_encodings = ("rope", "alibi")
         compare.also = ("rope + lm_infinite(num_sinks=2)",)
         compare.length = 64
         compare.bucket = 16
