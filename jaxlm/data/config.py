@@ -22,8 +22,9 @@ class SourceConfig:
         path: "builtin:NAME" (see jaxlm.data.sources.BUILTIN), a file, a glob (** for any depth), a
             Hugging Face `datasets` folder, or an address such as gs://bucket/*.jsonl.zst.
         format: "auto" goes by the file name; else a name in jaxlm.data.formats.FORMATS. Of a "chat"
-            (FILE.chat.jsonl) only the assistant's turns are learned; the tokenizer must have a
-            chat template.
+            (FILE.chat.jsonl) only the assistant's turns are learned; a "preference"
+            (FILE.preference.jsonl) is a pair of answers. For both the tokenizer must have a chat
+            template.
         weight: share of the batches' rows, relative to the other sources; rounded to a hundredth of
             the smallest one.
         text_field: the field that holds the text, in records that have fields.

@@ -132,19 +132,33 @@ def read_jsonl(path: str, field: str) -> Iterator[str]:
         yield _string(record[field], where, field)
 
 
+def _messages(record: dict[str, Any], where: str, field: str) -> list[dict[str, Any]]:
+    """A field that holds a conversation."""
+    messages = record.get(field)
+    if not isinstance(messages, list) or not messages:
+        raise ValueError(f"{where}: {field}={messages!r}; allowed: a list of one or more")
+    for message in messages:
+        if not isinstance(message, dict):
+            raise ValueError(f"{where}: a message is {message!r}; allowed: an object")
+        for name in ("role", "content"):
+            _string(message.get(name), where, f"a message's {name}")
+    return messages
+
+
 def read_chat(path: str, field: str) -> Iterator[str]:
     """A conversation a line, {"messages": [{"role": "user", "content": "…"}, …]}, as JSON."""
     del field
     for where, record in _json_objects(path):
-        messages = record.get("messages")
-        if not isinstance(messages, list) or not messages:
-            raise ValueError(f"{where}: messages={messages!r}; allowed: a list of one or more")
-        for message in messages:
-            if not isinstance(message, dict):
-                raise ValueError(f"{where}: a message is {message!r}; allowed: an object")
-            for name in ("role", "content"):
-                _string(message.get(name), where, f"a message's {name}")
-        yield json.dumps(messages, ensure_ascii=False)
+        yield json.dumps(_messages(record, where, "messages"), ensure_ascii=False)
+
+
+def read_preference(path: str, field: str) -> Iterator[str]:
+    """A line {"prompt": […], "chosen": […], "rejected": […]}, messages each, as JSON."""
+    del field
+    for where, record in _json_objects(path):
+        parts = ("prompt", "chosen", "rejected")
+        found = {name: _messages(record, where, name) for name in parts}
+        yield json.dumps(found, ensure_ascii=False)
 
 
 def read_parquet(path: str, field: str) -> Iterator[str]:
@@ -208,6 +222,7 @@ FORMATS: dict[str, Callable[[str, str], Iterator[str]]] = {
     "code": read_code,
     "jsonl": read_jsonl,
     "chat": read_chat,
+    "preference": read_preference,
     "parquet": read_parquet,
     "array_record": read_array_record,
     "datasets": read_datasets,
@@ -215,6 +230,9 @@ FORMATS: dict[str, Callable[[str, str], Iterator[str]]] = {
 # Their libraries read from this machine only.
 LOCAL_FORMATS = ("array_record", "datasets")
 SUFFIXES = {
+    ".preference.jsonl": "preference",
+    ".preference.jsonl.gz": "preference",
+    ".preference.jsonl.zst": "preference",
     ".chat.jsonl": "chat",
     ".chat.jsonl.gz": "chat",
     ".chat.jsonl.zst": "chat",

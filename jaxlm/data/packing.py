@@ -6,6 +6,7 @@ import bisect
 import dataclasses
 
 import numpy as np
+from absl import logging
 from jaxtyping import Int
 
 
@@ -76,3 +77,28 @@ def pack(starts: Int[np.ndarray, "P"], lengths: Int[np.ndarray, "P"], row_length
     by_row = np.lexsort((starts, row_of))
     offsets = np.searchsorted(row_of[by_row], np.arange(rows + 1))
     return Packing(offsets, starts[by_row], lengths[by_row])
+
+
+def pack_pairs(document_lengths: Int[np.ndarray, "D"], row_length: int) -> Packing:
+    """Documents 0 and 1, 2 and 3, …, each pair within one row, side by side.
+
+    A pair longer than a row is left out, with a warning that counts them.
+
+    Raises:
+        ValueError: all are longer.
+    """
+    starts = np.cumsum(document_lengths) - document_lengths
+    predictions = np.maximum(document_lengths - 1, 0).reshape(-1, 2)
+    fits = predictions.sum(1) <= row_length
+    if not fits.any():
+        raise ValueError(
+            f"row_length={row_length}; allowed: at least {predictions.sum(1).min()}, which is the "
+            "shortest pair"
+        )
+    if not fits.all():
+        logging.warning("%d of %d pairs are longer than a row", (~fits).sum(), len(fits))
+    first = starts.reshape(-1, 2)[fits]
+    both = pack(first[:, 0], predictions[fits].sum(1), row_length)
+    # Each pair is found by where its first document starts.
+    order = np.searchsorted(first[:, 0], both.starts)
+    return Packing(2 * both.offsets, first[order].reshape(-1), predictions[fits][order].reshape(-1))

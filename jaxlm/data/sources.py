@@ -77,18 +77,19 @@ def files(source: SourceConfig) -> list[tuple[str, str]]:
     return [(p, _format(source, p)) for p in paths]
 
 
-def holds_chats(source: SourceConfig) -> bool:
-    """Whether the documents of a source are conversations, as JSON.
+def kind_of(source: SourceConfig) -> str:
+    """What the documents of a source are: "text", or as JSON "chat" or "preference".
 
     Raises:
-        ValueError: some are, and some are not.
+        ValueError: several kinds in one.
     """
-    kinds = {kind for _, kind in files(source)}
-    if "chat" in kinds and len(kinds) > 1:
+    formats = {kind for _, kind in files(source)}
+    kinds = {kind if kind in ("chat", "preference") else "text" for kind in formats}
+    if len(kinds) > 1:
         raise ValueError(
-            f"source {source.path!r} holds {', '.join(sorted(kinds))}; allowed: chats, or no chat"
+            f"source {source.path!r} holds {', '.join(sorted(kinds))}; allowed: one kind a source"
         )
-    return "chat" in kinds
+    return kinds.pop()
 
 
 def documents(source: SourceConfig) -> Iterator[str]:

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 from rich.progress import Progress
 
-from jaxlm.data.chat import ASSISTANT, chat_example
+from jaxlm.data.chat import ASSISTANT, chat_example, chat_prompt
 from jaxlm.data.config import SourceConfig
 from jaxlm.data.locks import exclusive
-from jaxlm.data.packing import Packing, pack, pieces
-from jaxlm.data.sources import documents, holds_chats, source_digest
+from jaxlm.data.packing import Packing, pack, pack_pairs, pieces
+from jaxlm.data.sources import documents, kind_of, source_digest
 from jaxlm.data.tokenizers import Tokenizer
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 META = "meta.json"
 # Text characters tokenized between two points that a killed build can go on from.
 SHARD_CHARACTERS = 4_000_000
@@ -39,6 +39,7 @@ class TokenStore:
             document: so a model finds the same anchor in training as in what is prompted.
         key: digest of texts, tokenizer and row length.
         learned: of conversations, which tokens are to be predicted; None: all.
+        pairs: whether segments 1 and 2 of a row are a chosen and a rejected answer, and so on.
     """
 
     tokens: np.ndarray
@@ -48,6 +49,7 @@ class TokenStore:
     bos_id: int | None
     key: str
     learned: np.ndarray | None = None
+    pairs: bool = False
 
     def __len__(self) -> int:
         return len(self.packing.offsets) - 1
@@ -97,13 +99,13 @@ class TokenStore:
         try:
             meta = json.loads((folder / META).read_text())
             lengths, bos_id = dict(meta["sizes"]), meta["bos_id"]
-            sizes = meta["row_length"], meta["num_bytes"]
+            sizes, pairs = (meta["row_length"], meta["num_bytes"]), meta["pairs"]
         except (ValueError, KeyError, TypeError) as error:
             raise _damaged(folder / META, error) from error
         arrays = {n: _load(folder / f"{n}.npy", size) for n, size in lengths.items()}
         packing = Packing(arrays["offsets"], arrays["starts"], arrays["lengths"])
         learned = arrays.get("learned")
-        return cls(arrays["tokens"], packing, *sizes, bos_id, folder.name, learned)
+        return cls(arrays["tokens"], packing, *sizes, bos_id, folder.name, learned, pairs)
 
 
 def _load(path: Path, size: int) -> np.ndarray:
@@ -143,7 +145,8 @@ def build_store(
             _tokenize(source, tokenizer, shards)
             shutil.rmtree(packed, ignore_errors=True)
             packed.mkdir()
-            _pack(sorted(shards.glob("shard_[0-9]*.npz")), packed, row_length, tokenizer)
+            pairs = kind_of(source) == "preference"
+            _pack(sorted(shards.glob("shard_[0-9]*.npz")), packed, row_length, tokenizer, pairs)
             shutil.rmtree(folder, ignore_errors=True)
             packed.replace(folder)
         shutil.rmtree(shards, ignore_errors=True)
@@ -166,7 +169,7 @@ def _shards(source: SourceConfig) -> Iterator[list[str]]:
 
 def _tokenize(source: SourceConfig, tokenizer: Tokenizer, folder: Path) -> None:
     """One file a shard, written whole or not at all; those that are there are kept."""
-    encode = _encode_chats if holds_chats(source) else _encode_texts
+    encode = ENCODERS[kind_of(source)]
     with Progress(disable=not sys.stderr.isatty(), transient=True) as progress:
         task = progress.add_task(f"tokenizing {source.path}", total=None)
         for number, texts in enumerate(_shards(source)):
@@ -198,6 +201,24 @@ def _encode_chats(texts: list[str], tokenizer: Tokenizer) -> dict[str, np.ndarra
     return _joined(rows) | {"num_bytes": np.array(num_bytes, np.int64), "learned": joined}
 
 
+def _encode_preferences(texts: list[str], tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+    """The chosen, then the rejected answer to each prompt; the bytes are those of the chosen."""
+    rows, learned, num_bytes = [], [], 0
+    for text in texts:
+        pair = json.loads(text)
+        prompt = len(chat_prompt(tokenizer, pair["prompt"]))
+        for name in ("chosen", "rejected"):
+            ids, is_learned = chat_example(tokenizer, pair["prompt"] + pair[name])
+            rows.append(ids)
+            learned.append([i >= prompt and flag for i, flag in enumerate(is_learned)])
+        num_bytes += sum(len(m["content"].encode()) for m in pair["chosen"])
+    joined = np.concatenate([np.asarray(flags, bool) for flags in learned])
+    return _joined(rows) | {"num_bytes": np.array(num_bytes, np.int64), "learned": joined}
+
+
+ENCODERS = {"text": _encode_texts, "chat": _encode_chats, "preference": _encode_preferences}
+
+
 def _joined(rows: list[list[int]]) -> dict[str, np.ndarray]:
     return {
         "tokens": np.concatenate([np.asarray(r, np.uint32) for r in rows]),
@@ -205,7 +226,9 @@ def _joined(rows: list[list[int]]) -> dict[str, np.ndarray]:
     }
 
 
-def _pack(shards: Sequence[Path], folder: Path, row_length: int, tokenizer: Tokenizer) -> None:
+def _pack(
+    shards: Sequence[Path], folder: Path, row_length: int, tokenizer: Tokenizer, pairs: bool
+) -> None:
     """Joins the shards into one array, with the packing of its documents beside it."""
     shard_lengths, num_bytes = [], 0
     for path in shards:
@@ -223,7 +246,10 @@ def _pack(shards: Sequence[Path], folder: Path, row_length: int, tokenizer: Toke
             with np.load(path) as shard:
                 file.write(shard["tokens"].astype(dtype).tobytes())
     learned = _learned(shards)
-    packing = pack(*pieces(document_lengths, row_length), row_length)
+    if pairs:
+        packing = pack_pairs(document_lengths, row_length)
+    else:
+        packing = pack(*pieces(document_lengths, row_length), row_length)
     arrays = {"offsets": packing.offsets, "starts": packing.starts, "lengths": packing.lengths}
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array.astype(np.int64))
@@ -235,6 +261,7 @@ def _pack(shards: Sequence[Path], folder: Path, row_length: int, tokenizer: Toke
         "row_length": row_length,
         "num_bytes": num_bytes,
         "bos_id": tokenizer.bos_id if learned is None else None,  # a template has its own
+        "pairs": pairs,
         "waste": packing.waste(row_length),
         "sizes": {"tokens": num_tokens, **{n: len(a) for n, a in arrays.items()}},
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from jaxlm.adapters.config import AdapterConfig
 from jaxlm.config import check, check_types, one_of
@@ -20,6 +21,8 @@ class FinetuneConfig:
         checkpoint: whatever `jaxlm.load` takes; None: a fresh model.
         step: of a workdir; None: its newest good checkpoint.
         adapter: learn a low-rank adapter and keep the rest as it is; None: learn all parameters.
+        preference_beta: learn from pairs of answers (sources FILE.preference.jsonl) by DPO, with
+            this β, against the model below the adapter; None: next tokens.
         quantize: keep the matrices below an adapter in "int8" or "int4"; None: as they are stored.
     """
 
@@ -27,6 +30,7 @@ class FinetuneConfig:
     step: int | None = None
     adapter: AdapterConfig | None = None
     quantize: str | None = None
+    preference_beta: float | None = None
 
     PARTS = {"adapter": AdapterConfig}
 
@@ -40,5 +44,13 @@ class FinetuneConfig:
             step=(self.step, self.step is None or self.step >= 0, "None or an integer >= 0"),
             quantize=one_of(wanted, None, "int8", "int4"),
         )
-        if wanted is not None and self.adapter is None:
-            raise ValueError(f"finetune: quantize={wanted!r}; allowed: None without an adapter")
+        beta = self.preference_beta
+        check(
+            "finetune",
+            preference_beta=(beta, beta is None or 0 < beta < math.inf, "None or a number > 0"),
+        )
+        for name in ("quantize", "preference_beta"):
+            if getattr(self, name) is not None and self.adapter is None:
+                raise ValueError(
+                    f"finetune: {name}={getattr(self, name)!r}; allowed: None without an adapter"
+                )

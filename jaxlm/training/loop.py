@@ -33,6 +33,7 @@ from jaxlm.sharding.mesh import batch_sharding, make_mesh
 from jaxlm.training.divergence import FiniteCheck
 from jaxlm.training.flops import matmul_peak, train_flops_per_token
 from jaxlm.training.metrics import MetricsWriter
+from jaxlm.training.objectives.preference import Preference
 from jaxlm.training.optimizers import make_optimizer
 from jaxlm.training.profile import ProfileWindow
 from jaxlm.training.progress import Progress
@@ -40,7 +41,7 @@ from jaxlm.training.run import RunConfig
 from jaxlm.training.speed import Stopwatch
 from jaxlm.training.start import Start, from_checkpoint, from_seed
 from jaxlm.training.state import TrainState, abstract_state, start_state
-from jaxlm.training.step import Metrics, make_train_step
+from jaxlm.training.step import Metrics, NextToken, Objective, loss_spec, make_train_step
 from jaxlm.training.stopping import StopRequest, stop_on_signals
 from jaxlm.training.workdir import CHECKPOINTS, PROFILE, TOKENIZER
 
@@ -144,13 +145,21 @@ def _begin(run: RunConfig, model: Transformer, mesh: Mesh) -> Start:
     return from_checkpoint(model, run.finetune, run.train.seed, mesh)
 
 
+def _objective(run: RunConfig, model: Transformer) -> Objective:
+    beta = None if run.finetune is None else run.finetune.preference_beta
+    if beta is not None:
+        return Preference(model, beta, run.train.loss_chunk)
+    return NextToken(model, loss_spec(model.config, run.train))
+
+
 def _step_and_state(
     run: RunConfig, model: Transformer, begin: Start, mesh: Mesh, folder: Path
 ) -> tuple[TrainStep, TrainState]:
     """The step, and the newest good checkpoint's state or a fresh one, made where it belongs."""
     optimizer = make_optimizer(run.train.optimizer, run.train.steps)
     shapes = abstract_state(begin.shapes, optimizer, run.train, mesh)
-    step = compile_step(make_train_step(model, optimizer, run.train), shapes)
+    train_step = make_train_step(model, optimizer, run.train, _objective(run, model))
+    step = compile_step(train_step, shapes)
     if available_steps(folder):
         restored = restore(folder, shapes)
         logging.info("going on from step %d of %s", restored.step, folder)
@@ -237,7 +246,8 @@ class _Loop:
 
     def _record(self, step: int, metrics: Metrics, speed: Mapping[str, float]) -> None:
         values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-        values["bits_per_byte"] = values["loss"] / math.log(2) / self.loader.bytes_per_target
+        if not self.loader.stores[0].pairs:  # whose loss is no number of nats a token
+            values["bits_per_byte"] = values["loss"] / math.log(2) / self.loader.bytes_per_target
         self.writer.write(step, values, speed)
         self.progress.show(values["loss"], speed)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -70,21 +71,59 @@ def loss_sums(
     return total, (sums, experts)
 
 
-def _mean_gradients(model: Transformer, config: TrainConfig) -> Callable[..., Any]:
-    """(params, batch, key, frozen) → gradients, (loss sums, experts' losses), sum of the targets'
-    weights.
+@runtime_checkable
+class Objective(Protocol):
+    """What a step minimizes."""
 
-    The gradients are those of the mean over all weighted targets of the batch; there are none of
-    `frozen`.
+    def weight(self, batch: Batch) -> Float[Array, ""]:
+        """What sums are divided by."""
+
+    def __call__(
+        self, params: Any, reference: Any, batch: Batch, rngs: Any = None
+    ) -> tuple[Float[Array, ""], tuple[dict[str, Array], Float[Array, ""]]]:
+        """The sum to minimize, and (sums to report, the experts' losses, which are means)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NextToken:
+    """The next token's cross entropy, over all weighted targets.
+
+    Attributes:
+        model: whose parameters are learned.
+        spec: of the loss.
     """
-    spec = loss_spec(model.config, config)
+
+    model: Transformer
+    spec: LossSpec
+
+    def weight(self, batch: Batch) -> Float[Array, ""]:
+        """The targets' weights."""
+        return batch["loss_weights"].sum()
+
+    def __call__(
+        self, params: Any, reference: Any, batch: Batch, rngs: Any = None
+    ) -> tuple[Float[Array, ""], tuple[dict[str, Array], Float[Array, ""]]]:
+        """See `loss_sums`; there is no reference."""
+        del reference
+        total, (sums, experts) = loss_sums(self.model, self.spec, params, batch, rngs)
+        named = {"loss": sums.nll, "z": sums.z, "accuracy": sums.correct}
+        return total, (named, experts)
+
+
+def _mean_gradients(
+    model: Transformer, config: TrainConfig, objective: Objective
+) -> Callable[..., Any]:
+    """(params, batch, key, frozen) → gradients, (sums, experts' losses), the batch's weight.
+
+    The gradients are those of the mean over the batch; there are none of `frozen`.
+    """
 
     def of_part(params, part, weight, key, frozen):
         """One microbatch: sums over its targets / all targets."""
 
         def scalar(p):
             rngs = {"dropout": key} if model.config.dropout else None
-            total, (sums, experts) = loss_sums(model, spec, combine(frozen, p), part, rngs)
+            total, (sums, experts) = objective(combine(frozen, p), frozen, part, rngs)
             return total / weight + experts / config.microbatches, (sums, experts)
 
         (_, aux), grads = jax.value_and_grad(scalar, has_aux=True)(params)
@@ -93,7 +132,7 @@ def _mean_gradients(model: Transformer, config: TrainConfig) -> Callable[..., An
     def of_batch(params, batch, key, frozen):
         """All microbatches, one at a time."""
         m = config.microbatches
-        weight = jnp.maximum(batch["loss_weights"].sum(), 1.0)
+        weight = jnp.maximum(objective.weight(batch), 1.0)
         if m == 1:
             return *of_part(params, batch, weight, key, frozen), weight
         # Every m-th row: rows lie in blocks over the devices, so each part keeps all of them busy.
@@ -140,17 +179,22 @@ def _advance(
 
 
 def make_train_step(
-    model: Transformer, optimizer: optax.GradientTransformation, config: TrainConfig
+    model: Transformer,
+    optimizer: optax.GradientTransformation,
+    config: TrainConfig,
+    objective: Objective | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """`train_step(state, batch, frozen={}) → (state, metrics)`; jit it with the state donated.
 
-    `frozen` are parameters of the model that the state lacks, such as those below an adapter.
+    `frozen` are parameters of the model that the state lacks, such as those below an adapter; they
+    are also the reference of an objective that compares. `objective` None: next tokens.
 
     The loss is the mean over all weighted targets of the batch, whatever the number of
     microbatches. A step whose loss, gradient or new parameters are not finite changes
     nothing but the counters.
     """
-    gradients = _mean_gradients(model, config)
+    objective = objective or NextToken(model, loss_spec(model.config, config))
+    gradients = _mean_gradients(model, config, objective)
     schedule = learning_rate(config.optimizer, config.steps)
 
     def train_step(
@@ -158,19 +202,17 @@ def make_train_step(
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         grads, (sums, experts), weight = gradients(state.params, batch, key, frozen)
-        norm, loss = optax.tree.norm(grads), sums.nll / weight
+        norm, means = optax.tree.norm(grads), {name: x / weight for name, x in sums.items()}
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         # Skipped steps leave the optimizer's own count of steps behind.
         rate = schedule(state.step - state.bad_steps[0])
         # A finite gradient may still give an update that is not.
         kept = [jnp.isfinite(p).all() for p in jax.tree.leaves(params)]
-        fine = jnp.stack([jnp.isfinite(loss), jnp.isfinite(norm), *kept]).all()
+        fine = jnp.stack([jnp.isfinite(means["loss"]), jnp.isfinite(norm), *kept]).all()
         state = _advance(config, state, fine, params, optimizer_state)
         metrics = {
-            "loss": loss,
-            "z": sums.z / weight,
-            "accuracy": sums.correct / weight,
+            **means,
             "grad_norm": norm,
             "learning_rate": jnp.asarray(rate, jnp.float32),
             "targets": weight,

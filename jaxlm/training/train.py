@@ -86,6 +86,7 @@ def train(
     loader, tokenizer = open_loader(
         run.data, workdir / "data" if cache is None else cache, tokenizer=given
     )
+    _check_kinds(run, loader)
     model = Transformer(run.model_config(tokenizer.vocab_size, base))
     result = run_loop(
         run,
@@ -97,3 +98,17 @@ def train(
         allow_config_change=allow_config_change,
     )
     return TrainedRun(model, tokenizer, loader, result)
+
+
+def _check_kinds(run: RunConfig, loader: Loader) -> None:
+    """Raises ValueError where pairs of answers meet another objective, or the other way round."""
+    wanted = run.finetune is not None and run.finetune.preference_beta is not None
+    allowed = "pairs of answers with" if wanted else "no pairs of answers without"
+    for source, store in zip(run.data.sources, loader.stores, strict=True):
+        if store.pairs != wanted:
+            raise ValueError(
+                f"data: sources={source.path!r}; allowed: {allowed} finetune.preference_beta"
+            )
+    for source, store in zip(run.data.held_out, loader.held_out_stores, strict=True):
+        if store.pairs:
+            raise ValueError(f"data: held_out={source.path!r}; allowed: texts or chats")

@@ -10,7 +10,7 @@ import tokenizers
 import zstandard
 
 from jaxlm.data.config import SourceConfig
-from jaxlm.data.sources import documents, holds_chats
+from jaxlm.data.sources import documents, kind_of
 from jaxlm.data.train_bpe import train_bpe
 
 TEXTS = [
@@ -81,10 +81,23 @@ def write_chat(folder, texts):
     return path
 
 
+def write_preference(folder, texts):
+    """Each text the prompt."""
+    path = folder / "a.preference.jsonl"
+    said = [{"role": "user", "content": text} for text in texts]
+    answer = [{"role": "assistant", "content": "x"}]
+    pairs = [{"prompt": [one], "chosen": answer, "rejected": answer} for one in said]
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    return path
+
+
 def texts_of(source):
-    """Its documents; of conversations, what was said."""
-    found = list(documents(source))
-    return [json.loads(t)[0]["content"] for t in found] if holds_chats(source) else found
+    """Its documents; of conversations, what was said first."""
+    found, kind = list(documents(source)), kind_of(source)
+    if kind == "text":
+        return found
+    talks = [json.loads(t) for t in found]
+    return [(talk if kind == "chat" else talk["prompt"])[0]["content"] for talk in talks]
 
 
 # A new format in jaxlm.data.formats.FORMATS needs a line here, or its tests fail.
@@ -93,6 +106,7 @@ WRITERS = {
     "code": write_code,
     "jsonl": write_jsonl,
     "chat": write_chat,
+    "preference": write_preference,
     "parquet": write_parquet,
     "array_record": write_array_record,
     "datasets": write_datasets,

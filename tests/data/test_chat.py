@@ -153,5 +153,5 @@ def test_lines_that_are_no_conversation(tmp_path, line, message):
 def test_chats_and_texts_are_two_sources(tmp_path):
     (tmp_path / "a.chat.jsonl").write_text(json.dumps({"messages": TALK}))
     (tmp_path / "b.txt").write_text("text")
-    with pytest.raises(ValueError, match="holds chat, text; allowed: chats, or no chat"):
+    with pytest.raises(ValueError, match="holds chat, text; allowed: one kind a source"):
         build_store(SourceConfig(f"{tmp_path}/*"), make(CHATML), 8, tmp_path / "cache")

@@ -1,0 +1,171 @@
+"""DPO: its formula on packed pairs, and a model that learns which of two answers is better."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxlm
+from jaxlm.adapters.config import AdapterConfig
+from jaxlm.adapters.lora import add_adapters
+from jaxlm.data.config import DataConfig, SourceConfig
+from jaxlm.data.store import build_store
+from jaxlm.interop.write import write_hub_folder
+from jaxlm.model.parameters import init_params
+from jaxlm.training.config import OptimizerConfig, TrainConfig
+from jaxlm.training.finetune import FinetuneConfig
+from jaxlm.training.metrics import read_metrics
+from jaxlm.training.objectives.preference import Preference
+from jaxlm.training.run import RunConfig
+from jaxlm.training.train import train
+from tests.data.test_chat import CHATML, TALK, make
+from tests.training.cases import make_model
+
+USER = [{"role": "user", "content": "Say a letter"}]
+
+
+def say(text):
+    return [{"role": "assistant", "content": text}]
+
+
+def write_pairs(path, pairs):
+    lines = [json.dumps({"prompt": p, "chosen": c, "rejected": r}) for p, c, r in pairs]
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+PAIRS = [
+    (USER, say("a" * n), say("b" * m)) for n, m in ((3, 1), (1, 4), (2, 2), (5, 3), (1, 1))
+] + [(TALK[:3], say("a"), say("b"))]
+
+
+def stored(tmp_path, pairs, length=220):
+    path = write_pairs(tmp_path / "pairs.preference.jsonl", pairs)
+    return build_store(SourceConfig(path), make(CHATML), length, tmp_path / "cache")
+
+
+def test_rows_hold_whole_pairs_and_only_the_last_answer_counts(tmp_path):
+    store = stored(tmp_path, PAIRS)
+    assert store.pairs and len(store) > 1
+    tokenizer, found = make(CHATML), []
+    for row in store:
+        for segment in range(1, int(row["segment_ids"].max()) + 1, 2):
+            both = []
+            for one in (segment, segment + 1):
+                here = row["segment_ids"] == one
+                text = tokenizer._inner.decode(
+                    row["targets"][here & (row["loss_weights"] > 0)], skip_special_tokens=False
+                )
+                both.append(text.removesuffix("<|im_end|>"))
+                assert (row["positions"][here] == np.arange(here.sum())).all()
+            found.append(tuple(both))
+    assert sorted(found) == sorted((c[0]["content"], r[0]["content"]) for _, c, r in PAIRS)
+
+
+def test_a_pair_longer_than_a_row_is_left_out(tmp_path, caplog):
+    store = stored(tmp_path, [*PAIRS[:2], (USER, say("a" * 300), say("b"))])
+    assert "1 of 3 pairs are longer than a row" in caplog.text
+    assert sum(int(row["segment_ids"].max()) for row in store) == 4
+    with pytest.raises(ValueError, match="row_length=10; allowed: at least 66"):
+        stored(tmp_path, PAIRS, 10)
+
+
+def test_the_papers_formula(tmp_path):
+    """Equation 7 for each pair alone, in a row of its own, from all logits."""
+    model = make_model(vocab_size=320, context_length=256)
+    pairs = [PAIRS[0], PAIRS[1], PAIRS[-1]]
+    store, tokenizer = stored(tmp_path, pairs), make(CHATML)
+    batch = {k: jnp.stack([r[k] for r in store]) for k in store[0]}
+    base = init_params(model, 0)
+    params = jax.tree.map(lambda x: x * 1.1, base)
+
+    def alone(p, prompt, answer):
+        ids, _ = jaxlm.chat_example(tokenizer, prompt + answer)
+        ids, start = jnp.asarray([ids]), len(jaxlm.chat_prompt(tokenizer, prompt))
+        log_p = jax.nn.log_softmax(model.apply({"params": p}, ids)[0])
+        # The line break after the answer's end is not learned.
+        return sum(log_p[0, i - 1, ids[0, i]] for i in range(start, ids.shape[1] - 1))
+
+    def formula(p):
+        total = 0.0
+        for prompt, better, worse in pairs:
+            gains = [alone(p, prompt, a) - alone(base, prompt, a) for a in (better, worse)]
+            total = total - jax.nn.log_sigmoid(0.5 * (gains[0] - gains[1]))
+        return total
+
+    objective = Preference(model, 0.5, 50)  # no divisor of a row's length
+    assert objective.weight(batch) == len(pairs)
+    (loss, (sums, _)), gradients = jax.jit(
+        jax.value_and_grad(lambda p: objective(p, base, batch), has_aux=True)
+    )(params)
+    want, wanted = jax.jit(jax.value_and_grad(formula))(params)
+    # float32 sums in another order
+    np.testing.assert_allclose(loss, want, rtol=1e-5)
+    assert sums["loss"] == loss and 0 < sums["accuracy"] < len(pairs)
+    for ours, theirs in zip(jax.tree.leaves(gradients), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max() + 1e-7)
+
+
+def test_a_fresh_adapter_is_its_own_reference(tmp_path):
+    model = make_model(vocab_size=320, context_length=256)
+    batch = {k: jnp.asarray(v[None]) for k, v in stored(tmp_path, PAIRS)[0].items()}
+    whole = add_adapters(model, init_params(model), AdapterConfig(rank=2))
+    loss, (sums, _) = Preference(model, 0.5, 64)(whole, whole, batch)
+    weight = Preference(model, 0.5, 64).weight(batch)
+    np.testing.assert_allclose(loss / weight, np.log(2), rtol=1e-6)
+    assert sums["margin"] == 0
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory):
+    """A hub folder of a small model whose tokenizer has a chat template."""
+    folder = tmp_path_factory.mktemp("model") / "hub"
+    model = make_model(vocab_size=320, context_length=256)
+    write_hub_folder(folder, model, init_params(model), make(CHATML))
+    return folder
+
+
+def run_of(folder, sources, **finetune):
+    return RunConfig(
+        model={},
+        data=DataConfig(
+            sources=sources, held_out=(), tokenizer="checkpoint", sequence_length=220, batch_size=2
+        ),
+        train=TrainConfig(
+            steps=12,
+            log_every=1,
+            optimizer=OptimizerConfig(learning_rate=3e-2, warmup_steps=0, weight_decay=0.0),
+        ),
+        finetune=FinetuneConfig(str(folder), adapter=AdapterConfig(rank=4), **finetune),
+    )
+
+
+def test_it_learns_which_answer_is_better(chat_model, tmp_path):
+    sources = write_pairs(tmp_path / "pairs.preference.jsonl", PAIRS)
+    train(run_of(chat_model, sources, preference_beta=0.5), tmp_path / "run")
+    records = [r for r in read_metrics(tmp_path / "run") if "margin" in r]
+    np.testing.assert_allclose(records[0]["loss"], np.log(2), rtol=1e-6)
+    assert records[-1]["loss"] < 0.3 and records[-1]["accuracy"] == 1
+    assert "bits_per_byte" not in records[0]
+
+
+def test_it_learns_what_the_assistant_says(chat_model, tmp_path):
+    path = tmp_path / "talks.chat.jsonl"
+    path.write_text(json.dumps({"messages": TALK}))
+    train(run_of(chat_model, str(path)), tmp_path / "run")
+    losses = [r["loss"] for r in read_metrics(tmp_path / "run") if "loss" in r]
+    assert losses[-1] < losses[0] - 1
+
+
+def test_pairs_and_objectives_belong_together(chat_model, tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.preference.jsonl", PAIRS)
+    text = tmp_path / "text.txt"
+    text.write_text("some text")
+    with pytest.raises(ValueError, match=r"allowed: no pairs of answers without finetune.pref"):
+        train(run_of(chat_model, pairs), tmp_path / "a")
+    with pytest.raises(ValueError, match=r"allowed: pairs of answers with finetune.preference"):
+        train(run_of(chat_model, str(text), preference_beta=0.1), tmp_path / "b")
+    with pytest.raises(ValueError, match=r"preference_beta=0.1; allowed: None without an adapter"):
+        FinetuneConfig("x", preference_beta=0.1)
