@@ -232,6 +232,10 @@ class _Loop:
     def _stopwatch(self) -> Stopwatch:
         data = self.run.data
         flops = train_flops_per_token(self.model.config, data.sequence_length)
+        tuned = self.run.finetune
+        if tuned is not None and tuned.adapter is not None:
+            # Frozen matrices have no gradient: two passes of three. A reference is one pass more.
+            flops *= (2 + (tuned.preference_beta is not None)) / 3
         peak = matmul_peak() * jax.device_count()
         return Stopwatch(data.batch_size * data.sequence_length, flops, peak)
 
