@@ -191,6 +191,7 @@ class Transformer(nn.Module):
                 in_axes=(*(nn.broadcast,) * 3, 0),
                 length=self.rounds,
                 metadata_params={nn.PARTITION_NAME: "layers"},
+                check_constancy_invariants=False,  # there are none, and the body is traced once
             )(c, pattern, True)
         rest = range(self.rounds * period, c.num_layers)
         if rest:
