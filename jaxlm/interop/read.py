@@ -15,7 +15,9 @@ from jaxlm.data.tokenizers import HuggingFace, Tokenizer, load_tokenizer
 from jaxlm.interop import families
 from jaxlm.interop.family import Family
 from jaxlm.interop.fields import read_fields
+from jaxlm.interop.gguf_config import Unshifted, architecture_of, config_json
 from jaxlm.interop.gguf_file import GGUFFile
+from jaxlm.interop.gguf_rows import gguf_rows
 from jaxlm.interop.gguf_tokenizer import stop_ids, tokenizer_json
 from jaxlm.interop.hub_config import HubConfig
 from jaxlm.interop.rows import Row
@@ -84,11 +86,13 @@ def open_gguf(path: Path) -> Checkpoint:
         ValueError: damaged, or an architecture or tokenizer that is not known.
     """
     file = GGUFFile(path)
-    family, config = _config(file.config, str(path))
+    architecture = architecture_of(file)
+    family, config = _config(config_json(file, architecture), str(path))
     text, tokenizer_config = tokenizer_json(file.metadata, str(path))
     tokenizer = HuggingFace(text.encode(), tokenizer_config, str(path), stop_ids(file.metadata))
-    rows = family.rows(config)
-    return _checkpoint(config, tokenizer, rows, file.tensors(rows))
+    rows = gguf_rows(family.rows(config), architecture.rows, file.shapes.keys())
+    tensors = Unshifted(file) if architecture.shifted else file
+    return _checkpoint(config, tokenizer, rows, tensors)
 
 
 def open_hub_folder(folder: Path) -> Checkpoint:

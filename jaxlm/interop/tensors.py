@@ -23,11 +23,12 @@ from jaxlm.model.parameters import Model, abstract_params, parameter_shardings
 
 # Masks, tables of angles and numbers of positions that older files hold beside the parameters; what
 # only BERT's next-sentence prediction used; T5's copies of its embedding, and a bias that it left
-# unused; a tied head's copy.
+# unused; a tied head's copy; GGUF's divisors of angles, which are in the config by then.
 BUFFERS = re.compile(
     r"\.(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$|(^|\.)embeddings\.position_ids$"
     r"|^(\w+\.)?pooler\.dense\.|^cls\.seq_relationship\."
     r"|^(encoder|decoder)\.embed_tokens\.weight$|EncDecAttention\.relative_attention_bias\.weight$"
+    r"|^rope_(freqs|factors_long|factors_short)\.weight$|\.attn_rot_embd\.weight$"
 )
 TIED_HEAD = re.compile(
     r"^(\w+\.)?(lm_head|embed_out)\.weight$|^(lm_head|cls\.predictions)\.decoder\.(weight|bias)$"
