@@ -137,9 +137,15 @@ def gpt_neox(header: Header) -> dict[str, Any]:
     }
 
 
+def bloom(header: Header) -> dict[str, Any]:
+    """Its MLP is four times as wide as the model, whatever is said."""
+    header.get("feed_forward_length")
+    return {}
+
+
 def mpt(header: Header) -> dict[str, Any]:
-    """ALiBi, and what is clipped."""
-    return {
+    """ALiBi, and what is clipped; its MLP is as BLOOM's."""
+    return bloom(header) | {
         "attn_config": {
             "alibi_bias_max": header.get("attention.max_alibi_bias", 8),
             "clip_qkv": header.get("attention.clamp_kqv"),
@@ -248,7 +254,8 @@ ARCHITECTURES = {
             "attention.head_count": "n_head",
             EPSILON: "layer_norm_epsilon",
         },
-        rows=gguf_rows.QKV,
+        bloom,
+        gguf_rows.QKV,
     ),
     "mpt": Architecture(
         "MptForCausalLM",

@@ -86,7 +86,7 @@ class GGUFFile:
             if name in found or axes > MAX_AXES:
                 raise ValueError(f"{name} is there twice, or has more than {MAX_AXES} axes")
             turned = [at.number("Q") for _ in range(axes)]
-            while len(turned) > 1 and turned[-1] == 1:  # as files are at odds about, and ggml ignores
+            while len(turned) > 1 and turned[-1] == 1:  # of which ggml keeps no count
                 turned.pop()
             kind = self._gguf.GGMLQuantizationType(at.number("I"))
             found[name] = tuple(reversed(turned)), kind, at.number("Q")

@@ -54,10 +54,12 @@ def architecture(config):
 def metadata(config):
     """What stands behind the architecture's name."""
     config = config | config.get("attn_config", {})
-    found = {}
+    found = {"attention.layer_norm_epsilon": 1e-5} if config["model_type"] == "olmo" else {}
     for ours, names in NAMES.items():
         values = [config[n] for n in names.split() if config.get(n) is not None]
         found |= {ours: values[0]} if values else {}
+    found.setdefault("feed_forward_length", 4 * found["embedding_length"])
+    found.setdefault("context_length", 2048)  # what BLOOM's config.json leaves out
     rope = config.get("rope_parameters", {})
     found |= {"attention.max_alibi_bias": 8.0} if "alibi_bias_max" in config else {}
     if (types := config.get("layer_types")) and config.get("sliding_window"):
@@ -75,6 +77,10 @@ def metadata(config):
     if rope.get("rope_type") in ("linear", "yarn", "longrope"):
         found["rope.scaling.type"] = rope["rope_type"]
         found |= {f"rope.scaling.{o}": rope[t] for o, t in SCALING.items() if t in rope}
+    if rope.get("rope_type") == "longrope":
+        length, trained = found["context_length"], rope["original_max_position_embeddings"]
+        factor = np.sqrt(1 + np.log(length / trained) / np.log(trained))
+        found["rope.scaling.attn_factor"] = float(factor)
     if config["model_type"] == "gpt_oss":
         found["expert_feed_forward_length"] = config["intermediate_size"]
     return found

@@ -29,7 +29,7 @@ def golden():
 CHANGES = {
     "gemma2": {"query_pre_attn_scalar": 12},
     "gemma3": {"query_pre_attn_scalar": 12},
-    "mpt_clip": {"attn_config": {"clip_qkv": 0.9}},
+    "mpt_clip": {"attn_config": {"clip_qkv": 0.9, "alibi_bias_max": 8}},
     "falcon_7b": {"num_kv_heads": 1},
 }
 CASES = (
