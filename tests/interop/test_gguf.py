@@ -11,10 +11,8 @@ from gguf import GGMLQuantizationType as Kind
 from hypothesis import strategies as st
 
 import jaxlm
-from jaxlm.interop.tensors import flatten, places
 from jaxlm.load import open_foreign
-from jaxlm.model.parameters import abstract_params, model_of
-from tests.interop.folders import read_golden, write_folder
+from tests.interop.folders import parameters, read_golden, write_folder
 from tests.interop.gguf_files import TOKENS, as_stored, write_gguf
 from tests.interop.weights import draw
 
@@ -39,19 +37,6 @@ CASES = (
     *("gpt_neox", "gpt_neox_serial", "falcon_7b", "falcon_40b", "falcon_11b", "bloom"),
     *("mpt", "mpt_clip"),
 )
-
-
-def parameters(checkpoint):
-    """All parameters in full, as NumPy's, without compiling anything."""
-    like = flatten(abstract_params(model_of(checkpoint.config)))
-    found = {path: np.full(x.shape, np.nan, x.dtype) for path, x in like.items()}
-    for row, name, paths, at in places(checkpoint.config, checkpoint.rows):
-        shapes = [found[path][at].shape for path in paths]
-        tensor = checkpoint.tensors.read(name)
-        assert tensor.shape == checkpoint.tensors.shapes[name] == row.their_shape(shapes)
-        for path, part in zip(paths, row.to_ours(tensor, shapes), strict=True):
-            found[path][at] = part
-    return found
 
 
 @pytest.mark.parametrize("case", CASES)
