@@ -189,16 +189,18 @@ def add_tokenizer(writer):
     writer.add_eos_token_id(0)
 
 
-def write_gguf(path, config, shapes, kind=Kind.F32, tokenizer=add_tokenizer):
-    """The golden's model; matrices as `kind`."""
+def write_gguf(path, config, shapes, kind=Kind.F32, tokenizer=add_tokenizer, tensors=None):
+    """The golden's model; matrices as `kind`; other tensors than the drawn ones if they are given,
+    which may have GGUF's names.
+    """
     name, about = architecture(config), metadata(config)
     writer = gguf.GGUFWriter(path, name)
     for key, value in about.items():
         add(writer, f"{name}.{key}", value)
     tokenizer(writer)
     arch = next(a for a, n in gguf.MODEL_ARCH_NAMES.items() if n == name)
-    names = gguf.get_tensor_name_map(arch, about["block_count"])
-    for theirs, x in (*converted(config, shapes), *angles(config)):
+    names = gguf.get_tensor_name_map(arch, min(about["block_count"], 9))
+    for theirs, x in tensors or (*converted(config, shapes), *angles(config)):
         stored = kind if x.ndim == 2 else Kind.F32
         short = names.get_name(theirs, try_suffixes=(".weight", ".bias")) or theirs
         writer.add_tensor(short, as_stored(np.ascontiguousarray(x), stored), raw_dtype=stored)

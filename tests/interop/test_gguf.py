@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import jaxlm
 from jaxlm.load import open_foreign
 from tests.interop.folders import parameters, read_golden, write_folder
-from tests.interop.gguf_files import TOKENS, as_stored, write_gguf
+from tests.interop.gguf_files import TOKENS, as_stored, converted, write_gguf
 from tests.interop.weights import draw
 
 
@@ -22,13 +22,13 @@ def golden():
     return read_golden("llama")
 
 
-# What GGUF cannot say of a golden, but a part of training's loss, or says once where the hub does
-# twice.
+# What GGUF cannot say of a golden, and where the hub has two ways to say the same.
 CHANGES = {
     "gemma2": {"query_pre_attn_scalar": 12},
     "gemma3": {"query_pre_attn_scalar": 12},
     "mpt_clip": {"attn_config": {"clip_qkv": 0.9, "alibi_bias_max": 8}},
     "falcon_7b": {"num_kv_heads": 1},
+    "gpt2": {"n_inner": 192},
 }
 CASES = (
     *("llama", "llama_bias_tied", "llama_linear", "llama_yarn", "llama_llama3", "mixtral"),
@@ -55,13 +55,45 @@ def test_it_is_the_hubs_model(case, tmp_path):
         np.testing.assert_allclose(got[path], x, rtol=0, atol=atol, err_msg=path)
 
 
-@pytest.mark.parametrize("case", ["llama"])
-def test_logits(case, tmp_path):
-    file, config, shapes = read_golden(case)
+def test_logits(golden, tmp_path):
+    file, config, shapes = golden
     model, params, _ = jaxlm.load(write_gguf(tmp_path / "m.gguf", config, shapes))
     logits, _ = model.apply({"params": params}, jnp.asarray(file["tokens"], jnp.int32))
     # float32 sums in another order, over three layers.
     np.testing.assert_allclose(logits, file["logits"], atol=1e-4 * np.abs(file["logits"]).max())
+
+
+def test_mixtral_of_2023(tmp_path):
+    """A tensor for each expert, as files had it before they were stacked."""
+    _, config, shapes = read_golden("mixtral")
+    stacked = open_foreign(write_gguf(tmp_path / "stacked.gguf", config, shapes))
+    parts, short = {}, {"w1": "gate", "w2": "down", "w3": "up"}
+    for name, x in converted(config, shapes):
+        if ".experts." not in name:
+            parts[name] = x
+            continue
+        _, layer, *_, matrix, _ = name.split(".")
+        parts |= {f"blk.{layer}.ffn_{short[matrix]}.{i}.weight": y for i, y in enumerate(x)}
+    path = write_gguf(tmp_path / "m.gguf", config, shapes, tensors=parts.items())
+    got = parameters(open_foreign(path))
+    for name, x in parameters(stacked).items():
+        np.testing.assert_array_equal(got[name], x, err_msg=name)
+
+
+def test_metadata_that_lies(golden, tmp_path):
+    _, config, shapes = golden
+    path = write_gguf(tmp_path / "m.gguf", config | {"num_hidden_layers": 10**9}, {})
+    with pytest.raises(
+        ValueError, match=r"m.gguf: llama.block_count=1000000000; allowed: an integ"
+    ):
+        jaxlm.load(path)
+    tensors = [*converted(config, shapes), ("rope_freqs.weight", np.float32([1, 3, 2, 9, 4, 8]))]
+    path = write_gguf(tmp_path / "m.gguf", config, shapes, tensors=tensors)
+    with pytest.raises(ValueError, match=r"m.gguf: rope_freqs.weight; allowed: the divisors of Ll"):
+        jaxlm.load(path)
+    path = write_gguf(tmp_path / "m.gguf", config | {"model_type": "rwkv7"}, {})
+    with pytest.raises(ValueError, match=r"m.gguf: architecture='rwkv7'; allowed: llama, qwen2,"):
+        jaxlm.load(path)
 
 
 def test_tokenizer(golden, tmp_path):
