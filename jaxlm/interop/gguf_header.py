@@ -62,7 +62,7 @@ def rope_scaling(header: Header) -> dict[str, Any]:
     """config.json's rope_scaling; empty: there is none.
 
     Raises:
-        ValueError: a table of angles that no formula gives.
+        ValueError: divisors that no formula gives, or one of two lists of them.
     """
     given = {
         theirs: header.get(f"rope.scaling.{ours}")
@@ -87,6 +87,8 @@ def rope_scaling(header: Header) -> dict[str, Any]:
 
 def _numbers(header: Header, name: str) -> list[float]:
     """A small tensor; float32 as the shortest decimals."""
+    if f"{name}.weight" not in header.tensors:
+        raise ValueError(f"{header.name}: no tensor {name}.weight; allowed: both lists of divisors")
     return [float(str(x)) for x in header.file.read(f"{name}.weight").astype(np.float32)]
 
 

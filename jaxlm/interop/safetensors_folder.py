@@ -88,7 +88,7 @@ def _index(path: Path) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(n, str) for n in found.values()):
         raise ValueError(f"{path}: weight_map; allowed: the name of a file for each tensor")
     for name in sorted(set(found.values())):
-        if Path(name).name != name or not name.endswith(".safetensors") or "\0" in name:
+        if Path(name).name != name or not name.endswith(".safetensors"):
             raise ValueError(f"{path} names {name!r}; allowed: .safetensors files beside it")
     if not found:
         raise ValueError(f"{path}: weight_map names no tensor; allowed: all of the model's")

@@ -162,6 +162,13 @@ CASES = {
 }
 
 
+def test_a_billion_experts(tmp_path):
+    _, config, shapes = read_golden("mixtral")
+    folder = write_folder(tmp_path / "hub", config | {"num_local_experts": 10**9}, shapes)
+    with pytest.raises(ValueError, match=r"hub: 1000000000 experts; allowed: at most 69, the num"):
+        jaxlm.load(folder)
+
+
 @pytest.mark.parametrize("damage", CASES, ids=lambda f: f.__name__)
 def test_it_is_refused(folder, damage):
     damage(folder)
