@@ -99,7 +99,10 @@ def llama3(header: Header) -> dict[str, Any]:
     formula's two bounds as in all of these models.
     """
     divisors = np.asarray(_numbers(header, "rope_freqs"))
-    low, high, factor = 1.0, 4.0, float(divisors.max(initial=1))
+    wrong = f"{header.name}: rope_freqs.weight; allowed: the divisors of Llama 3.1"
+    if not divisors.size or not np.isfinite(divisors).all() or divisors.min() < 1:
+        raise ValueError(wrong)
+    low, high, factor = 1.0, 4.0, float(divisors.max())
     if factor == 1:
         return {}
     base, pairs = header.get("rope.freq_base", 10000.0), len(divisors)
@@ -109,9 +112,8 @@ def llama3(header: Header) -> dict[str, Any]:
     lengths = waves * (low + smooth * (high - low))
     length = round(float(np.median(lengths[between]))) if between.any() else 8192
     found = np.clip((length / waves - low) / (high - low), 0, 1)
-    # float32 of a ratio near 1, in which `smooth` may vanish.
-    if not np.allclose(found, smooth, rtol=0, atol=1e-4):
-        raise ValueError(f"{header.name}: rope_freqs.weight; allowed: the divisors of Llama 3.1")
+    if not np.allclose(found, smooth, rtol=0, atol=1e-4):  # float32 in both, and a rounded length
+        raise ValueError(wrong)
     return {
         "rope_type": "llama3",
         "factor": factor,

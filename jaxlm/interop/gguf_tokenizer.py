@@ -82,9 +82,9 @@ def _named(about: dict[str, Any], name: str, where: str) -> str | None:
 def _byte_pairs(about: dict[str, Any], where: str) -> Tokenizer:
     """GPT-2's kind."""
     tokens, merges, pre = about["tokens"], about.get("merges", []), about["pre"]
-    if not _texts(merges):
-        raise ValueError(f"{where}: tokenizer.ggml.merges; allowed: a list of texts")
-    pairs = [tuple(m.split(" ", 1)) for m in merges]
+    if not _texts(merges) or not all(" " in merge for merge in merges):
+        raise ValueError(f"{where}: tokenizer.ggml.merges; allowed: texts of two parts")
+    pairs = [tuple(merge.split(" ", 1)) for merge in merges]
     vocabulary = {t: i for i, t in enumerate(tokens)}
     try:
         inner = Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=pre in WHOLE_WORDS))
