@@ -47,7 +47,7 @@ class GGUFFile:
         shapes, dtypes: of each tensor; quantized ones are read as float32.
 
     Raises:
-        ValueError: damaged, tensors that overlap, or a quantization that is not known.
+        ValueError: damaged or in parts, tensors that overlap, a quantization that is not known.
     """
 
     def __init__(self, path: Path):
@@ -62,6 +62,11 @@ class GGUFFile:
                 data.close()
         except (struct.error, ValueError, OverflowError) as error:
             raise ValueError(f"{path} is no whole GGUF file: {error}") from error
+        if self.metadata.get("split.count", 1) != 1:
+            count = self.metadata["split.count"]
+            raise ValueError(
+                f"{path}: one of {count} parts; allowed: a whole file, as merged parts"
+            )
         self._check_places()
         self._check_quantizations()
         self.shapes: Mapping[str, tuple[int, ...]] = {n: t.shape for n, t in self._tensors.items()}

@@ -92,6 +92,10 @@ def test_metadata_that_lies(golden, tmp_path):
     path = write_gguf(tmp_path / "m.gguf", config, shapes, tensors=tensors)
     with pytest.raises(ValueError, match=r"m.gguf: rope_freqs.weight; allowed: the divisors of Ll"):
         jaxlm.load(path)
+    tokenizer = lambda writer: writer.add_uint16("split.count", 3)  # noqa: E731
+    path = write_gguf(tmp_path / "m.gguf", config, {}, tokenizer=tokenizer)
+    with pytest.raises(ValueError, match=r"m.gguf: one of 3 parts; allowed: a whole file"):
+        jaxlm.load(path)
     path = write_gguf(tmp_path / "m.gguf", config | {"model_type": "rwkv7"}, {})
     with pytest.raises(ValueError, match=r"m.gguf: architecture='rwkv7'; allowed: llama, qwen2,"):
         jaxlm.load(path)
@@ -124,7 +128,7 @@ def wide_shapes():
 
 
 KEPT = {Kind.F16: "float16", Kind.BF16: "bfloat16"}
-BLOCKS = (Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1)
+BLOCKS = (Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.MXFP4)
 K_QUANTS = (Kind.Q2_K, Kind.Q3_K, Kind.Q4_K, Kind.Q5_K, Kind.Q6_K)
 
 
