@@ -116,7 +116,6 @@ def stablelm(header: Header) -> dict[str, Any]:
 
 def falcon(header: Header) -> dict[str, Any]:
     """With RoPE; that with ALiBi is not among GGUF's."""
-    header.get("tensor_data_layout")
     heads, two = header.get("attention.head_count_kv", 1), header.has("attn_norm_2.weight")
     return {
         "multi_query": heads == 1,
@@ -137,15 +136,9 @@ def gpt_neox(header: Header) -> dict[str, Any]:
     }
 
 
-def bloom(header: Header) -> dict[str, Any]:
-    """Its MLP is four times as wide as the model, whatever is said."""
-    header.get("feed_forward_length")
-    return {}
-
-
 def mpt(header: Header) -> dict[str, Any]:
-    """ALiBi, and what is clipped; its MLP is as BLOOM's."""
-    return bloom(header) | {
+    """ALiBi, and what is clipped."""
+    return {
         "attn_config": {
             "alibi_bias_max": header.get("attention.max_alibi_bias", 8),
             "clip_qkv": header.get("attention.clamp_kqv"),
@@ -254,8 +247,7 @@ ARCHITECTURES = {
             "attention.head_count": "n_head",
             EPSILON: "layer_norm_epsilon",
         },
-        bloom,
-        gguf_rows.QKV,
+        rows=gguf_rows.QKV,
     ),
     "mpt": Architecture(
         "MptForCausalLM",

@@ -15,6 +15,11 @@ COUNTS = (
     *("block_count", "embedding_length", "attention.head_count", "attention.head_count_kv"),
     *("attention.key_length", "rope.dimension_count"),
 )
+# What the tensors' shapes show, or says nothing of the model.
+SHOWN = {
+    *("vocab_size", "feed_forward_length", "attention.head_count_kv", "attention.key_length"),
+    *("attention.value_length", "rope.scaling.finetuned", "tensor_data_layout"),
+}
 
 
 class Header(HubConfig):
@@ -31,7 +36,7 @@ class Header(HubConfig):
         start = f"{architecture}."
         mine = {k.removeprefix(start): v for k, v in file.metadata.items() if k.startswith(start)}
         super().__init__(mine, file.name, file.shapes.keys())
-        self.unread -= {"vocab_size", "rope.scaling.finetuned", "attention.value_length"}
+        self.unread -= SHOWN
         self.file = file
         for key in COUNTS:
             value, most = mine.get(key, 1), len(file.shapes) if key == "block_count" else math.inf

@@ -58,6 +58,10 @@ def metadata(config):
     for ours, names in NAMES.items():
         values = [config[n] for n in names.split() if config.get(n) is not None]
         found |= {ours: values[0]} if values else {}
+    if not found.get("attention.sliding_window"):
+        found.pop("attention.sliding_window", None)
+    found["vocab_size"] = config["vocab_size"]
+    found.setdefault("attention.head_count_kv", found["attention.head_count"])
     found.setdefault("feed_forward_length", 4 * found["embedding_length"])
     found.setdefault("context_length", 2048)  # what BLOOM's config.json leaves out
     rope = config.get("rope_parameters", {})
@@ -114,7 +118,7 @@ def converted(config, shapes):
     """The tensors, changed as GGUF has them, by the names that gguf's table of names knows."""
     kind, about = architecture(config), metadata(config)
     heads = about["attention.head_count"]
-    kv = about.get("attention.head_count_kv", 1 if kind == "falcon" else heads)
+    kv = about["attention.head_count_kv"]
     experts = {}
     for name, shape in shapes.items():
         x = draw(name, shape)
