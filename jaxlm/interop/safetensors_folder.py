@@ -30,7 +30,7 @@ class SafetensorsFolder:
     Raises:
         FileNotFoundError: no weights, only pickled ones, or a shard is missing.
         ValueError: a file is damaged, or the index is no such, names a file outside of the folder,
-            or a tensor that its shard has not.
+            or a tensor that its shard has not; two hold one that the index does not name.
     """
 
     def __init__(self, folder: Path):
@@ -48,6 +48,8 @@ class SafetensorsFolder:
                         name = OLD_NAME.sub(lambda m: NEW_NAMES[m[0]], stored)
                         if index.get(stored, path.name) != path.name:
                             continue  # the index takes it from another shard
+                        if name in shapes:
+                            raise ValueError(f"{path} and {self._stored[name][0]} hold {name}")
                         shapes[name] = tuple(header.get_shape())
                         dtypes[name] = DTYPES.get(header.get_dtype(), header.get_dtype())
                         self._stored[name] = path, stored

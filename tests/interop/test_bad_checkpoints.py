@@ -6,7 +6,7 @@ import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import jaxlm
 from jaxlm.interop.safetensors_folder import SafetensorsFolder
@@ -97,6 +97,13 @@ def tensor_twice_in_the_index(folder):
     (folder / INDEX).write_text(text.replace(start, f'{start}"lm_head.weight": "{SHARD}", '))
 
 
+def tensor_in_two_shards(folder):
+    index = json.loads((folder / INDEX).read_text())["weight_map"]
+    for file in sorted(set(index.values()))[:2]:
+        tensors = load_file(folder / file)
+        save_file(tensors | {"extra": np.zeros(2, np.float32)}, folder / file)
+
+
 def config_of_a_billion_layers(folder):
     edit(folder / "config.json", num_hidden_layers=10**9)
 
@@ -150,6 +157,7 @@ CASES = {
     index_of_pickles: r"names 'pytorch_model.bin'; allowed: .safetensors files beside it",
     tensor_in_another_shard: r"index.json names 'model.norm.weight' in model-.*\(1 are not\)",
     tensor_twice_in_the_index: r"index.json is no JSON file: 'lm_head.weight' is there twice",
+    tensor_in_two_shards: r"model-00002-.* and .*model-00001-.* hold extra",
     config_of_a_billion_layers: r"num_hidden_layers=1000000000; allowed: at most 30, the number",
     config_that_is_a_list: r"config.json holds a list; allowed: a JSON object",
     no_weights: r"hub has no safetensors; allowed: model.safetensors",
