@@ -1,41 +1,21 @@
-"""A GGUF file's vocabulary and merges as a tokenizer of the `tokenizers` library."""
+"""A GGUF file's vocabulary as a tokenizer of the `tokenizers` library.
+
+Of two kinds: "gpt2", byte pairs by their merges, and "llama", SentencePiece's byte pairs, of which
+each piece has a score and the pair that makes the best piece is joined first.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from absl import logging
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
-# Kinds of token in GGUF (llama.cpp): 3 is a control token, 4 one that a user added.
-CONTROL, USER_DEFINED = 3, 4
+from jaxlm.interop.gguf_pre_tokenizers import COMPOSED, WHOLE_WORDS, pre_tokenizer
 
-
-def _byte_level() -> Any:
-    return pre_tokenizers.ByteLevel(add_prefix_space=False)
-
-
-def _split(pattern: str) -> Any:
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(pattern), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-
-
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-# How text is cut before merges, by the file's name for it.
-PRE_TOKENIZERS = {
-    "gpt-2": _byte_level,
-    "smollm": lambda: pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), _byte_level()]
-    ),
-    "llama-bpe": lambda: _split(LLAMA3),
-    "qwen2": lambda: _split(LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")),
-}
+# Kinds of token in GGUF; 3 is a control token, 4 one that a user added.
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
+SPACE = "▁"  # SentencePiece's
 
 
 def stop_ids(metadata: dict[str, Any]) -> list[int]:
@@ -50,42 +30,119 @@ def tokenizer_json(metadata: dict[str, Any], where: str) -> tuple[str, dict[str,
     Raises:
         ValueError: a kind of tokenizer, or of cutting text, that is not known; no such tokenizer.
     """
-    kind = metadata.get("tokenizer.ggml.model")
-    pre = metadata.get("tokenizer.ggml.pre", "gpt-2")
-    if kind != "gpt2":
-        raise ValueError(f"{where}: tokenizer.ggml.model={kind!r}; allowed: gpt2")
-    if pre not in PRE_TOKENIZERS:
-        known = ", ".join(PRE_TOKENIZERS)
-        raise ValueError(f"{where}: tokenizer.ggml.pre={pre!r}; allowed: {known}")
-    tokens = metadata["tokenizer.ggml.tokens"]
-    merges = [tuple(m.split(" ", 1)) for m in metadata.get("tokenizer.ggml.merges", [])]
-    try:
-        inner = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, merges))
-    except Exception as error:  # the library raises nothing more exact
-        raise ValueError(f"{where}: its merges are no byte pair encoding: {error}") from error
-    inner.pre_tokenizer = PRE_TOKENIZERS[pre]()
-    inner.decoder = decoders.ByteLevel()
-    kinds = metadata.get("tokenizer.ggml.token_type", [])
-    for token, kind in zip(tokens, kinds, strict=False):
-        if kind == CONTROL:
-            inner.add_special_tokens([AddedToken(token, special=True)])
-        elif kind == USER_DEFINED:
-            inner.add_tokens([AddedToken(token)])
-
-    def named(name: str) -> str | None:
-        index = metadata.get(f"tokenizer.ggml.{name}_token_id")
-        if index is None:
-            return None
-        if not 0 <= index < len(tokens):
-            allowed = f"0 to {len(tokens) - 1}"
-            raise ValueError(f"{where}: {name}_token_id={index}; allowed: {allowed}")
-        return tokens[index]
-
-    begins = metadata.get("tokenizer.ggml.add_bos_token", False)
-    config = {
-        "eos_token": named("eos"),
-        "bos_token": named("bos"),
+    about = {
+        key.removeprefix("tokenizer.ggml."): value
+        for key, value in metadata.items()
+        if key.startswith("tokenizer.ggml.")
+    }
+    kind, tokens = about.get("model"), about.get("tokens", [])
+    if kind not in KINDS:
+        raise ValueError(f"{where}: tokenizer.ggml.model={kind!r}; allowed: {', '.join(KINDS)}")
+    if not _texts(tokens):
+        raise ValueError(f"{where}: tokenizer.ggml.tokens; allowed: a list of texts")
+    kinds = about.get("token_type", [NORMAL] * len(tokens))
+    if not isinstance(kinds, list) or len(kinds) != len(tokens):
+        raise ValueError(
+            f"{where}: tokenizer.ggml.token_type; allowed: a number for each of the tokens"
+        )
+    if kind == "gpt2" and "pre" not in about:
+        logging.warning("%s: no tokenizer.ggml.pre; text is cut as llama.cpp then does", where)
+    build, defaults = KINDS[kind]
+    about = defaults | about | {"token_type": kinds}
+    inner = build(about, where)
+    for token, of in zip(tokens, kinds, strict=True):
+        if of == CONTROL:
+            inner.add_special_tokens([AddedToken(token, special=True, normalized=False)])
+        elif of == USER_DEFINED:
+            inner.add_tokens([AddedToken(token, normalized=False)])
+    begins = about.get("add_bos_token", kind == "llama" or about.get("pre") in WHOLE_WORDS)
+    return inner.to_str(), {
+        "eos_token": _named(about, "eos", where),
+        "bos_token": _named(about, "bos", where),
         "add_bos_token": begins,
         "chat_template": metadata.get("tokenizer.chat_template"),
     }
-    return inner.to_str(), config
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _named(about: dict[str, Any], name: str, where: str) -> str | None:
+    """A special token's text."""
+    index, tokens = about.get(f"{name}_token_id"), about["tokens"]
+    if index is None:
+        return None
+    if not isinstance(index, int) or not 0 <= index < len(tokens):
+        allowed = f"0 to {len(tokens) - 1}"
+        raise ValueError(f"{where}: {name}_token_id={index}; allowed: {allowed}")
+    return tokens[index]
+
+
+def _byte_pairs(about: dict[str, Any], where: str) -> Tokenizer:
+    """GPT-2's kind."""
+    tokens, merges, pre = about["tokens"], about.get("merges", []), about["pre"]
+    if not _texts(merges) or not all(" " in merge for merge in merges):
+        raise ValueError(f"{where}: tokenizer.ggml.merges; allowed: texts of two parts")
+    pairs = [tuple(merge.split(" ", 1)) for merge in merges]
+    vocabulary = {t: i for i, t in enumerate(tokens)}
+    try:
+        inner = Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=pre in WHOLE_WORDS))
+    except Exception as error:  # the library raises nothing more exact
+        raise ValueError(f"{where}: its merges are no byte pair encoding: {error}") from error
+    inner.pre_tokenizer = pre_tokenizer(pre, where)
+    if pre in COMPOSED:
+        inner.normalizer = normalizers.NFC()
+    inner.decoder = decoders.ByteLevel()
+    return inner
+
+
+def _sentencepiece(about: dict[str, Any], where: str) -> Tokenizer:
+    """SentencePiece's kind, without its normalization: that of Llama 1 and 2, Mistral, Gemma, …."""
+    tokens, scores = about["tokens"], about.get("scores", [])
+    if not isinstance(scores, list) or len(scores) != len(tokens):
+        allowed = f"a list of {len(tokens)} numbers, one for each token"
+        raise ValueError(f"{where}: tokenizer.ggml.scores; allowed: {allowed}")
+    pieces = {
+        token: (-score, i)
+        for i, (token, score, of) in enumerate(
+            zip(tokens, scores, about["token_type"], strict=True)
+        )
+        if of == NORMAL
+    }
+    unknown = _named(about, "unknown", where)
+    vocabulary = {t: i for i, t in enumerate(tokens)}
+    try:
+        pairs = models.BPE(
+            vocabulary, _merges(pieces), unk_token=unknown, fuse_unk=True, byte_fallback=True
+        )
+    except Exception as error:  # the library raises nothing more exact
+        raise ValueError(f"{where}: its pieces are no byte pair encoding: {error}") from error
+    inner = Tokenizer(pairs)
+    first = [normalizers.Prepend(SPACE)] if about["add_space_prefix"] else []
+    inner.normalizer = normalizers.Sequence([*first, normalizers.Replace(" ", SPACE)])
+    back = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    last = [decoders.Strip(" ", 1, 0)] if about["add_space_prefix"] else []
+    inner.decoder = decoders.Sequence([*back, *last])
+    return inner
+
+
+def _merges(pieces: dict[str, tuple[float, int]]) -> list[tuple[str, str]]:
+    """Every way to make a piece of two, the best pieces first."""
+    found = [
+        (rank, (piece[:i], piece[i:]))
+        for piece, rank in pieces.items()
+        for i in range(1, len(piece))
+        if piece[:i] in pieces and piece[i:] in pieces
+    ]
+    return [pair for _, pair in sorted(found, key=lambda item: item[0])]
+
+
+# GGUF's name of a kind; what absent keys mean.
+KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "gpt2": (_byte_pairs, {"pre": "default"}),
+    "llama": (
+        _sentencepiece,
+        {"add_space_prefix": True, "unknown_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+    ),
+}

@@ -1,9 +1,39 @@
-"""A config.json that remembers what was read of it."""
+"""A config.json that remembers what was read of it; and how such files are read."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
+
+MAX_JSON_BYTES = 2**28
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file with one JSON object.
+
+    Raises:
+        ValueError: it is none, names a key twice, or is larger than any config or index.
+    """
+    if path.stat().st_size > MAX_JSON_BYTES:
+        size = path.stat().st_size
+        raise ValueError(f"{path} has {size} bytes; allowed: at most {MAX_JSON_BYTES}")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON file: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__}; allowed: a JSON object")
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(n for n in names if names.count(n) > 1)!r} is there twice")
+    return found
 
 
 class HubConfig:

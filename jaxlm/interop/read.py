@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,12 @@ from jaxlm.data.tokenizers import HuggingFace, Tokenizer, load_tokenizer
 from jaxlm.interop import families
 from jaxlm.interop.family import Family
 from jaxlm.interop.fields import read_fields
+from jaxlm.interop.gguf_config import Unshifted, architecture_of, config_json
 from jaxlm.interop.gguf_file import GGUFFile
+from jaxlm.interop.gguf_rows import gguf_rows
 from jaxlm.interop.gguf_tokenizer import stop_ids, tokenizer_json
-from jaxlm.interop.hub_config import HubConfig
+from jaxlm.interop.hub_config import HubConfig, read_json
+from jaxlm.interop.mxfp4 import Unpacked
 from jaxlm.interop.rows import Row
 from jaxlm.interop.safetensors_folder import SafetensorsFolder
 from jaxlm.interop.tensors import Tensors, read_params, stored_dtype
@@ -84,11 +86,13 @@ def open_gguf(path: Path) -> Checkpoint:
         ValueError: damaged, or an architecture or tokenizer that is not known.
     """
     file = GGUFFile(path)
-    family, config = _config(file.config, str(path))
+    architecture = architecture_of(file)
+    family, config = _config(config_json(file, architecture), str(path))
     text, tokenizer_config = tokenizer_json(file.metadata, str(path))
     tokenizer = HuggingFace(text.encode(), tokenizer_config, str(path), stop_ids(file.metadata))
-    rows = family.rows(config)
-    return _checkpoint(config, tokenizer, rows, file.tensors(rows))
+    rows = gguf_rows(family.rows(config), architecture.rows, file.shapes.keys())
+    tensors = Unshifted(file) if architecture.shifted else file
+    return _checkpoint(config, tokenizer, rows, tensors)
 
 
 def open_hub_folder(folder: Path) -> Checkpoint:
@@ -98,14 +102,28 @@ def open_hub_folder(folder: Path) -> Checkpoint:
         ValueError: damaged, or an architecture or tokenizer that is not known.
         FileNotFoundError: a file is missing.
     """
-    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    values = read_json(folder / "config.json")
     tensors = SafetensorsFolder(folder)
+    _check_depth(values, folder / "config.json", len(tensors.shapes))
     family, config = _config(values, str(folder / "config.json"), tensors.shapes.keys())
     rows = family.rows(config)
     first, dot, _ = rows[0].theirs.partition(".")
     prefix = first + dot if dot else ""
     tokenizer = load_tokenizer(str(folder))
-    return _checkpoint(config, tokenizer, rows, tensors.under(prefix))
+    return _checkpoint(config, tokenizer, rows, Unpacked(tensors.under(prefix)))
+
+
+# Numbers of layers, each of which has a tensor.
+DEPTHS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "n_layer", "n_layers")
+
+
+def _check_depth(values: dict[str, Any], where: Path, tensors: int) -> None:
+    """Before anything is made for every layer."""
+    for key in DEPTHS:
+        if isinstance(values.get(key), int) and values[key] > tensors:
+            raise ValueError(
+                f"{where}: {key}={values[key]}; allowed: at most {tensors}, the number of tensors"
+            )
 
 
 def _checkpoint(
@@ -126,10 +144,10 @@ def _checkpoint(
 def _config(
     values: dict[str, Any], where: str, tensors: Collection[str] = ()
 ) -> tuple[Family, Any]:
-    if values.get("quantization_config"):
-        method = values["quantization_config"].get("quant_method")
-        raise ValueError(f"{where}: quantized by {method}; allowed: float weights, or GGUF")
     hub = HubConfig(values, where, tensors)
+    method = (hub.get("quantization_config") or {}).get("quant_method", "mxfp4")
+    if method != "mxfp4":
+        raise ValueError(f"{where}: quantized by {method}; allowed: mxfp4, float weights, or GGUF")
     (architecture, *_) = values.get("architectures") or ["none"]
     family = families.find(architecture, where)
     config = read_fields(family.fields, hub, family.config)

@@ -23,7 +23,8 @@ class Row:
         layout: einops' notation, theirs to ours: "(n h) d -> d n h" splits the rows of a matrix
             into heads and moves the columns to the front. Of several parameters
             "(g p h) d -> d (g p) h": within each of `groups` groups of rows first the heads of the
-            first, then those of the second, ….
+            first, then those of the second, …. A number is an axis of that length:
+            "(n r 2) -> n (2 r)" parts neighbours.
         groups: the length of axis g.
     """
 
@@ -81,8 +82,9 @@ class Row:
                 others = math.prod(self.groups for a in group if a == "g")
                 sizes["p"] = [shape[i] // others for shape in shapes]
             else:
-                (axis,) = group
-                sizes[axis] = [shapes[0][i]]
+                sizes |= {a: [int(a)] for a in group if a.isdigit()}
+                (axis,) = (a for a in group if not a.isdigit())
+                sizes[axis] = [shapes[0][i] // math.prod(int(a) for a in group if a.isdigit())]
         return sizes
 
 

@@ -23,11 +23,12 @@ from jaxlm.model.parameters import Model, abstract_params, parameter_shardings
 
 # Masks, tables of angles and numbers of positions that older files hold beside the parameters; what
 # only BERT's next-sentence prediction used; T5's copies of its embedding, and a bias that it left
-# unused; a tied head's copy.
+# unused; a tied head's copy; GGUF's divisors of angles, which are in the config by then.
 BUFFERS = re.compile(
     r"\.(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$|(^|\.)embeddings\.position_ids$"
     r"|^(\w+\.)?pooler\.dense\.|^cls\.seq_relationship\."
     r"|^(encoder|decoder)\.embed_tokens\.weight$|EncDecAttention\.relative_attention_bias\.weight$"
+    r"|^rope_(freqs|factors_long|factors_short)\.weight$|\.attn_rot_embd\.weight$"
 )
 TIED_HEAD = re.compile(
     r"^(\w+\.)?(lm_head|embed_out)\.weight$|^(lm_head|cls\.predictions)\.decoder\.(weight|bias)$"
@@ -138,6 +139,7 @@ def read_params(
     Raises:
         ValueError: a tensor is missing, has another shape, or is none of the model's.
     """
+    _check_experts(tensors, model.config, rows)
     like = flatten(abstract_params(model))
     shardings = flatten(parameter_shardings(model, mesh))
     found = places(model.config, rows)
@@ -187,6 +189,19 @@ def _put(
     start = [*at, *(0 for _ in range(part.ndim))]
     whole = jax.lax.dynamic_update_slice(whole, part[(None,) * at.size], start)
     return jax.lax.with_sharding_constraint(whole, sharding)
+
+
+def _check_experts(
+    tensors: Tensors, config: ModelConfig | EncoderDecoderConfig, rows: list[Row]
+) -> None:
+    """Before anything is made for every expert."""
+    for row in rows:
+        moe, most = half_of(config, row)[0].moe, len(tensors.shapes)
+        if "{expert}" in row.theirs and moe is not None and moe.num_experts > most:
+            raise ValueError(
+                f"{tensors.name}: {moe.num_experts} experts; allowed: at most {most}, the number "
+                "of tensors"
+            )
 
 
 def _check(tensors: Tensors, like: Mapping[str, Any], found: list[Place]) -> None:

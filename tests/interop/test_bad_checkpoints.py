@@ -2,11 +2,14 @@
 
 import json
 
+import hypothesis
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 import jaxlm
+from jaxlm.interop.safetensors_folder import SafetensorsFolder
 from tests.interop.folders import read_golden, write_folder
 from tests.interop.weights import draw
 
@@ -18,6 +21,12 @@ INDEX = "model.safetensors.index.json"
 def folder(tmp_path):
     _, config, shapes = read_golden("llama")
     return write_folder(tmp_path / "hub", config, shapes, parts=3)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    _, config, shapes = read_golden("llama")
+    return write_folder(tmp_path_factory.mktemp("fuzz") / "hub", config, shapes, parts=3)
 
 
 def edit(path, **changes):
@@ -63,6 +72,46 @@ def path_trick(folder):
     edit(folder / INDEX, weight_map={"model.norm.weight": "../model.safetensors"})
 
 
+def index_that_is_no_json(folder):
+    (folder / INDEX).write_text("[" * 100_000)
+
+
+def index_without_a_map(folder):
+    (folder / INDEX).write_text('{"weight_map": ["model.safetensors"]}')
+
+
+def index_of_pickles(folder):
+    edit(folder / INDEX, weight_map={"model.norm.weight": "pytorch_model.bin"})
+
+
+def tensor_in_another_shard(folder):
+    index = json.loads((folder / INDEX).read_text())["weight_map"]
+    shards = sorted(set(index.values()))
+    other = shards[(shards.index(index["model.norm.weight"]) + 1) % 3]
+    edit(folder / INDEX, weight_map=index | {"model.norm.weight": other})
+
+
+def tensor_twice_in_the_index(folder):
+    text = (folder / INDEX).read_text()
+    start = '"weight_map": {'
+    (folder / INDEX).write_text(text.replace(start, f'{start}"lm_head.weight": "{SHARD}", '))
+
+
+def tensor_in_two_shards(folder):
+    index = json.loads((folder / INDEX).read_text())["weight_map"]
+    for file in sorted(set(index.values()))[:2]:
+        tensors = load_file(folder / file)
+        save_file(tensors | {"extra": np.zeros(2, np.float32)}, folder / file)
+
+
+def config_of_a_billion_layers(folder):
+    edit(folder / "config.json", num_hidden_layers=10**9)
+
+
+def config_that_is_a_list(folder):
+    (folder / "config.json").write_text("[]")
+
+
 def no_weights(folder):
     for path in folder.glob("model*"):
         path.unlink()
@@ -102,7 +151,15 @@ CASES = {
     truncated_shard: r"model-00002-of-00003.safetensors is no whole safetensors file",
     huge_header: r"model-00002-of-00003.safetensors is no whole safetensors file",
     overlapping_tensors: r"model-00002-of-00003.safetensors is no whole safetensors file",
-    path_trick: r"names '../model.safetensors'; allowed: files beside it",
+    path_trick: r"names '../model.safetensors'; allowed: .safetensors files beside it",
+    index_that_is_no_json: r"index.json is no JSON file: .*recursion",
+    index_without_a_map: r"index.json: weight_map; allowed: the name of a file for each tensor",
+    index_of_pickles: r"names 'pytorch_model.bin'; allowed: .safetensors files beside it",
+    tensor_in_another_shard: r"index.json names 'model.norm.weight' in model-.*\(1 are not\)",
+    tensor_twice_in_the_index: r"index.json is no JSON file: 'lm_head.weight' is there twice",
+    tensor_in_two_shards: r"model-00002-.* and .*model-00001-.* hold extra",
+    config_of_a_billion_layers: r"num_hidden_layers=1000000000; allowed: at most 30, the number",
+    config_that_is_a_list: r"config.json holds a list; allowed: a JSON object",
     no_weights: r"hub has no safetensors; allowed: model.safetensors",
     pickled_weights: r"only pickled weights \(pytorch_model.bin\), which may run code",
     wrong_shape: r"gate_proj.weight has shape \[56, 42\]; allowed: \[57, 42\]",
@@ -113,11 +170,40 @@ CASES = {
 }
 
 
+def test_a_billion_experts(tmp_path):
+    _, config, shapes = read_golden("mixtral")
+    folder = write_folder(tmp_path / "hub", config | {"num_local_experts": 10**9}, shapes)
+    with pytest.raises(ValueError, match=r"hub: 1000000000 experts; allowed: at most 69, the num"):
+        jaxlm.load(folder)
+
+
 @pytest.mark.parametrize("damage", CASES, ids=lambda f: f.__name__)
 def test_it_is_refused(folder, damage):
     damage(folder)
     with pytest.raises((ValueError, FileNotFoundError), match=CASES[damage]):
         jaxlm.load(folder)
+
+
+# What an index may hold, for files as for all else.
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+NAMES = st.sampled_from(["model.norm.weight", "lm_head.weight", "absent", ""])
+FILES = st.sampled_from([SHARD, "..", "../x.safetensors", "/x.safetensors", "x\0.safetensors"])
+
+
+@hypothesis.given(
+    index=JSON | st.fixed_dictionaries({"weight_map": JSON | st.dictionaries(NAMES, FILES | JSON)})
+)
+def test_an_index_of_anything(whole, index):
+    """It opens, or one line names the file and what is allowed."""
+    (whole / INDEX).write_text(json.dumps(index))
+    try:
+        SafetensorsFolder(whole)
+    except (ValueError, FileNotFoundError) as error:
+        assert str(whole) in str(error) and len(str(error).splitlines()) == 1
 
 
 def test_a_body_alone_with_old_buffers(tmp_path):

@@ -9,7 +9,8 @@ import pytest
 
 import jaxlm
 from jaxlm.interop.write import write_hub_folder
-from tests.interop.test_families import GOLDENS, read_golden, write_folder
+from tests.interop.folders import GOLDENS, read_golden, write_folder
+from tests.interop.make_goldens import SDPA
 
 pytestmark = pytest.mark.torch
 
@@ -23,7 +24,7 @@ def test_what_is_written_loads_in_transformers(case, tmp_path):
     write_hub_folder(tmp_path / "out", model, params, tokenizer, architecture)
     theirs, loading = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "out",
-        attn_implementation="eager",
+        attn_implementation="sdpa" if case in SDPA else "eager",
         experts_implementation="eager",
         dtype="float32",
         output_loading_info=True,

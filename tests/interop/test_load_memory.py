@@ -6,8 +6,8 @@ import sys
 import gguf
 import pytest
 
-from tests.interop.test_families import read_golden, write_folder
-from tests.interop.test_gguf import write_gguf
+from tests.interop.folders import read_golden, write_folder
+from tests.interop.gguf_files import write_gguf
 
 # Reports bytes: of the parameters, of the largest, and of the heap's peak beyond what was there.
 PROGRAM = """
@@ -27,9 +27,10 @@ def watch():
     while not done.wait(0.002):
         peak = max(peak, heap())
 
-watcher = threading.Thread(target=watch)
+watcher = threading.Thread(target=watch, daemon=True)  # an error ends the process
 watcher.start()
-_, params, _ = jax.block_until_ready(jaxlm.load(sys.argv[1]))
+_, params, _ = jaxlm.load(sys.argv[1])
+jax.block_until_ready(params)
 done.set()
 watcher.join()
 sizes = [x.nbytes for x in jax.tree.leaves(params)]
