@@ -46,6 +46,7 @@ def measure(
     kwargs: Mapping[str, Any],
     topology: str,
     scale: str | None = None,
+    profile_too: bool = True,
     timeout: float = TIMEOUT,
 ) -> StaticCost:
     """Compiles a program in processes of their own: for memory, text and bundles, and again for
@@ -59,6 +60,7 @@ def measure(
         scale: the kwarg that says how often independent work is repeated, such as the heads. The
             profiler unrolls all loops, so it then sees one repetition a core, and two; cycles for
             all of them lie on the line through both.
+        profile_too: False: there are no cycles, as for programs whose length is data.
         timeout: seconds of each process.
     """
     chip = chip_of(topology)
@@ -74,7 +76,9 @@ def measure(
         module = parse((folder / "hlo.txt").read_text())
         bundles = profile.read_bundles(folder / "dump")
     few = [chip.cores_per_device, 2 * chip.cores_per_device]
-    if scale is not None and kwargs[scale] > few[-1]:
+    if not profile_too:
+        cycles = Cycles(None, ())
+    elif scale is not None and kwargs[scale] > few[-1]:
         cycles = scaled(request, scale, few, chip, timeout)
     else:
         cycles = profiled(request, chip, timeout)
