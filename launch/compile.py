@@ -4,8 +4,8 @@ in TPU interpret mode: no TPU is needed.
 python -m launch.compile kernels --topology=v5e:2x2
 python -m launch.compile kernels --topology=v5p:2x2x1 --only=forward --output=kernels.json
 
-Needs libtpu: pip install -e '.[tpu]'. Another build of it than the installed one is used if
-TPU_LIBRARY_PATH names its libtpu.so.
+Needs libtpu: pip install -e '.[tpu]', or '.[tpu,peers]' to compare with tokamax too. Another build
+of libtpu than the installed one is used if TPU_LIBRARY_PATH names its libtpu.so.
 """
 
 from __future__ import annotations
