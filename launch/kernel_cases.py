@@ -240,6 +240,7 @@ def _decode(peer: str, settings: Kwargs, rows: int | None = None) -> list[Case]:
                 peer=f"{PEERS}:{peer}",
                 peer_kwargs=({**sizes, **settings},),
                 peer_steps=steps,
+                scale=None if pages else "heads",
             )
         )
     return cases

@@ -25,7 +25,7 @@ class Figure(NamedTuple):
 
 def time_of(cost: StaticCost, steps: int | None = None) -> Figure:
     """Microseconds to quote. Where how long it runs is data: its bundles as often as `steps` says,
-    shared out over the cores; of kernels that also have a profile that is within 5 % of it.
+    shared out over the cores; of kernels that also have a profile that is within 10 % of it.
     """
     if steps is None:
         sign = "" if cost.microseconds is not None else "≥ "
