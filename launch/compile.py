@@ -4,8 +4,8 @@ in TPU interpret mode: no TPU is needed.
 python -m launch.compile kernels --topology=v5e:2x2
 python -m launch.compile kernels --topology=v5p:2x2x1 --only=forward --output=kernels.json
 
-Needs libtpu: pip install -e '.[tpu]'. Another build of it than the installed one is used if
-TPU_LIBRARY_PATH names its libtpu.so.
+Needs libtpu: pip install -e '.[tpu]', or '.[tpu,peers]' to compare with tokamax too. Another build
+of libtpu than the installed one is used if TPU_LIBRARY_PATH names its libtpu.so.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -28,12 +29,12 @@ from launch.aot.chips import chip_of
 from launch.aot.static_cost import describe
 from launch.aot.topology import environment
 from launch.kernel_cases import select
-from launch.kernel_table import compile_case, in_short, print_notes, table_of
+from launch.kernel_table import Row, compile_case, in_short, print_notes, table_of
 
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x2", "Generation and grid of chips.")
 ONLY = flags.DEFINE_string("only", None, "Cases whose name contains this.")
 QUICK = flags.DEFINE_bool("quick", False, "The first case of each group.")
-OUTPUT = flags.DEFINE_string("output", None, "File of all figures as JSON.")
+OUTPUT = flags.DEFINE_string("output", None, "File of all figures as JSON, as they come.")
 
 HONEST = (
     "These are the compiler's static estimates, not measured times: scheduled cycles or the HBM "
@@ -48,29 +49,47 @@ def compile_kernels() -> bool:
         raise MissingPackageError("compiling for TPUs needs libtpu: pip install -e '.[tpu]'")
     topology = TOPOLOGY.value
     chip, cases = chip_of(topology), select(ONLY.value, QUICK.value)
-    agreement = [sys.executable, "-m", "launch.kernel_agreement"]
-    agree = subprocess.run(agreement, env=environment(os.environ), check=False).returncode == 0
+    agree = kernels_agree()
     about = describe(topology)
-    rows = []
+    rows: list[Row] = []
     for number, case in enumerate(cases, 1):
+        began = time.monotonic()
         rows.append(compile_case(case, topology))
-        print(f"{number}/{len(cases)} {in_short(rows[-1])}", file=sys.stderr)
+        seconds = time.monotonic() - began
+        line = f"{number}/{len(cases)} {in_short(rows[-1])} [{seconds:.0f} s]"
+        print(line, file=sys.stderr, flush=True)
+        if OUTPUT.value is not None:  # after each: a stopped run keeps what it has found
+            write(Path(OUTPUT.value), topology, about["compiler"], rows)
     terminal = Console()
     out = terminal if terminal.is_terminal else Console(width=WIDTH)
     out.print(table_of(rows, chip, f"{topology}, libtpu: {about['compiler']}"))
     print_notes(rows, out)
     out.print(HONEST, highlight=False)
-    if OUTPUT.value is not None:
-        results = {
-            "topology": topology,
-            "compiler": about["compiler"],
-            "jax": jax.__version__,
-            "chip": {**dataclasses.asdict(chip), "clock_hz": chip.clock_hz},
-            "note": HONEST,
-            "cases": [row.to_json() for row in rows],
-        }
-        Path(OUTPUT.value).write_text(json.dumps(results, indent=1) + "\n")
     return agree and not any(row.failed for row in rows)
+
+
+def kernels_agree() -> bool:
+    """Prints the table of agreement."""
+    # XLA takes longer to optimize programs as small as these than they take to run.
+    flags = "--xla_backend_optimization_level=0 --xla_disable_hlo_passes=constant_folding"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
+    env = environment({**os.environ, "XLA_FLAGS": flags})
+    command = [sys.executable, "-m", "launch.kernel_agreement"]
+    return subprocess.run(command, env=env, check=False).returncode == 0
+
+
+def write(path: Path, topology: str, compiler: str, rows: list[Row]) -> None:
+    """All figures as JSON."""
+    chip = chip_of(topology)
+    results = {
+        "topology": topology,
+        "compiler": compiler,
+        "jax": jax.__version__,
+        "chip": {**dataclasses.asdict(chip), "clock_hz": chip.clock_hz},
+        "note": HONEST,
+        "cases": [row.to_json() for row in rows],
+    }
+    path.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def main(argv: list[str]) -> None:

@@ -61,12 +61,15 @@ def normal(*shape: int, dtype: str = "float32") -> jax.Array:
 def with_gradients(
     kernel: Callable[..., Any], oracle: Callable[..., Any], *x: jax.Array
 ) -> Results:
-    """Outputs of both and the gradients of all arguments under the same cotangents."""
-    found, back = jax.vjp(kernel, *x)
-    wanted, back_wanted = jax.vjp(oracle, *x)
+    """Outputs of both and the gradients of all arguments under the same cotangents. In programs of
+    their own: one by one, the operations around the kernels take longest to compile.
+    """
+    found, back = jax.jit(lambda *x: jax.vjp(kernel, *x))(*x)
+    wanted, back_wanted = jax.jit(lambda *x: jax.vjp(oracle, *x))(*x)
     given = jax.tree.map(lambda a: normal(*a.shape, dtype=a.dtype.name), found)
     cotangents = jax.tree.map(lambda a, b: a.astype(b.dtype), given, wanted)
-    return (found, back(given)), (wanted, back_wanted(cotangents))
+    # Not `back` itself: where it has two kernels, they would run at a time and may wait for ever.
+    return (found, back(given)), (wanted, jax.jit(lambda b, d: b(d))(back_wanted, cotangents))
 
 
 def _causal(dtype: str) -> Results:

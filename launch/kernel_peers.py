@@ -15,6 +15,7 @@ from jax.experimental.pallas.ops.tpu.paged_attention import paged_attention
 from jax.experimental.pallas.ops.tpu.ragged_paged_attention import ragged_paged_attention
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask_info as lists
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 Program = tuple[Callable[..., Any], list[jax.ShapeDtypeStruct]]
@@ -55,9 +56,17 @@ def flash_attention(
 
 
 def splash_attention(
-    mesh: Mesh, length: int, heads: int, head_dim: int, block: int, backward: bool = False
+    mesh: Mesh,
+    length: int,
+    heads: int,
+    head_dim: int,
+    block: int,
+    causal: bool = True,
+    backward: bool = False,
 ) -> Program:
-    """jax.experimental.pallas.ops.tpu.splash_attention: causal, one row."""
+    """jax.experimental.pallas.ops.tpu.splash_attention: one row. Where all keys are seen there are
+    no lists of blocks, and how long it runs is no data.
+    """
     sizes = splash.BlockSizes(
         block_q=block,
         block_kv=block,
@@ -65,8 +74,54 @@ def splash_attention(
         block_kv_dkv=block,
         use_fused_bwd_kernel=True,
     )
-    mask = masks.MultiHeadMask([masks.CausalMask((length, length))] * heads)
-    kernel = splash.make_splash_mha_single_device(mask, block_sizes=sizes)
+    if causal:
+        mask = masks.MultiHeadMask([masks.CausalMask((length, length))] * heads)
+        kernel = splash.make_splash_mha_single_device(mask, block_sizes=sizes)
+    else:
+        nothing = lists.MaskInfo(None, None, None, None, None)
+        kernel = splash.SplashAttentionKernel(
+            nothing,
+            None,
+            nothing,
+            block_sizes=sizes,
+            is_mqa=False,
+            save_residuals=False,
+            mask_value=splash.DEFAULT_MASK_VALUE,
+            attn_logits_soft_cap=None,
+            residual_checkpoint_name=None,
+            mask_function=None,
+            interpret=False,
+        )
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return kernel(q * head_dim**-0.5, k, v)
+
+    arguments = [struct(mesh, heads, length, head_dim)] * 3
+    return with_gradients(attend) if backward else attend, arguments
+
+
+def tokamax_splash_attention(
+    mesh: Mesh,
+    length: int,
+    heads: int,
+    head_dim: int,
+    block: int,
+    causal: bool = True,
+    backward: bool = False,
+) -> Program:
+    """tokamax's form of splash attention, one row: pip install -e '.[peers]'."""
+    from tokamax._src.ops.experimental.tpu.splash_attention import (
+        splash_attention_kernel,
+        splash_attention_mask,
+    )
+
+    sizes = splash_attention_kernel.SplashConfig(
+        block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block
+    )
+    mask = splash_attention_mask.CausalMask if causal else splash_attention_mask.FullMask
+    kernel = splash_attention_kernel.make_splash_mha_single_device(
+        mask((length, length)), config=sizes
+    )
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         return kernel(q * head_dim**-0.5, k, v)

@@ -23,11 +23,12 @@ def flash_attention(
     kv_heads: int | None = None,
     dtype: str = "bfloat16",
     backward: bool = False,
+    causal: bool = True,
     window: int | None = None,
     softcap: float | None = None,
     sizes: dict[str, int] | None = None,
 ) -> Program:
-    """kernels.flash_attention: causal, one row; `sizes` are fields of Blocks, those of the chip's
+    """kernels.flash_attention of one row; `sizes` are fields of Blocks, those of the chip's
     table where there are none.
     """
     blocks = None if sizes is None else (Blocks(**sizes),) * 2
@@ -35,6 +36,7 @@ def flash_attention(
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         chip, scale = target_chip() or "v5e", head_dim**-0.5
         options: dict[str, Any] = {"window": window, "softcap": softcap, "blocks": blocks}
+        options["ahead"] = 0 if causal else None
         return ours.flash_attention(q, k, v, scale=scale, chip=chip, **options)[0]
 
     q = struct(mesh, 1, heads, length, head_dim, dtype=dtype)

@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import functools
+import json
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
-from launch.aot.chips import Chip
+from launch.aot.chips import Chip, chip_of
 from launch.aot.cost import StaticCost
 from launch.aot.static_cost import measure
 from launch.kernel_cases import Case, Kwargs
+
+
+class Figure(NamedTuple):
+    """A number, and how it relates to the true static one: "", "≥ ", "≤ " or "≈ "."""
+
+    value: float
+    sign: str = ""
+
+
+def time_of(cost: StaticCost, steps: int | None = None) -> Figure:
+    """Microseconds to quote. Where how long it runs is data: its bundles as often as `steps` says,
+    shared out over the cores; of kernels that also have a profile that is within 10 % of it.
+    """
+    if steps is None:
+        sign = "" if cost.microseconds is not None else "≥ "
+        return Figure(cost.at_least_microseconds, sign)
+    chip = chip_of(cost.topology)
+    walked = 1e6 * cost.bundles * steps / (chip.clock_hz * chip.cores_per_device)
+    return Figure(max(walked, cost.hbm_microseconds or 0), "≈ ")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +46,12 @@ class Row:
     @property
     def peer(self) -> tuple[Kwargs, StaticCost] | None:
         """At its best settings: the least time, be it a bound only."""
-        return min(self.peers, key=lambda pair: _rank(pair[1]), default=None)
+        steps = self.case.peer_steps
+
+        def rank(pair: tuple[Kwargs, StaticCost]) -> tuple[bool, float]:
+            return not pair[1].compiles, time_of(pair[1], steps).value
+
+        return min(self.peers, key=rank, default=None)
 
     @property
     def failed(self) -> bool:
@@ -34,19 +60,14 @@ class Row:
         return subject is None or not subject.compiles
 
     @property
-    def ratio(self) -> float | None:
+    def ratio(self) -> Figure | None:
         """Our time to the peer's; the largest that it can be if the peer's is a lower bound."""
         ours = self.ours.microseconds if self.ours else None
         peer = self.peer[1] if self.peer else None
         if ours is None or peer is None or not peer.compiles:
             return None
-        return ours / peer.at_least_microseconds
-
-    @property
-    def ratio_is_upper_bound(self) -> bool:
-        """The peer takes longer than its figure."""
-        peer = self.peer[1] if self.peer else None
-        return self.case.peer_is_lower_bound or (peer is not None and peer.microseconds is None)
+        time = time_of(peer, self.case.peer_steps)
+        return Figure(ours / time.value, {"≥ ": "≤ "}.get(time.sign, time.sign))
 
     def to_json(self) -> dict[str, Any]:
         """All figures."""
@@ -55,25 +76,34 @@ class Row:
             **dataclasses.asdict(self.case),
             "ours": self.ours.to_json() if self.ours else None,
             "peers": peers,
-            "ratio": self.ratio,
-            "ratio_is_upper_bound": self.ratio_is_upper_bound,
+            "ratio": self.ratio.value if self.ratio else None,
+            "ratio_sign": self.ratio.sign if self.ratio else None,
         }
 
 
 def compile_case(case: Case, topology: str) -> Row:
     """Ours, and the peer at all of its settings."""
-    ours = None
+    ours, peers = None, []
     if case.function is not None:
-        ours = measure(case.function, case.kwargs, topology, case.scale)
-    peers = []
+        ours = _measure_once(case.function, _text(case.kwargs), topology, case.scale)
     if case.peer is not None:
+        profiled = case.peer_steps is None
         for kwargs in case.peer_kwargs:
-            peers.append((kwargs, measure(case.peer, kwargs, topology, case.scale)))
+            cost = _measure_once(case.peer, _text(kwargs), topology, case.scale, profiled)
+            peers.append((kwargs, cost))
     return Row(case, ours, tuple(peers))
 
 
-def _rank(cost: StaticCost) -> tuple[bool, float]:
-    return not cost.compiles, cost.at_least_microseconds
+def _text(kwargs: Kwargs) -> str:
+    return json.dumps(kwargs, sort_keys=True)
+
+
+@functools.cache
+def _measure_once(
+    function: str, kwargs: str, topology: str, scale: str | None, profiled: bool = True
+) -> StaticCost:
+    """Several cases are compared with one program; its kwargs are JSON."""
+    return measure(function, json.loads(kwargs), topology, scale, profiled)
 
 
 def table_of(rows: list[Row], chip: Chip, title: str) -> Table:
@@ -81,19 +111,18 @@ def table_of(rows: list[Row], chip: Chip, title: str) -> Table:
     table = Table(title=title)
     for name in ("kernel", "shape"):
         table.add_column(name)
-    for name in ("HBM MiB", "static µs", "of peak", "bundles", "spills (inner)", "busiest unit"):
+    for name in ("memory MiB", "moved MiB", "static µs", "of peak"):
         table.add_column(name, justify="right")
-    for name in ("peer µs", "ratio"):
+    for name in ("bundles", "spills (inner)", "busiest unit", "ratio"):
         table.add_column(name, justify="right")
     for row in rows:
         case, peer = row.case, row.peer
         if row.ours is not None:
             name = (case.function or "").rpartition(":")[2]
-            against = [_time(peer[1], case.peer_is_lower_bound) if peer else "", _ratio(row)]
-            table.add_row(name, case.shape, *_figures(row.ours, case, chip, False), *against)
+            table.add_row(name, case.shape, *_figures(row.ours, case, chip, None), _ratio(row))
         if peer is not None:
-            figures = _figures(peer[1], case, chip, case.peer_is_lower_bound)
-            table.add_row(f"peer: {_name(case, peer[0])}", case.shape, *figures, "", "")
+            figures = _figures(peer[1], case, chip, case.peer_steps)
+            table.add_row(f"peer: {_name(case, peer[0])}", case.shape, *figures, "")
     return table
 
 
@@ -102,42 +131,44 @@ def _name(case: Case, kwargs: Kwargs) -> str:
     return (case.peer or "").rpartition(":")[2] + block
 
 
-def _figures(cost: StaticCost, case: Case, chip: Chip, lower_bound: bool) -> list[str]:
+def _figures(cost: StaticCost, case: Case, chip: Chip, steps: int | None) -> list[str]:
     if cost.memory is None:
-        return ["does not compile", *[""] * 5]
-    share, time = "–", cost.microseconds
-    if time is not None and not lower_bound:
-        share = f"{case.useful_flops / (time * 1e-6 * chip.device_bf16_flops):.0%}"
+        return ["does not compile", *[""] * 6]
+    share, time = "–", time_of(cost, steps)
+    if time.sign != "≥ ":
+        reached = case.useful_flops / (time.value * 1e-6 * chip.device_bf16_flops)
+        share = f"{time.sign}{reached:.0%}"
     largest = cost.largest
     unit = f"{largest.busiest} {largest.use[largest.busiest]:.0%}" if largest else "–"
     bundles = f"{cost.bundles:,}" if cost.kernels else "–"
     spills = f"{cost.spill_stores:,} ({cost.inner_spill_stores:,})" if cost.kernels else "–"
     memory = f"{cost.memory.total / 2**20:,.0f}"
-    return [memory, _time(cost, lower_bound), share, bundles, spills, unit]
+    moved = "–" if cost.hbm_bytes is None else f"{cost.hbm_bytes / 2**20:,.0f}"
+    return [memory, moved, _shown(time), share, bundles, spills, unit]
 
 
-def _time(cost: StaticCost, lower_bound: bool) -> str:
-    sign = "≥ " if lower_bound or cost.microseconds is None else ""
-    return f"{sign}{cost.at_least_microseconds:,.1f}"
+def _shown(time: Figure) -> str:
+    return f"{time.sign}{time.value:,.1f}"
 
 
 def _ratio(row: Row) -> str:
     ratio, target = row.ratio, row.case.target
     if ratio is None:
         return "–"
-    text = f"{'≤ ' if row.ratio_is_upper_bound else ''}{ratio:.2f}"
+    text = f"{ratio.sign}{ratio.value:.2f}"
     if target is None:
         return text
-    return f"{text} (target {target:.2g}{'' if ratio <= target else ', missed'})"
+    return f"{text} (target {target:.2g}{'' if ratio.value <= target else ', missed'})"
 
 
 def in_short(row: Row) -> str:
     """A line, for whoever waits for the table."""
-    subject = row.ours or (row.peer and row.peer[1])
+    subject, steps = row.ours, None
+    if subject is None and row.peer:
+        subject, steps = row.peer[1], row.case.peer_steps
     if subject is None or not subject.compiles:
         return f"{row.case.name}: does not compile"
-    lower_bound = row.ours is None and row.case.peer_is_lower_bound
-    return f"{row.case.name}: {_time(subject, lower_bound)} µs, ratio {_ratio(row)}"
+    return f"{row.case.name}: {_shown(time_of(subject, steps))} µs, ratio {_ratio(row)}"
 
 
 def print_notes(rows: list[Row], out: Console) -> None:

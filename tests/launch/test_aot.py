@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from launch import kernel_table
 from launch.aot import hlo, profile, traffic
 from launch.aot.chips import CHIPS, chip_of
 from launch.aot.cost import KernelCost, Memory, StaticCost
@@ -19,7 +20,7 @@ from launch.aot.hlo_text import arrays, parse
 from launch.aot.static_cost import describe, measure
 from launch.aot.topology import environment
 from launch.kernel_cases import CASES, Case, causal_flops, select
-from launch.kernel_table import Row, in_short, table_of
+from launch.kernel_table import Row, in_short, table_of, time_of
 from launch.tune_blocks import candidates
 
 # What compilers and profilers write, cut down to what is read of it.
@@ -205,17 +206,51 @@ def test_table():
     slow, fast = ({"block": 512}, cost(40.0)), ({"block": 1024}, cost(30.0))
     row = Row(CASE, cost(20.0), (slow,))
     text = shown(row)
-    assert row.ratio == 0.5 and not row.failed and not row.ratio_is_upper_bound
+    assert row.ratio == (0.5, "") and not row.failed
     assert in_short(row) == "ours 1: 20.0 µs, ratio 0.50 (target 0.8)"
     assert "0.50 (target 0.8)" in text and "50%" in text and "peer: p 512" in text
     missed = shown(Row(CASE, cost(27.0), (slow, fast)))
     assert "0.90 (target 0.8, missed)" in missed and "peer: p 1024" in missed
     bound = Row(CASE, cost(36.0), (({}, cost(None, traffic=50.0)),))
     assert "≥ 50.0" in shown(bound) and "≤ 0.72 (target" in shown(bound)
+    assert bound.to_json()["ratio_sign"] == "≤ "
     broken = Row(CASE, cost(None, error="VMEM"), (slow,))
     assert broken.failed and broken.ratio is None and "does not compile" in shown(broken)
     assert in_short(broken) == "ours 1: does not compile"
     assert Row(CASE, cost(20.0), (({}, cost(None, error="VMEM")),)).ratio is None
+
+
+def test_a_peer_whose_length_is_data_walks_its_bundles_as_often_as_said():
+    """4 bundles, 15,030 times, at 1.503 GHz; two cores share them."""
+    bundles = profile.parse_utilization(UTILIZATION, [0, 1, 2, 1])
+    peer = cost(1.0, traffic=30.0, bundles=bundles)
+    row = Row(dataclasses.replace(CASE, peer_steps=15_030), cost(20.0), (({}, peer),))
+    assert row.ratio == (pytest.approx(0.5, rel=1e-3), "≈ ")
+    assert "≈ 40.0" in shown(row) and "≈ 0.50 (target 0.8)" in shown(row)
+    assert in_short(dataclasses.replace(row, ours=None)).startswith("ours 1: ≈ 40.0 µs")
+    assert time_of(peer, 7_515) == (30.0, "≈ ")
+    two = dataclasses.replace(peer, topology="v5p:2x2x1")
+    steps = 2 * chip_of("v5p:2x2x1").clock_hz * 40e-6 / 4
+    assert time_of(two, steps).value == pytest.approx(40.0)
+
+
+def test_one_program_of_two_cases_is_compiled_once(monkeypatch):
+    calls = []
+
+    def measured(function, kwargs, topology, scale, profile_too):
+        calls.append((function, kwargs, profile_too))
+        return cost(5.0)
+
+    monkeypatch.setattr(kernel_table, "measure", measured)
+    case = dataclasses.replace(CASE, kwargs={"a": 1, "b": 2}, peer_kwargs=({"c": 3},))
+    kernel_table.compile_case(case, "v5e:1x1")
+    other = dataclasses.replace(case, kwargs={"b": 2, "a": 1}, peer_steps=7)
+    kernel_table.compile_case(other, "v5e:1x1")
+    assert calls == [
+        ("kernels.a:b", {"a": 1, "b": 2}, True),
+        ("m:p", {"c": 3}, True),
+        ("m:p", {"c": 3}, False),
+    ]
 
 
 def test_cases_are_selected():
@@ -229,6 +264,10 @@ def test_cases_are_selected():
         select("tpyo", quick=False)
     assert causal_flops(2, 1, 1, backward=False) == 12
     assert causal_flops(2, 1, 1, backward=True) == 36
+    steps = {case.name: case.peer_steps for case in CASES}
+    assert steps["splash_attention forward 4096"] == 8 * (1 + 2 + 3 + 4)
+    assert steps["paged_decode 2048"] == 8 * 8 * 2048 // (64 * 8)
+    assert steps["ragged_paged_decode 2048"] == 8 * 2048 // (64 * 8)
 
 
 def test_sizes_to_try_fit_into_one_another():
