@@ -104,17 +104,15 @@ def measure_held_out(
     return held_out
 
 
-def measure_by_position(
-    models: Mapping[str, Transformer], params: Any, windows: np.ndarray
-) -> dict[str, LossByPosition]:
-    """Loss over positions of long windows."""
-    curves = {}
-    for name, model in models.items():
-        track = functools.partial(console.tracked, what=f"loss by position, {name}: windows")
-        curves[name] = jaxlm.evaluate_loss_by_position(
-            model, params, windows, BUCKET.value, track=track
-        )
-    return curves
+def write_results(
+    folder: Path, held_out: Mapping[str, HeldOut], curves: Mapping[str, LossByPosition]
+) -> None:
+    """evaluation.json, of what is measured so far."""
+    results = {
+        "held_out": {n: dataclasses.asdict(r) for n, r in held_out.items()},
+        "loss_by_position": {n: dataclasses.asdict(c) for n, c in curves.items()},
+    }
+    (folder / "evaluation.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 def main(argv: list[str]) -> None:
@@ -139,13 +137,14 @@ def main(argv: list[str]) -> None:
         if HELD_OUT.value:
             held_out = measure_held_out(models, params, tokenizer, folder)
             console.print_held_out(held_out)
-        curves = measure_by_position(models, params, windows)
+        curves: dict[str, LossByPosition] = {}
+        for name, one in models.items():
+            track = functools.partial(console.tracked, what=f"loss by position, {name}: windows")
+            curves[name] = jaxlm.evaluate_loss_by_position(
+                one, params, windows, BUCKET.value, track=track
+            )
+            write_results(folder, held_out, curves)  # each may have taken hours
         console.print_loss_by_position(curves, model.config.context_length)
-        results = {
-            "held_out": {n: dataclasses.asdict(r) for n, r in held_out.items()},
-            "loss_by_position": {n: dataclasses.asdict(c) for n, c in curves.items()},
-        }
-        (folder / "evaluation.json").write_text(json.dumps(results, indent=1) + "\n")
         draw_loss_by_position(curves, model.config.context_length, folder / "evaluation.png")
         print(f"{folder}/evaluation.json, {folder}/evaluation.png")
 
