@@ -1,46 +1,63 @@
-"""How fast training and decoding are, against this machine's matmul peak and against a peer.
+"""How fast training and decoding are, against what this machine can do and against a peer.
 
 python -m launch.benchmark train --d_model=256 --num_layers=4 --batch_size=8 --length=512
 python -m launch.benchmark decode --batch_size=1 --peer=transformers --output=decode.json
+python -m launch.benchmark decode --checkpoint=MODEL.gguf --batch_size=1 --peer=transformers
 
 A peer is measured in a process of its own, one repetition of each in turn, so that a busy machine
 slows both; ratios are medians over the rounds. `--peer_python` names the interpreter of an
-environment that has torch and transformers, where this one has not.
+environment that has torch and transformers, where this one has not. Of a checkpoint the peer gets
+the same weights, as `launch.convert` writes them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import statistics
-import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
+import jaxlm
 from jaxlm.caches.dense import DenseCache
+from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.decoding import engine
 from jaxlm.decoding.sampling import Sampling
+from jaxlm.interop.write import write_hub_folder
 from jaxlm.model.config import AttentionConfig, ModelConfig, NumericsConfig
+from jaxlm.model.layouts import unroll_layers
 from jaxlm.model.parameters import count_params, init_params
 from jaxlm.model.transformer import Transformer
 from jaxlm.training.config import TrainConfig
-from jaxlm.training.flops import matmul_peak, train_flops_per_token
+from jaxlm.training.flops import (
+    copy_bandwidth,
+    matmul_parameters,
+    matmul_peak,
+    train_flops_per_token,
+)
 from jaxlm.training.optimizers import make_optimizer
 from jaxlm.training.state import init_state
 from jaxlm.training.step import make_train_step
 from launch import console
+from launch.benchmark_peer import Peer
 
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    None,
+    "decode: a workdir, a Hugging Face folder, or a GGUF file, in place of a model of these sizes.",
+)
 D_MODEL = flags.DEFINE_integer("d_model", 256, "Width.", lower_bound=1)
 NUM_LAYERS = flags.DEFINE_integer("num_layers", 4, "Depth.", lower_bound=1)
 NUM_HEADS = flags.DEFINE_integer(
@@ -50,13 +67,23 @@ VOCAB_SIZE = flags.DEFINE_integer("vocab_size", 8192, "Vocabulary.", lower_bound
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Rows.", lower_bound=1)
 LENGTH = flags.DEFINE_integer("length", 512, "train: tokens a row.", lower_bound=1)
 PROMPT_LENGTH = flags.DEFINE_integer(
-    "prompt_length", 128, "decode: tokens of a prompt.", lower_bound=1
+    "prompt_length",
+    None,
+    "decode: tokens of a prompt. Default: 128, of a checkpoint 1024.",
+    lower_bound=1,
 )
 NEW_TOKENS = flags.DEFINE_integer(
-    "new_tokens", 128, "decode: tokens drawn for each prompt.", lower_bound=1
+    "new_tokens", 128, "decode: tokens drawn for each prompt.", lower_bound=2
 )
-ENCODING = flags.DEFINE_string("position_encoding", "rope", "Of our model; the peer's is RoPE.")
+ENCODING = flags.DEFINE_string(
+    "position_encoding", None, "Of our model. Default: the checkpoint's own, or rope: the peer's."
+)
 DTYPE = flags.DEFINE_string("dtype", "float32", "Of activations.")
+SCAN_LAYERS = flags.DEFINE_bool(
+    "scan_layers",
+    True,
+    "One loop over the layers; --noscan_layers: apart, see jaxlm.model.layouts.",
+)
 ROUNDS = flags.DEFINE_integer("rounds", 8, "Repetitions.", lower_bound=1)
 PEER = flags.DEFINE_enum("peer", "", ["", "transformers"], "Measured in turn with us.")
 PEER_PYTHON = flags.DEFINE_string("peer_python", sys.executable, "Interpreter of the peer.")
@@ -65,31 +92,69 @@ OUTPUT = flags.DEFINE_string("output", None, "File of the figures as JSON.")
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """One repetition of something, and how many tokens it is about."""
+    """What is measured.
 
-    run: Callable[[], None]
-    tokens: int
+    Attributes:
+        run: one repetition; the seconds of each of its phases.
+        tokens: that each phase is about.
+        model: ours.
+        parameters: of it.
+        flops: of model arithmetic in each phase, as far as it is known.
+        bytes: that each phase cannot but read, as far as they are known.
+    """
+
+    run: Callable[[], dict[str, float]]
+    tokens: Mapping[str, int]
+    model: Transformer
     parameters: int
-    flops_per_token: float | None = None
+    flops: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    bytes: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
-def _model() -> Transformer:
+def prompt_length() -> int:
+    """Tokens of a prompt."""
+    return PROMPT_LENGTH.value or (128 if CHECKPOINT.value is None else 1024)
+
+
+def model_of_sizes() -> Transformer:
+    """The model that the flags describe."""
     return Transformer(
         ModelConfig(
             vocab_size=VOCAB_SIZE.value,
             num_layers=NUM_LAYERS.value,
             d_model=D_MODEL.value,
-            context_length=max(LENGTH.value, PROMPT_LENGTH.value + NEW_TOKENS.value),
-            position_encoding=ENCODING.value,
+            context_length=max(LENGTH.value, prompt_length() + NEW_TOKENS.value),
+            position_encoding=ENCODING.value or "rope",
             attention=AttentionConfig(num_heads=NUM_HEADS.value),
-            numerics=NumericsConfig(dtype=DTYPE.value),
+            numerics=NumericsConfig(dtype=DTYPE.value, scan_layers=SCAN_LAYERS.value),
         )
     )
 
 
+@functools.cache
+def checkpoint() -> tuple[Transformer, Any, Tokenizer]:
+    """The one to measure, computed and kept in the dtype of activations."""
+    for flag in (D_MODEL, NUM_LAYERS, NUM_HEADS, VOCAB_SIZE):
+        if flags.FLAGS[flag.name].present:
+            given = f"{flag.name}={flag.value} beside checkpoint={CHECKPOINT.value!r}"
+            raise ValueError(f"{given}; allowed: one of them")
+    path, dtype = CHECKPOINT.value, DTYPE.value
+    assert path is not None
+    model, params, tokenizer = jaxlm.load(path, dtype=dtype, param_dtype=dtype)
+    if not isinstance(model, Transformer):
+        raise ValueError(f"checkpoint={CHECKPOINT.value!r}; allowed: no encoder–decoder")
+    if not SCAN_LAYERS.value:
+        params = unroll_layers(model.config, params)
+        numerics = dataclasses.replace(model.config.numerics, scan_layers=False)
+        model = Transformer(model.config.replace(numerics=numerics))
+    return model, params, tokenizer
+
+
 def train_work() -> Work:
     """One optimizer step (AdamW, clipping) on random tokens."""
-    model, config = _model(), TrainConfig(steps=10_000)
+    if CHECKPOINT.value is not None:
+        raise ValueError(f"checkpoint={CHECKPOINT.value!r}; allowed: with decode")
+    model, config = model_of_sizes(), TrainConfig(steps=10_000)
     optimizer = make_optimizer(config.optimizer, config.steps)
     step = jax.jit(make_train_step(model, optimizer, config), donate_argnums=0)
     shape = (BATCH_SIZE.value, LENGTH.value)
@@ -104,77 +169,67 @@ def train_work() -> Work:
     state = init_state(model, optimizer, config)
     parameters = count_params(state.params)
 
-    def run() -> None:
+    def run() -> dict[str, float]:
         nonlocal state
+        start = time.perf_counter()
         state, metrics = step(state, batch)
         jax.block_until_ready((state, metrics))
+        return {"train": time.perf_counter() - start}
 
-    flops = train_flops_per_token(model.config, LENGTH.value)
-    return Work(run, shape[0] * shape[1], parameters, flops)
+    tokens = shape[0] * shape[1]
+    flops = tokens * train_flops_per_token(model.config, shape[1])
+    return Work(run, {"train": tokens}, model, parameters, flops={"train": flops})
 
 
 def decode_work() -> Work:
-    """Greedy continuation of random prompts to a fixed length, prefill included."""
-    model, rows, new = _model(), BATCH_SIZE.value, NEW_TOKENS.value
-    params = init_params(model)
-    shape = (rows, PROMPT_LENGTH.value)
-    tokens = jax.random.randint(jax.random.key(1), shape, 0, VOCAB_SIZE.value)
-    lengths = jnp.full(rows, shape[1], jnp.int32)
+    """Greedy continuation of random prompts to a fixed length: the prompts read, which gives each
+    its first token; the others drawn; and both together.
+    """
+    if CHECKPOINT.value is None:
+        model = model_of_sizes()
+        params: Any = init_params(model)
+    else:
+        model, params, _ = checkpoint()
+        if ENCODING.value is not None:
+            model = model.with_position_encoding(ENCODING.value)
+    rows, new, length = BATCH_SIZE.value, NEW_TOKENS.value, prompt_length()
+    shape = (rows, length)
+    tokens = jax.random.randint(jax.random.key(1), shape, 0, model.config.vocab_size)
+    lengths = jnp.full(rows, length, jnp.int32)
     sampling, never = Sampling.make(rows), jnp.zeros(0, jnp.int32)
 
-    def run() -> None:
-        cache = DenseCache.init(model.config, rows, shape[1] + new)
-        prompt = (tokens, lengths)
-        state = engine.prefill(model, params, prompt, cache, new, sampling, never)
+    def run() -> dict[str, float]:
+        start = time.perf_counter()
+        cache = DenseCache.init(model.config, rows, length + new)
+        state = engine.prefill(model, params, (tokens, lengths), cache, new, sampling, never)
+        state.tokens.block_until_ready()
+        read = time.perf_counter()
         state = engine.decode(model, params, state, jnp.asarray(new), sampling, never)
-        assert np.asarray(state.tokens).shape == (rows, new)
+        state.tokens.block_until_ready()
+        end = time.perf_counter()
+        assert state.tokens.shape == (rows, new)
+        return {"prefill": read - start, "decode": end - read, "generate": end - start}
 
-    return Work(run, rows * new, count_params(params))
+    weights = matmul_parameters(model.config) * jnp.dtype(model.config.param_dtype).itemsize
+    kept = DenseCache.nbytes_of(model.config, rows, length + new // 2)
+    counted = {"prefill": rows * length, "decode": rows * (new - 1), "generate": rows * new}
+    reads = {"decode": float((new - 1) * (weights + kept))}
+    return Work(run, counted, model, count_params(params), bytes=reads)
 
 
 WORK = {"train": train_work, "decode": decode_work}
 
 
-class Peer:
-    """A child process that does one repetition a request."""
-
-    def __init__(self, what: str):
-        sizes = [D_MODEL, NUM_LAYERS, NUM_HEADS, VOCAB_SIZE, BATCH_SIZE, DTYPE]
-        sizes += [LENGTH] if what == "train" else [PROMPT_LENGTH, NEW_TOKENS]
-        settings = {"what": what, **{flag.name: flag.value for flag in sizes}}
-        script = Path(__file__).with_name("benchmark_transformers.py")
-        self._process = subprocess.Popen(
-            [PEER_PYTHON.value, str(script), json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            # A waiting peer must not spin on the cores that we are measured on.
-            env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"},
-        )
-        self.about = self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise ValueError(
-                f"--peer={PEER.value} failed to start with --peer_python={PEER_PYTHON.value}; "
-                "allowed: an interpreter that imports torch and transformers"
-            )
-        return json.loads(line)
-
-    def run(self) -> float:
-        """Seconds of one repetition."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
-        return self._answer()["seconds"]
-
-    def close(self) -> None:
-        """Ends the process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+def start_peer(what: str, folder: str) -> Peer:
+    """The peer, with our sizes or, through `folder`, with the checkpoint's weights."""
+    sizes = [D_MODEL, NUM_LAYERS, NUM_HEADS, VOCAB_SIZE, BATCH_SIZE, DTYPE, LENGTH, NEW_TOKENS]
+    settings = {flag.name: flag.value for flag in sizes}
+    settings |= {"what": what, "prompt_length": prompt_length(), "checkpoint": None}
+    if CHECKPOINT.value is not None:
+        model, params, tokenizer = checkpoint()
+        write_hub_folder(Path(folder) / "hub", model, params, tokenizer)
+        settings |= {"checkpoint": f"{folder}/hub", "vocab_size": model.config.vocab_size}
+    return Peer(PEER_PYTHON.value, settings)
 
 
 def measure(what: str) -> dict[str, Any]:
@@ -184,15 +239,20 @@ def measure(what: str) -> dict[str, Any]:
     work.run()
     first = time.perf_counter() - start
     work.run()
-    peer = Peer(what) if PEER.value else None
-    ours, theirs, peaks = [], [], []
-    for _ in range(ROUNDS.value):
-        peaks.append(matmul_peak(repeats=1))
-        start = time.perf_counter()
-        work.run()
-        ours.append(time.perf_counter() - start)
+    ours: list[dict[str, float]] = []
+    theirs: list[dict[str, float]] = []
+    peaks, copies, about = [], [], None
+    with tempfile.TemporaryDirectory() as folder:
+        peer = start_peer(what, folder) if PEER.value else None
+        for _ in range(ROUNDS.value):
+            peaks.append(matmul_peak(repeats=1))
+            copies.append(copy_bandwidth(repeats=1))
+            ours.append(work.run())
+            if peer is not None:
+                theirs.append(peer.run())
         if peer is not None:
-            theirs.append(peer.run())
+            about = peer.about
+            peer.close()
     figures: dict[str, Any] = {
         "benchmark": what,
         "jax": jax.__version__,
@@ -201,20 +261,24 @@ def measure(what: str) -> dict[str, Any]:
         "parameters": work.parameters,
         "first_run_seconds": first,
         "matmul_peak_gflops": max(peaks) / 1e9,
-        "tokens_per_second": work.tokens / statistics.median(ours),
-        "tokens_per_second_best": work.tokens / min(ours),
+        "copy_gb_per_second": max(copies) / 1e9,
     }
-    if work.flops_per_token is not None:
-        rate = figures["tokens_per_second"] * work.flops_per_token
-        figures["model_gflops"] = rate / 1e9
-        figures["matmul_peak_share"] = rate / max(peaks)
-    if peer is not None:
-        peer.close()
-        figures["peer"] = peer.about
-        figures["peer_tokens_per_second"] = work.tokens / statistics.median(theirs)
-        ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
-        figures["ratio_to_peer"] = statistics.median(ratios)
-    return figures
+    for phase, tokens in work.tokens.items():
+        median = statistics.median(r[phase] for r in ours)
+        figures[f"{phase}_tokens_per_second"] = tokens / median
+        figures[f"{phase}_tokens_per_second_best"] = tokens / min(r[phase] for r in ours)
+        if phase in work.flops:
+            figures[f"{phase}_gflops"] = work.flops[phase] / median / 1e9
+            figures[f"{phase}_matmul_peak_share"] = work.flops[phase] / median / max(peaks)
+        if phase in work.bytes:
+            figures[f"{phase}_gb_per_second"] = work.bytes[phase] / median / 1e9
+            figures[f"{phase}_copy_share"] = work.bytes[phase] / median / max(copies)
+        if theirs:
+            took = statistics.median(r[phase] for r in theirs)
+            figures[f"{phase}_peer_tokens_per_second"] = tokens / took
+            ratios = [b[phase] / a[phase] for a, b in zip(ours, theirs, strict=True)]
+            figures[f"{phase}_ratio_to_peer"] = statistics.median(ratios)
+    return figures if about is None else {**figures, "peer": about}
 
 
 def show(figures: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """The peer of launch.benchmark: Hugging Face transformers on torch, alone in its process.
 
 Reads its settings from its first argument, says {"name": …} when it is warm, and then answers each
-line of its input with the seconds of one repetition. It imports nothing of ours, so any interpreter
-with torch and transformers can run it.
+line of its input with the seconds of each phase of one repetition. It imports nothing of ours, so
+any interpreter with torch and transformers can run it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,16 @@ from collections.abc import Callable
 from typing import Any
 
 
-def llama(settings: dict[str, Any]) -> Any:
-    """A Llama of our benchmark model's shape: the same parameters, layer by layer."""
+def load(settings: dict[str, Any]) -> Any:
+    """The checkpoint, or else a Llama of our benchmark model's shape: the same parameters, layer by
+    layer.
+    """
     import transformers
 
+    if settings["checkpoint"] is not None:
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            settings["checkpoint"], attn_implementation="sdpa"
+        )
     width = settings["d_model"]
     third = -(-8 * width // 3)
     return transformers.LlamaForCausalLM(
@@ -35,17 +41,18 @@ def llama(settings: dict[str, Any]) -> Any:
     )
 
 
-def train(settings: dict[str, Any]) -> Callable[[], None]:
+def train(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
     """One optimizer step: forward, cross entropy, backward, clipping, fused AdamW."""
     import torch
 
-    model = llama(settings).train()
+    model = load(settings).train()
     optimizer = torch.optim.AdamW(model.parameters(), 3e-4, fused=True)
     shape = (settings["batch_size"], settings["length"] + 1)
     tokens = torch.randint(0, settings["vocab_size"], shape)
     half = settings["dtype"] == "bfloat16"
 
-    def run() -> None:
+    def run() -> dict[str, float]:
+        start = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
         targets = tokens[:, 1:].flatten()
@@ -55,20 +62,23 @@ def train(settings: dict[str, Any]) -> Callable[[], None]:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         loss.item()
+        return {"train": time.perf_counter() - start}
 
     return run
 
 
-def decode(settings: dict[str, Any]) -> Callable[[], None]:
-    """Greedy generation to a fixed length."""
+def decode(settings: dict[str, Any]) -> Callable[[], dict[str, float]]:
+    """Greedy generation to a fixed length: the first token, and all of them; the difference is what
+    the others took.
+    """
     import torch
 
-    model = llama(settings).eval().to(getattr(torch, settings["dtype"]))
+    model = load(settings).eval().to(getattr(torch, settings["dtype"]))
     shape = (settings["batch_size"], settings["prompt_length"])
     tokens = torch.randint(3, settings["vocab_size"], shape)
-    new = settings["new_tokens"]
 
-    def run() -> None:
+    def generate(new: int) -> float:
+        start = time.perf_counter()
         with torch.inference_mode():
             out = model.generate(
                 tokens,
@@ -79,6 +89,11 @@ def decode(settings: dict[str, Any]) -> Callable[[], None]:
                 pad_token_id=0,
             )
         assert out.shape[1] == shape[1] + new
+        return time.perf_counter() - start
+
+    def run() -> dict[str, float]:
+        first, both = generate(1), generate(settings["new_tokens"])
+        return {"prefill": first, "decode": both - first, "generate": both}
 
     return run
 
@@ -96,9 +111,7 @@ def main() -> None:
     name = f"transformers {transformers.__version__}, torch {torch.__version__}"
     print(json.dumps({"name": name, "threads": torch.get_num_threads()}), flush=True)
     for _ in sys.stdin:
-        start = time.perf_counter()
-        run()
-        print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
+        print(json.dumps(run()), flush=True)
 
 
 if __name__ == "__main__":

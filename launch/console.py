@@ -6,7 +6,9 @@ import contextlib
 import logging as python_logging
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from absl import logging
 from rich.console import Console
@@ -28,6 +30,9 @@ EXPLAINED = (
     WorkdirLockedError,
     DivergedError,
 )
+
+# A loop says how far it is when it starts, and not more often than this.
+SECONDS_BETWEEN_LINES = 10.0
 
 # Columns of what is no terminal: a file or a pipe, which takes lines of any length.
 WIDEST = 10_000
@@ -61,6 +66,24 @@ def clear_errors() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+T = TypeVar("T")
+
+
+def tracked(items: Sequence[T], what: str) -> Iterator[T]:
+    """The items, while lines on stderr say how many are done and how long the rest may take."""
+    start = last = time.monotonic()
+    print(f"{what}: 0/{len(items)}", file=sys.stderr, flush=True)
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if done == len(items) or now - last >= SECONDS_BETWEEN_LINES:
+            took = now - start
+            left = took / done * (len(items) - done)
+            told = f"{took:,.0f} s" + (f", about {left:,.0f} s left" if left else "")
+            print(f"{what}: {done}/{len(items)}, {told}", file=sys.stderr, flush=True)
+            last = now
+
+
 def print_held_out(results: Mapping[str, HeldOut]) -> None:
     """A row a model."""
     rows = {}
@@ -75,11 +98,15 @@ def print_loss_by_position(curves: Mapping[str, LossByPosition], context_length:
     """A row a model, a column for each doubling of the position.
 
     A column is the mean of one bucket, the last that ends at or before the doubled position (or
-    the first, where none does), and its heading is where that bucket ends.
+    the first, where none does), and its heading is where that bucket ends. They begin at the
+    trained length, or up to three halvings before it: a bucket more than half as long as the
+    position would hold tokens with next to no context.
     """
     first = next(iter(curves.values()))
     ends = [*first.start[1:], first.length]
     chosen, position = [], context_length
+    for _ in range(3):
+        position = position // 2 if position // 2 >= 2 * ends[0] else position
     while position < first.length:
         chosen.append(max((i for i, end in enumerate(ends) if end <= position), default=0))
         position *= 2

@@ -7,10 +7,13 @@ python -m launch.evaluate --checkpoint=runs/quickstart --length=2048 \
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from absl import app, flags
 
 import jaxlm
@@ -18,11 +21,14 @@ from jaxlm.data.documents import long_windows, longest_window
 from jaxlm.data.loader import held_out_batches
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.evaluation.charts import draw_loss_by_position
-from jaxlm.load import is_workdir
+from jaxlm.evaluation.loss import HeldOut, LossByPosition, check_windows
 from jaxlm.model.transformer import Transformer
 from launch import console
+from launch.results import results_folder
 
 DEFAULT_LENGTH = 2048
+# Unless more is asked for: a batch of long rows takes gigabytes, and many long windows hours.
+MOST_ROWS, MOST_WINDOWS, MOST_TOKENS = 16, 8, 16_384
 
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -30,7 +36,11 @@ CHECKPOINT = flags.DEFINE_string(
     "Workdir of a training run, a Hugging Face folder, or a GGUF file.",
     required=True,
 )
-TEXT = flags.DEFINE_string("text", "builtin:austen_valid", "One source of held-out text.")
+TEXT = flags.DEFINE_multi_string(
+    "text",
+    ["builtin:austen_valid"],
+    "A source of held-out text; may be given several times: figures are over all of them.",
+)
 ENCODING = flags.DEFINE_multi_string(
     "position_encoding",
     [],
@@ -44,8 +54,23 @@ LENGTH = flags.DEFINE_integer(
     lower_bound=1,
 )
 BUCKET = flags.DEFINE_integer("bucket", 64, "Positions averaged into one point.", lower_bound=1)
-WINDOWS = flags.DEFINE_integer("windows", 8, "Texts of that length.", lower_bound=1)
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Rows evaluated at a time.", lower_bound=1)
+WINDOWS = flags.DEFINE_integer(
+    "windows",
+    None,
+    f"Windows of that length a text. Default: at most {MOST_WINDOWS}, and at most {MOST_TOKENS} "
+    "tokens, but one.",
+    lower_bound=1,
+)
+HELD_OUT = flags.DEFINE_bool(
+    "held_out", True, "Measure the whole text too, in rows of the model's context length."
+)
+BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size",
+    None,
+    f"Rows of the whole text evaluated at a time. Default: at most {MOST_ROWS}, and at most "
+    f"{MOST_TOKENS} tokens.",
+    lower_bound=1,
+)
 OUTPUT = flags.DEFINE_string(
     "output",
     None,
@@ -55,18 +80,39 @@ OUTPUT = flags.DEFINE_string(
 
 
 def possible_length(models: Iterable[Transformer], tokenizer: Tokenizer) -> int:
-    """The default length, or as much of it as the text and every encoding's table allow."""
+    """The default length, or as much of it as the texts and every encoding's table allow."""
     tables = (model.config.encoding.max_length for model in models)
-    ends = (longest_window(TEXT.value, tokenizer), *tables)
+    ends = (*(longest_window(text, tokenizer) for text in TEXT.value), *tables)
     return min(DEFAULT_LENGTH, *(end for end in ends if end is not None))
 
 
-def output_folder() -> Path:
-    """Where results go: nothing is written into what other libraries made."""
-    checkpoint = Path(CHECKPOINT.value)
-    if OUTPUT.value is not None:
-        return Path(OUTPUT.value)
-    return checkpoint if is_workdir(checkpoint) else Path("runs") / checkpoint.stem
+def measure_held_out(
+    models: Mapping[str, Transformer], params: Any, tokenizer: Tokenizer, folder: Path
+) -> dict[str, HeldOut]:
+    """Loss on all of the texts, in rows of the context length."""
+    context = next(iter(models.values())).config.context_length
+    rows = BATCH_SIZE.value or max(1, min(MOST_ROWS, MOST_TOKENS // context))
+    packed = [
+        held_out_batches(text, tokenizer, context, rows, folder / "data") for text in TEXT.value
+    ]
+    batches = [batch for each, _ in packed for batch in each]
+    num_bytes = sum(size for _, size in packed)
+    held_out = {}
+    for name, model in models.items():
+        loop = console.tracked(batches, f"held-out text, {name}: batches")
+        held_out[name] = jaxlm.evaluate(model, params, loop, num_bytes)
+    return held_out
+
+
+def write_results(
+    folder: Path, held_out: Mapping[str, HeldOut], curves: Mapping[str, LossByPosition]
+) -> None:
+    """evaluation.json, of what is measured so far."""
+    results = {
+        "held_out": {n: dataclasses.asdict(r) for n, r in held_out.items()},
+        "loss_by_position": {n: dataclasses.asdict(c) for n, c in curves.items()},
+    }
+    (folder / "evaluation.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 def main(argv: list[str]) -> None:
@@ -77,29 +123,29 @@ def main(argv: list[str]) -> None:
         model, params, tokenizer = jaxlm.load(CHECKPOINT.value)
         if not isinstance(model, Transformer):
             raise ValueError(f"checkpoint={CHECKPOINT.value!r}; allowed: no encoder–decoder")
-        folder = output_folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        context = model.config.context_length
         models = {e: model.with_position_encoding(e) for e in ENCODING.value}
         models = models or {str(model.config.encoding): model}
-        held_out, curves = {}, {}
-        for name, one in models.items():
-            batches, num_bytes = held_out_batches(
-                TEXT.value, tokenizer, context, BATCH_SIZE.value, folder / "data"
-            )
-            held_out[name] = jaxlm.evaluate(one, params, batches, num_bytes)
-        console.print_held_out(held_out)
         length = LENGTH.value or possible_length(models.values(), tokenizer)
-        windows = long_windows(TEXT.value, tokenizer, length, WINDOWS.value)
+        count = WINDOWS.value or max(1, min(MOST_WINDOWS, MOST_TOKENS // length))
+        windows = np.concatenate(
+            [long_windows(text, tokenizer, length, count) for text in TEXT.value]
+        )
+        for one in models.values():  # before the first of them is measured, which may take hours
+            check_windows(one, windows)
+        folder = results_folder(CHECKPOINT.value, OUTPUT.value)
+        held_out = {}
+        if HELD_OUT.value:
+            held_out = measure_held_out(models, params, tokenizer, folder)
+            console.print_held_out(held_out)
+        curves: dict[str, LossByPosition] = {}
         for name, one in models.items():
-            curves[name] = jaxlm.evaluate_loss_by_position(one, params, windows, BUCKET.value)
-        console.print_loss_by_position(curves, context)
-        results = {
-            "held_out": {n: dataclasses.asdict(r) for n, r in held_out.items()},
-            "loss_by_position": {n: dataclasses.asdict(c) for n, c in curves.items()},
-        }
-        (folder / "evaluation.json").write_text(json.dumps(results, indent=1) + "\n")
-        draw_loss_by_position(curves, context, folder / "evaluation.png")
+            track = functools.partial(console.tracked, what=f"loss by position, {name}: windows")
+            curves[name] = jaxlm.evaluate_loss_by_position(
+                one, params, windows, BUCKET.value, track=track
+            )
+            write_results(folder, held_out, curves)  # each may have taken hours
+        console.print_loss_by_position(curves, model.config.context_length)
+        draw_loss_by_position(curves, model.config.context_length, folder / "evaluation.png")
         print(f"{folder}/evaluation.json, {folder}/evaluation.png")
 
 

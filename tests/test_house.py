@@ -31,7 +31,16 @@ LINES_OF_A_FILE, LINES_OF_A_FUNCTION, ARGUMENTS = 500, 60, 12
 # Heavy or optional packages, imported where they are used.
 LAZY = {
     *("datasets", "gcsfs", "huggingface_hub", "matplotlib", "pyarrow", "sentencepiece"),
-    *("gguf", "safetensors", "tensorboardX", "tiktoken", "torch", "transformers", "zstandard"),
+    *(
+        "gguf",
+        "lm_eval",
+        "safetensors",
+        "tensorboardX",
+        "tiktoken",
+        "torch",
+        "transformers",
+        "zstandard",
+    ),
 }
 
 

@@ -20,6 +20,8 @@ from jaxlm.model.parameters import Model
 
 # Prompts are padded to the next power of two from here on, so that few programs serve all lengths.
 SMALLEST_BUCKET = 16
+# With stop strings the text is looked at after as many more tokens.
+TOKENS_BETWEEN_LOOKS = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,12 +131,19 @@ def _text_after(tokenizer: Tokenizer, prompt: list[int], new: list[int]) -> str:
     return tokenizer.decode(prompt + new)[len(tokenizer.decode(prompt)) :]
 
 
+def cut_at_stop(text: str, stop: Sequence[str]) -> str:
+    """The text up to where the first of the stop strings begins; all of it without one."""
+    found = (text.find(s) for s in stop)
+    return text[: min((at for at in found if at >= 0), default=len(text))]
+
+
 def generate(
     model: Model,
     params: Any,
     tokenizer: Tokenizer,
     prompts: Sequence[str | Sequence[int]],
     max_new_tokens: int = 64,
+    stop: Sequence[str] = (),
     **settings: Any,
 ) -> list[str]:
     """Continues each prompt, or answers it where the model is an encoder–decoder.
@@ -144,19 +153,28 @@ def generate(
         prompts: a batch of texts, or of token ids as they are (`jaxlm.chat_prompt`); a row's text
             does not depend on the other rows.
         max_new_tokens: most tokens to draw for each.
+        stop: strings at whose first occurrence a text ends; they are left out of it.
         **settings: temperature (0: greedy), top_k, top_p, seed — a number, or one for each prompt;
             see `jaxlm.decoding.sampling.Sampling`.
 
     Raises:
         ValueError: no or empty prompts, a setting out of range, more positions than the position
-            encoding has.
+            encoding has, an empty stop string.
     """
+    if isinstance(stop, str) or not all(isinstance(s, str) and s for s in stop):
+        raise ValueError(f"stop={stop!r}; allowed: a list of non-empty strings")
     r = _request(model, tokenizer, prompts, max_new_tokens, settings)
-    state = _start(model, params, r)
-    until, stops = jnp.asarray(max_new_tokens), jnp.asarray(r.stop_tokens)
-    state = decode(model, params, state, until, r.sampling, stops)
-    drawn = _rows(state, r.stop_tokens)
-    return [_text_after(tokenizer, *pair) for pair in zip(r.before, drawn, strict=True)]
+    state, stops, until = _start(model, params, r), jnp.asarray(r.stop_tokens), 0
+    while True:
+        until = min(until + TOKENS_BETWEEN_LOOKS, max_new_tokens) if stop else max_new_tokens
+        state = decode(model, params, state, jnp.asarray(until), r.sampling, stops)
+        drawn = _rows(state, r.stop_tokens)
+        texts = [_text_after(tokenizer, *pair) for pair in zip(r.before, drawn, strict=True)]
+        cut = [cut_at_stop(text, stop) for text in texts]
+        said = jnp.asarray([len(a) < len(b) for a, b in zip(cut, texts, strict=True)])
+        state = dataclasses.replace(state, done=state.done | said)
+        if until == max_new_tokens or bool(state.done.all()):
+            return cut
 
 
 def stream(

@@ -9,6 +9,8 @@ from jaxlm.evaluation.loss import LossByPosition
 
 # Above this, in nats over the best curve, a model has fallen apart: how far is of no interest.
 ROOM = 2.5
+# Characters of the legend that fit side by side; a line and its gap take about eight.
+WIDTH = 130
 
 
 def draw_loss_by_position(
@@ -47,6 +49,7 @@ def draw_loss_by_position(
     axes.set_ylabel("loss (nats a token)")
     axes.set_title("Loss by position, beyond the training length")
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=4)
+    widest = max(map(len, curves))
+    figure.legend(loc="outside lower center", ncols=max(1, min(4, WIDTH // (widest + 8))))
     for suffix in (".png", ".svg"):
         figure.savefig(Path(path).with_suffix(suffix), dpi=120)

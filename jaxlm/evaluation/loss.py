@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxlm.config import at_least, check
+from jaxlm.evaluation.scoring import token_scores
 from jaxlm.model.transformer import Transformer
 from jaxlm.training.objectives.next_token import LossSpec
 from jaxlm.training.step import loss_sums
@@ -69,29 +70,17 @@ def evaluate(
     return HeldOut(loss, math.exp(min(loss, 700)), correct / tokens, bits, int(tokens))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
+@functools.partial(jax.jit, static_argnums=0)
 def _token_losses(
-    model: Transformer, params: Any, window: Int[Array, "B S"], chunk: int
+    model: Transformer, params: Any, window: Int[Array, "B S"]
 ) -> Float[Array, "B T"]:
-    """-log p of every next token of contiguous windows, T = S - 1; logits a chunk at a time."""
+    """-log p of every next token of contiguous windows, T = S - 1."""
     tokens, targets = window[:, :-1], window[:, 1:]
-    B, T = tokens.shape
-    positions = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
-    variables = {"params": params}
-    hidden, _ = model.apply(variables, tokens, positions, jnp.ones_like(tokens), method="hidden")
-
-    def cut(x):
-        x = jnp.pad(x, ((0, 0), (0, -T % chunk)) + ((0, 0),) * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(B, -1, chunk, *x.shape[2:]), 1, 0)
-
-    def one(part):
-        h, y = part
-        logits = model.apply(variables, h, method="logits")
-        picked = jnp.take_along_axis(logits, y[..., None], axis=-1)[..., 0]
-        return jax.nn.logsumexp(logits, axis=-1) - picked
-
-    losses = jax.lax.map(one, (cut(hidden), cut(targets)))
-    return jnp.moveaxis(losses, 0, 1).reshape(B, -1)[:, :T]
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
+    hidden, _ = model.apply(
+        {"params": params}, tokens, positions, jnp.ones_like(tokens), method="hidden"
+    )
+    return -token_scores(model, params, hidden, targets)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,32 +100,8 @@ class LossByPosition:
     windows: int
 
 
-def evaluate_loss_by_position(
-    model: Transformer,
-    params: Any,
-    windows: np.ndarray,
-    bucket: int = 64,
-    batch_size: int = 1,
-) -> LossByPosition:
-    """Loss as a function of position: what a model makes of contexts longer than it has seen.
-
-    Args:
-        model: try `model.with_position_encoding("lm_infinite", …)` on the same parameters.
-        params: its parameters.
-        windows: token ids of contiguous text, integers [windows, length + 1].
-        bucket: positions averaged into one number.
-        batch_size: windows evaluated at a time.
-
-    Raises:
-        ValueError: windows that are no token ids of the model's, too short, or longer than the
-            position encoding's table; a bucket or batch_size below 1.
-    """
-    check(
-        "evaluate_loss_by_position",
-        bucket=at_least(bucket, 1),
-        batch_size=at_least(batch_size, 1),
-    )
-    windows = np.asarray(windows)
+def check_windows(model: Transformer, windows: np.ndarray) -> None:
+    """Raises ValueError unless `evaluate_loss_by_position` can measure the model on them."""
     if windows.ndim != 2 or not np.issubdtype(windows.dtype, np.integer):
         raise ValueError(
             f"windows of shape {windows.shape}, {windows.dtype}; "
@@ -155,11 +120,43 @@ def evaluate_loss_by_position(
             f"length={length}; allowed: at most {limit} with "
             f"position_encoding={model.config.encoding}"
         )
+
+
+def evaluate_loss_by_position(
+    model: Transformer,
+    params: Any,
+    windows: np.ndarray,
+    bucket: int = 64,
+    batch_size: int = 1,
+    track: Callable[[Sequence[int]], Iterable[int]] = iter,
+) -> LossByPosition:
+    """Loss as a function of position: what a model makes of contexts longer than it has seen.
+
+    Args:
+        model: try `model.with_position_encoding("lm_infinite", …)` on the same parameters.
+        params: its parameters.
+        windows: token ids of contiguous text, integers [windows, length + 1].
+        bucket: positions averaged into one number.
+        batch_size: windows evaluated at a time.
+        track: goes around the loop over batches, to say how far it is: tqdm, for instance.
+
+    Raises:
+        ValueError: windows that are no token ids of the model's, too short, or longer than the
+            position encoding's table; a bucket or batch_size below 1.
+    """
+    check(
+        "evaluate_loss_by_position",
+        bucket=at_least(bucket, 1),
+        batch_size=at_least(batch_size, 1),
+    )
+    windows = np.asarray(windows)
+    check_windows(model, windows)
+    count, length = windows.shape[0], windows.shape[1] - 1
     total = np.zeros(length, np.float64)
-    for i in range(0, count, batch_size):
+    for i in track(range(0, count, batch_size)):
         part = np.asarray(windows[i : i + batch_size], np.int32)
         rows = np.resize(part, (min(batch_size, count), length + 1))  # one shape: one program
-        losses = np.asarray(_token_losses(model, params, jnp.asarray(rows), min(64, length)))
+        losses = np.asarray(_token_losses(model, params, jnp.asarray(rows)))
         total += losses[: len(part)].astype(np.float64).sum(0)
     starts = range(0, length, bucket)
     means = tuple(float(total[s : s + bucket].mean() / count) for s in starts)

@@ -53,3 +53,19 @@ def matmul_peak(size: int = 2048, repeats: int = 3) -> float:
         multiply(x, x).block_until_ready()
         best = min(best, time.perf_counter() - start)
     return 2.0 * size**3 / best
+
+
+def copy_bandwidth(numbers: int = 2**26, repeats: int = 3) -> float:
+    """Bytes a second that an elementwise operation reads and writes on the default device, the best
+    of a few: what "share of copy" refers to.
+    """
+    x = jnp.zeros(numbers, jnp.float32)
+    # In place: memory that is new each time costs page faults, which are no matter of bandwidth.
+    negate = jax.jit(jnp.negative, donate_argnums=0)
+    x = negate(x).block_until_ready()
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        x = negate(x).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * x.nbytes / best

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from jaxlm.caches.dense import DenseCache
+from jaxlm.model.layouts import unroll_layers
 from jaxlm.model.parameters import abstract_params
 from jaxlm.model.transformer import Transformer
-from tests.model.layouts import unroll_layers
 from tests.positions.test_shared import CASES as SHARED
 from tests.positions.test_shared import LENGTH, bare, make, tokens
 

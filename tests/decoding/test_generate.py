@@ -65,6 +65,40 @@ def test_a_row_ends_at_its_stop_token_and_the_others_go_on():
     assert len({len(t) for t in texts}) > 1
 
 
+def test_a_row_ends_where_a_stop_string_begins():
+    model, params = tiny.model(), tiny.params()
+    free = generate(model, params, tiny.TOKENIZER, PROMPTS, max_new_tokens=40)
+    late, early = free[0][25:27], free[1][3:5]
+    stop = [late, early, "never said"]
+    got = generate(model, params, tiny.TOKENIZER, PROMPTS, max_new_tokens=40, stop=stop)
+    assert got == [module.cut_at_stop(text, stop) for text in free]
+    assert 0 < len(got[0]) <= 25 and len(got[1]) <= 3
+    assert module.cut_at_stop("abcab", ["ca", "b"]) == "a"
+    assert module.cut_at_stop("abcab", []) == module.cut_at_stop("abcab", ["x"]) == "abcab"
+
+
+def test_a_batch_whose_rows_have_all_stopped_is_drawn_no_further(monkeypatch):
+    counts = []
+
+    def decode(model, params, state, until, *rest):
+        counts.append(int(until))
+        return inner(model, params, state, until, *rest)
+
+    inner = module.decode
+    monkeypatch.setattr(module, "decode", decode)
+    model, params = tiny.model(), tiny.params()
+    (free,) = generate(model, params, tiny.TOKENIZER, ["It"], max_new_tokens=40)
+    counts.clear()
+    generate(model, params, tiny.TOKENIZER, ["It"], max_new_tokens=40, stop=[free[20:22]])
+    assert counts == [16, 32] or (counts == [16] and free[20:22] in free[:16])
+
+
+@pytest.mark.parametrize("stop", ["text", [""]])
+def test_stop_strings_that_are_none(stop):
+    with pytest.raises(ValueError, match=r"stop=.*; allowed: a list of non-empty strings"):
+        generate(tiny.model(), {}, tiny.TOKENIZER, ["It"], stop=stop)
+
+
 def test_a_row_does_not_depend_on_the_others():
     model, params = tiny.model(), tiny.params()
     settings = {"max_new_tokens": 16, "temperature": 1.5, "top_k": 20, "top_p": 0.9}

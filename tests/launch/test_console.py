@@ -27,7 +27,8 @@ def cells(line):
         (1000, 100, [100, 200, 500, 1000]),  # no bucket ends at 128: the one before it does
         (1000, 300, [300, 1000]),
         (100, 64, [100]),
-        (128, 1, [128]),
+        (128, 1, [16, 32, 64, 128]),  # an eighth of the trained length, and no less
+        (300, 20, [60, 120, 240, 300]),  # half of a column's position at most is averaged
     ],
 )
 def test_a_column_is_headed_by_the_end_of_its_bucket(capsys, length, bucket, ends):
@@ -36,7 +37,7 @@ def test_a_column_is_headed_by_the_end_of_its_bucket(capsys, length, bucket, end
     heading = next(cells(x) for x in lines if "model" in x)
     row = next(cells(x) for x in lines if "rope" in x)
     assert heading == ["model", *map(str, ends)]
-    begins = [end - (bucket if end % bucket == 0 else end % bucket) for end in ends]
+    begins = [end - (end % bucket or bucket) for end in ends]
     assert row == ["rope", *(f"{b:.3f}" for b in begins)]
 
 

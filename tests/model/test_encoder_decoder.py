@@ -13,11 +13,11 @@ import pytest
 
 import jaxlm
 from jaxlm.caches.crossed import CrossedCache
+from jaxlm.model.layouts import unroll_layers
 from jaxlm.model.parameters import abstract_params, logical_axes
 from jaxlm.sharding.mesh import RULES
 from tests.decoding import tiny
 from tests.model.configs import VOCAB, random_params, small
-from tests.model.layouts import unroll_layers
 
 SEES_ALL = {"layer_pattern": ("bidirectional",)}
 CROSSED = {"layer_pattern": ("crossed",)}

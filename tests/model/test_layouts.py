@@ -10,10 +10,11 @@ import pytest
 
 from jaxlm.caches.dense import DenseCache
 from jaxlm.model.config import NumericsConfig
+from jaxlm.model.layouts import unroll_layers
 from jaxlm.model.parameters import abstract_params
 from jaxlm.model.transformer import REMAT_POLICIES, Transformer
 from tests.model.configs import CONFIGS, make, packed_rows, random_params, shapes, small
-from tests.model.layouts import stack_layers, unroll_layers
+from tests.model.layouts import stack_layers
 
 
 def with_numerics(model, **changes):

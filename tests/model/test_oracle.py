@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from jaxlm.model.feed_forward import activate
+from jaxlm.model.layouts import unroll_layers
 from tests.model import oracle
 from tests.model.configs import CONFIGS, VOCAB, float32_configs, make, packed_rows
-from tests.model.layouts import unroll_layers
 
 
 def float64_params(config, params):

@@ -6,7 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxlm.training.flops import matmul_parameters, matmul_peak, train_flops_per_token
+from jaxlm.training.flops import (
+    copy_bandwidth,
+    matmul_parameters,
+    matmul_peak,
+    train_flops_per_token,
+)
 from tests.model.configs import CONFIGS, VECTORS, path_name, shapes, small
 
 
@@ -43,3 +48,4 @@ def test_attention_counts_the_visible_pairs(window):
 
 def test_peak_is_positive():
     assert 1e8 < matmul_peak(128, 1) < 1e17
+    assert 1e6 < copy_bandwidth(10_000, 1) < 1e14
