@@ -202,6 +202,25 @@ def go_back(back, *cotangents):
     return back(cotangents)
 
 
+def more_arrays(keys, x, ids, *, bias, factor, fire, far):
+    """What a bias, a factor, FIRE's network or far sinks take beside q [1, heads, length, …]."""
+    q, k, more = x["q"], x["k"], {}
+    heads, length = q.shape[1:3]
+    for name, key in (("bias", keys[1]), ("factor", keys[5])):
+        if {"bias": bias, "factor": factor}[name]:
+            more[name] = jax.random.normal(key, (heads, 2 * length - 1))
+    if factor and far:
+        more["far_factor"] = jax.random.normal(keys[6], (heads,))
+    if fire:
+        counted = count_up(jnp.ones((1, length), jnp.int32) if ids is None else ids)
+        more["fire"] = fire_of(counted.astype(jnp.float32), heads)
+    if far:
+        more["q_far"] = jax.random.normal(keys[2], q.shape, q.dtype)
+        more["k_far"] = jax.random.normal(keys[3], k.shape, k.dtype)
+        more["far_bias"] = jax.random.normal(keys[4], (heads,))
+    return more
+
+
 def compare(
     *,
     length=384,
@@ -233,18 +252,7 @@ def compare(
         d_lse = jnp.where(ids[:, None] == 0, 0.0, d_lse)  # such a query's is a constant
     positions = None if start is None else count_up(ids) + start
     x = {"q": q, "k": k, "v": v}
-    for name, key in (("bias", keys[1]), ("factor", keys[5])):
-        if {"bias": bias, "factor": factor}[name]:
-            x[name] = jax.random.normal(key, (heads[0], 2 * length - 1))
-    if factor and sinks == "far":
-        x["far_factor"] = jax.random.normal(keys[6], (heads[0],))
-    if fire:
-        counted = count_up(jnp.ones((1, length), jnp.int32) if ids is None else ids)
-        x["fire"] = fire_of(counted.astype(jnp.float32), heads[0])
-    if sinks == "far":
-        x["q_far"] = jax.random.normal(keys[2], q.shape, dtype)
-        x["k_far"] = jax.random.normal(keys[3], k.shape, dtype)
-        x["far_bias"] = jax.random.normal(keys[4], (heads[0],))
+    x |= more_arrays(keys, x, ids, bias=bias, factor=factor, fire=fire, far=sinks == "far")
 
     options |= {"scale": head_dim**-0.5, "segment_ids": ids, "positions": positions}
     num_sinks = 0 if sinks is None else num_sinks
