@@ -26,13 +26,13 @@ def get_config() -> ConfigDict:
     finetune.adapter.rank = 16
     finetune.adapter.alpha = 32.0
     data.sources = ("builtin:austen",)
-    data.held_out = ("builtin:austen_valid",)
+    data.held_out = ()
     data.tokenizer = "checkpoint"
     data.sequence_length = 256
     data.batch_size = 4
-    train.steps = 100
+    train.steps = 40
     train.optimizer.learning_rate = 1e-3
     train.optimizer.warmup_steps = 10
     train.optimizer.weight_decay = 0.0
-    config.checkpoint.every = 50
+    config.checkpoint.every = 20
     return config

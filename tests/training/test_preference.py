@@ -104,7 +104,7 @@ def test_the_papers_formula(tmp_path):
     (want, right), wanted = jax.jit(jax.value_and_grad(formula, has_aux=True))(params)
     # float32 sums in another order
     np.testing.assert_allclose(loss, want, rtol=1e-5)
-    assert sums["loss"] == loss and sums["accuracy"] == right
+    assert sums["loss"] == loss and int(sums["accuracy"]) == right
     for ours, theirs in zip(jax.tree.leaves(gradients), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max() + 1e-7)
 
