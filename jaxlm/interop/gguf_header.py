@@ -105,9 +105,9 @@ def llama3(header: Header) -> dict[str, Any]:
     """
     divisors = np.asarray(_numbers(header, "rope_freqs"))
     wrong = f"{header.name}: rope_freqs.weight; allowed: the divisors of Llama 3.1"
-    if not divisors.size or not np.isfinite(divisors).all() or divisors.min() < 1:
+    if not divisors.size or not np.isfinite(divisors).all() or np.min(divisors) < 1:
         raise ValueError(wrong)
-    low, high, factor = 1.0, 4.0, float(divisors.max())
+    low, high, factor = 1.0, 4.0, float(np.max(divisors))
     if factor == 1:
         return {}
     base, pairs = header.get("rope.freq_base", 10000.0), len(divisors)
