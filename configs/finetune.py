@@ -4,8 +4,8 @@ Command   python -m launch.train --config=configs/finetune.py --workdir=runs/fin
           --config.finetune.checkpoint=MODEL.gguf
 Hardware  2 CPU cores for 135 million parameters; an accelerator for more
 Time      6 minutes for SmolLM2-135M
-Result    SmolLM2's loss on another novel (launch.evaluate --checkpoint=… --length=1024 --bucket=1024
-          --noheld_out --text=builtin:austen_valid) falls from 3.488 to 3.353 nats a token
+Result    its loss on another novel falls from 3.488 to 3.353 nats a token (launch.evaluate
+          --length=1024 --bucket=1024 --noheld_out --text=builtin:austen_valid)
 
 All parameters: --config.finetune.adapter.rank=None. Chats: --config.data.sources=FILE.chat.jsonl
 (a line {"messages": [{"role": "user", "content": "…"}, …]} each; only the answers are learned).
