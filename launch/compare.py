@@ -13,12 +13,13 @@ from absl import logging
 import jaxlm
 from jaxlm.data.documents import long_windows
 from jaxlm.evaluation.charts import draw_loss_by_position
-from jaxlm.evaluation.loss import HeldOut, LossByPosition, evaluate_loss_by_position
+from jaxlm.evaluation.loss import LossByPosition, evaluate_loss_by_position
 from jaxlm.model.transformer import Transformer
 from jaxlm.training.run import CompareConfig, RunConfig
 from jaxlm.training.train import TrainedRun, train
 from jaxlm.training.workdir import CHECKPOINTS, DEFAULT_RUN
 from launch import console
+from launch.results import write_results
 
 
 def run_comparison(run: RunConfig, workdir: str | Path, allow_config_change: bool) -> None:
@@ -47,7 +48,7 @@ def run_comparison(run: RunConfig, workdir: str | Path, allow_config_change: boo
     curves = measure(compare, trained)
     held_out = {n: s.result.held_out for n, s in trained.items() if s.result.held_out}
     context = trained[first].model.config.context_length
-    write_results(folder, held_out, curves)
+    write_results(folder / "results.json", held_out, curves)
     draw_loss_by_position(curves, context, folder / "loss_by_position.png")
     console.print_held_out(held_out)
     console.print_loss_by_position(curves, context)
@@ -87,17 +88,6 @@ def measure(compare: CompareConfig, runs: Mapping[str, TrainedRun]) -> dict[str,
         logging.info("loss by position: %s", label)
         curves[label] = evaluate_loss_by_position(model, run.params, windows, compare.bucket)
     return curves
-
-
-def write_results(
-    folder: Path, held_out: Mapping[str, HeldOut], curves: Mapping[str, LossByPosition]
-) -> None:
-    """results.json: all figures of the tables and the picture."""
-    results = {
-        "held_out": {n: dataclasses.asdict(r) for n, r in held_out.items()},
-        "loss_by_position": {n: dataclasses.asdict(c) for n, c in curves.items()},
-    }
-    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 def sample(compare: CompareConfig, run: TrainedRun) -> None:

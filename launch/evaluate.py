@@ -6,9 +6,7 @@ python -m launch.evaluate --checkpoint=runs/quickstart --length=2048 \
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from jaxlm.evaluation.charts import draw_loss_by_position
 from jaxlm.evaluation.loss import HeldOut, LossByPosition, check_windows
 from jaxlm.model.transformer import Transformer
 from launch import console
-from launch.results import results_folder
+from launch.results import results_folder, write_results
 
 DEFAULT_LENGTH = 2048
 # Unless more is asked for: a batch of long rows takes gigabytes, and many long windows hours.
@@ -104,17 +102,6 @@ def measure_held_out(
     return held_out
 
 
-def write_results(
-    folder: Path, held_out: Mapping[str, HeldOut], curves: Mapping[str, LossByPosition]
-) -> None:
-    """evaluation.json, of what is measured so far."""
-    results = {
-        "held_out": {n: dataclasses.asdict(r) for n, r in held_out.items()},
-        "loss_by_position": {n: dataclasses.asdict(c) for n, c in curves.items()},
-    }
-    (folder / "evaluation.json").write_text(json.dumps(results, indent=1) + "\n")
-
-
 def main(argv: list[str]) -> None:
     """Prints two tables, writes evaluation.json, evaluation.png and evaluation.svg."""
     if len(argv) > 1:
@@ -143,7 +130,7 @@ def main(argv: list[str]) -> None:
             curves[name] = jaxlm.evaluate_loss_by_position(
                 one, params, windows, BUCKET.value, track=track
             )
-            write_results(folder, held_out, curves)  # each may have taken hours
+            write_results(folder / "evaluation.json", held_out, curves)  # each may have taken hours
         console.print_loss_by_position(curves, model.config.context_length)
         draw_loss_by_position(curves, model.config.context_length, folder / "evaluation.png")
         print(f"{folder}/evaluation.json, {folder}/evaluation.png")

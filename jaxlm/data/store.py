@@ -185,7 +185,7 @@ def _encode_texts(texts: list[str], tokenizer: Tokenizer) -> dict[str, np.ndarra
     """[start token] text [end token] of each."""
     start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     rows = [[*start, *tokenizer.encode(t), tokenizer.eos_id] for t in texts]
-    return _joined(rows) | {"num_bytes": np.array(sum(len(t.encode()) for t in texts), np.int64)}
+    return _joined(rows, sum(len(t.encode()) for t in texts))
 
 
 def _encode_chats(texts: list[str], tokenizer: Tokenizer) -> dict[str, np.ndarray]:
@@ -197,8 +197,7 @@ def _encode_chats(texts: list[str], tokenizer: Tokenizer) -> dict[str, np.ndarra
         rows.append(ids)
         learned.append([False, *is_learned[1:]])  # nothing comes before the first
         num_bytes += sum(len(m["content"].encode()) for m in messages if m["role"] == ASSISTANT)
-    joined = np.concatenate([np.asarray(flags, bool) for flags in learned])
-    return _joined(rows) | {"num_bytes": np.array(num_bytes, np.int64), "learned": joined}
+    return _joined(rows, num_bytes) | _flags(learned)
 
 
 def _encode_preferences(texts: list[str], tokenizer: Tokenizer) -> dict[str, np.ndarray]:
@@ -212,18 +211,22 @@ def _encode_preferences(texts: list[str], tokenizer: Tokenizer) -> dict[str, np.
             rows.append(ids)
             learned.append([i >= prompt and flag for i, flag in enumerate(is_learned)])
         num_bytes += sum(len(m["content"].encode()) for m in pair["chosen"])
-    joined = np.concatenate([np.asarray(flags, bool) for flags in learned])
-    return _joined(rows) | {"num_bytes": np.array(num_bytes, np.int64), "learned": joined}
+    return _joined(rows, num_bytes) | _flags(learned)
 
 
 ENCODERS = {"text": _encode_texts, "chat": _encode_chats, "preference": _encode_preferences}
 
 
-def _joined(rows: list[list[int]]) -> dict[str, np.ndarray]:
+def _joined(rows: list[list[int]], num_bytes: int) -> dict[str, np.ndarray]:
     return {
         "tokens": np.concatenate([np.asarray(r, np.uint32) for r in rows]),
         "lengths": np.array([len(r) for r in rows], np.int64),
+        "num_bytes": np.array(num_bytes, np.int64),
     }
+
+
+def _flags(learned: list[list[bool]]) -> dict[str, np.ndarray]:
+    return {"learned": np.concatenate([np.asarray(row, bool) for row in learned])}
 
 
 def _pack(

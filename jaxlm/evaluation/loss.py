@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxlm.config import at_least, check
-from jaxlm.evaluation.scoring import token_scores
+from jaxlm.model.scores import token_scores
 from jaxlm.model.transformer import Transformer
 from jaxlm.training.objectives.next_token import LossSpec
 from jaxlm.training.step import loss_sums

@@ -1,4 +1,4 @@
-"""How probable given tokens are, with logits of a few positions at a time."""
+"""How probable a text is after another."""
 
 from __future__ import annotations
 
@@ -12,39 +12,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.config import at_least, check
+from jaxlm.model.scores import token_scores
 from jaxlm.model.transformer import Transformer
 
 # Rows and their continuations are padded to a power of two from here on: few programs serve all.
 SMALLEST_BUCKET = 16
-# Positions of every row whose logits exist at one time.
-CHUNK = 64
-
-
-def token_scores(
-    model: Transformer, params: Any, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"]
-) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
-    """Of every target its log-probability, float32, and whether no token is more probable.
-
-    Args:
-        model, params: whose head turns hidden states into logits.
-        hidden: last hidden states, in the compute dtype.
-        targets: the token that follows each.
-    """
-    B, T = targets.shape
-    chunk = min(CHUNK, T)
-
-    def cut(x: Array) -> Array:
-        x = jnp.pad(x, ((0, 0), (0, -T % chunk)) + ((0, 0),) * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(B, -1, chunk, *x.shape[2:]), 1, 0)
-
-    def one(part: tuple[Array, Array]) -> tuple[Array, Array]:
-        h, y = part
-        logits = model.apply({"params": params}, h, method="logits")
-        picked = jnp.take_along_axis(logits, y[..., None], axis=-1)[..., 0]
-        return picked - jax.nn.logsumexp(logits, axis=-1), picked >= logits.max(-1)
-
-    scores = jax.lax.map(one, (cut(hidden), cut(targets)))
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(B, -1)[:, :T], scores)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.evaluation.scoring import CHUNK, score_continuations
+from jaxlm.evaluation.scoring import score_continuations
 from jaxlm.model.parameters import init_params
+from jaxlm.model.scores import CHUNK
 from jaxlm.training.compiles import count_compiles
 from tests.decoding import tiny
 

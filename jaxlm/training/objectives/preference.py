@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxlm.model.low_rank import LORA
 from jaxlm.model.partition import split
+from jaxlm.model.scores import token_scores
 from jaxlm.model.transformer import Transformer
 
 
@@ -84,36 +85,18 @@ def segment_log_probs(
     chunk: int,
     rngs: Any = None,
 ) -> Float[Array, "B S"]:
-    """Σ weight·log p(target) of every segment of packed rows; S is the most that a row can hold.
-
-    The logits of `chunk` positions of each row exist at one time, and are formed again for the
-    gradient.
-    """
-    variables = {"params": params}
+    """Σ weight·log p(target) of every segment of packed rows; S is the most that a row can hold."""
     hidden, _ = model.apply(
-        variables,
+        {"params": params},
         batch["tokens"],
         batch["positions"],
         batch["segment_ids"],
         method="hidden",
         rngs=rngs,
     )
-
-    @jax.checkpoint
-    def chosen(h: Float[Array, "B C D"], targets: Int[Array, "B C"]) -> Float[Array, "B C"]:
-        logits = model.apply(variables, h, method="logits")
-        picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        return picked - jax.nn.logsumexp(logits, axis=-1)
-
-    B, T = batch["tokens"].shape
-    size = min(chunk, T)
-
-    def cut(x: Array) -> Array:
-        x = jnp.pad(x, ((0, 0), (0, -T % size)) + ((0, 0),) * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(B, -1, size, *x.shape[2:]), 1, 0)
-
-    parts = jax.lax.map(lambda part: chosen(*part), (cut(hidden), cut(batch["targets"])))
-    log_probs = jnp.moveaxis(parts, 0, 1).reshape(B, -1)[:, :T] * batch["loss_weights"]
+    log_probs = token_scores(model, params, hidden, batch["targets"], chunk)[0]
+    log_probs = log_probs * batch["loss_weights"]
+    T = hidden.shape[1]
 
     def by_segment(x: Float[Array, "T"], segments: Int[Array, "T"]) -> Float[Array, "S"]:
         return jax.ops.segment_sum(x, segments, _num_segments(T) + 1)[1:]
