@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxlm.attention.inputs import CachedLayer
 from jaxlm.model.config import ModelConfig
+from jaxlm.model.layouts import stack_sizes
 
 
 @jax.tree_util.register_dataclass
@@ -17,17 +20,19 @@ class DenseCache:
     """Slots fill from the left, one for each token of the batch's common time axis.
 
     L layers, B batch, K kv heads, S capacity. Heads lie outside of time, so that one head's keys
-    are one contiguous matrix.
+    are one contiguous matrix. Layers lie as the model's do (`jaxlm.model.layouts.stack_sizes`):
+    those that a loop goes over are one array, and each of the others has its own, which need not be
+    cut out of a larger one.
 
     Attributes:
-        keys, values: of each layer.
+        keys, values: of each stack of layers.
         positions: of the token in each slot.
         segment_ids: 0 where a slot is empty or holds padding.
         used: slots filled so far.
     """
 
-    keys: Float[Array, "L B K S H"]
-    values: Float[Array, "L B K S H"]
+    keys: tuple[Float[Array, "_ B K S H"], ...]
+    values: tuple[Float[Array, "_ B K S H"], ...]
     positions: Int[Array, "B S"]
     segment_ids: Int[Array, "B S"]
     used: Int[Array, ""]
@@ -46,15 +51,23 @@ class DenseCache:
             )
         if capacity < 1:
             raise ValueError(f"capacity={capacity}; allowed: an integer >= 1")
-        shape = (config.num_layers, batch, config.num_kv_heads, capacity, config.head_dim)
-        slots = jnp.zeros((batch, capacity), jnp.int32)
-        zeros = jnp.zeros(shape, config.dtype)
-        # Distinct buffers: a donated argument must not hold one buffer twice.
-        return cls(zeros, zeros.copy(), slots, slots.copy(), jnp.zeros((), jnp.int32))
+        shape = (batch, config.num_kv_heads, capacity, config.head_dim)
 
-    def view(self) -> tuple[Float[Array, "L B K S H"], Float[Array, "L B K S H"]]:
-        """Keys and values of all layers as they lie: turned here, the whole cache is copied."""
-        return self.keys, self.values
+        # Distinct buffers: a donated argument must not hold one buffer twice.
+        def empty() -> tuple[Array, ...]:
+            return tuple(jnp.zeros((n, *shape), config.dtype) for n in stack_sizes(config))
+
+        slots = jnp.zeros((batch, capacity), jnp.int32)
+        return cls(empty(), empty(), slots, slots.copy(), jnp.zeros((), jnp.int32))
+
+    def layer(self, index: int | Int[Array, ""]) -> CachedLayer:
+        """What a layer attends to: a known layer of any stack, or one in a loop over the first."""
+        stack = 0
+        if isinstance(index, int):
+            while index >= (size := self.keys[stack].shape[0]):
+                stack, index = stack + 1, index - size
+        keys, values = self.keys[stack], self.values[stack]
+        return CachedLayer(keys, values, jnp.asarray(index), self.positions, self.segment_ids)
 
     def commit(
         self,
@@ -72,10 +85,13 @@ class DenseCache:
         if not isinstance(full, jax.core.Tracer) and full:
             raise ValueError(f"{int(end)} tokens; allowed: at most capacity={self.capacity}")
 
-        def write(buffer: Array, new: Array) -> Array:
-            at = (0, 0, 0, self.used, 0)
-            new = jnp.where(full, jnp.asarray(jnp.nan, new.dtype), new)
-            return jax.lax.dynamic_update_slice(buffer, new.swapaxes(2, 3), at)
+        def write(buffers: tuple[Array, ...], new: Array) -> tuple[Array, ...]:
+            new = jnp.where(full, jnp.asarray(jnp.nan, new.dtype), new).swapaxes(2, 3)
+            ends = itertools.accumulate(len(b) for b in buffers[:-1])
+            return tuple(
+                jax.lax.dynamic_update_slice(buffer, part, (0, 0, 0, self.used, 0))
+                for buffer, part in zip(buffers, jnp.split(new, list(ends)), strict=True)
+            )
 
         def write_slots(buffer: Array, new: Array) -> Array:
             return jax.lax.dynamic_update_slice(buffer, new.astype(jnp.int32), (0, self.used))
@@ -92,12 +108,12 @@ class DenseCache:
     @property
     def capacity(self) -> int:
         """Tokens a sequence can hold."""
-        return self.keys.shape[3]
+        return self.keys[0].shape[3]
 
     @property
     def nbytes(self) -> int:
         """Bytes of keys and values."""
-        return sum(x.size * x.dtype.itemsize for x in (self.keys, self.values))
+        return sum(x.size * x.dtype.itemsize for x in (*self.keys, *self.values))
 
     @classmethod
     def nbytes_of(cls, config: ModelConfig, batch: int, capacity: int) -> int:

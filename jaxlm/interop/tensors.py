@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from jaxlm.interop.rows import Row, Shape
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.encoder_decoder import EncoderDecoderConfig
+from jaxlm.model.layouts import num_scanned
 from jaxlm.model.parameters import Model, abstract_params, parameter_shardings
 
 # Masks, tables of angles and numbers of positions that older files hold beside the parameters; what
@@ -58,8 +59,7 @@ class Tensors(Protocol):
 
 def block_of(config: ModelConfig, layer: int) -> tuple[str, int | None]:
     """Where a layer's parameters are: the block's path, and its index on the scanned axis."""
-    period = len(config.attention.layer_pattern)
-    scanned = config.num_layers // period * period if config.numerics.scan_layers else 0
+    period, scanned = len(config.attention.layer_pattern), num_scanned(config)
     if layer < scanned:
         return f"layers/block_{layer % period}", layer // period
     return f"last_layers/block_{layer - scanned}", None

@@ -33,7 +33,7 @@ class Source:
     keys: Shaped[Array, "*L B S K H"] | None = None
     values: Shaped[Array, "*L B S K H"] | None = None
 
-    def of_layer(self, layer: Int[Array, ""]) -> Source:
+    def of_layer(self, layer: int | Int[Array, ""]) -> Source:
         """What one layer attends to."""
         if self.keys is None:
             return self

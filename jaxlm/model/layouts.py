@@ -18,6 +18,19 @@ import jax
 from jaxlm.model.config import ModelConfig
 
 
+def num_scanned(config: ModelConfig) -> int:
+    """How many layers, the first ones, are run by one loop."""
+    period = len(config.attention.layer_pattern)
+    return config.num_layers // period * period if config.numerics.scan_layers else 0
+
+
+def stack_sizes(config: ModelConfig) -> tuple[int, ...]:
+    """Of how many layers each array of a cache is: all of the loop, then each of the others."""
+    scanned = num_scanned(config)
+    apart = (1,) * (config.num_layers - scanned)
+    return (scanned, *apart) if scanned else apart
+
+
 def unroll_layers(config: ModelConfig, params: Any) -> dict[str, Any]:
     """Parameters in the layout of `numerics.scan_layers=False`.
 

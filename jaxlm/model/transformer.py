@@ -20,6 +20,7 @@ from jaxlm.model.config import ModelConfig
 from jaxlm.model.cross_attention import CrossAttention, Source
 from jaxlm.model.feed_forward import FeedForward
 from jaxlm.model.head_transform import HeadTransform
+from jaxlm.model.layouts import num_scanned
 from jaxlm.model.moe import MixtureOfExperts
 from jaxlm.model.norms import Norm
 from jaxlm.positions import PositionEncoding
@@ -101,31 +102,28 @@ class Period(nn.Module):
 
     Attributes:
         kinds: of the blocks.
-        scanned: whether it is the body of a loop.
+        first: which layer of the model the first block is; None: it is the body of a loop, which
+            says so at each turn.
     """
 
     config: ModelConfig
     kinds: tuple[str, ...]
-    scanned: bool
+    first: int | None
 
     @nn.compact
     def __call__(self, x, tokens, cache, source, layers):
-        """Runs the blocks in turn, which are `layers` of the model; their new keys and values are
-        stacked on axis 0.
-        """
+        """Runs the blocks in turn; their new keys and values are stacked on axis 0."""
         block = Block
         if self.config.numerics.remat != "none":
             policy = REMAT_POLICIES[self.config.numerics.remat]
             # Outside of a loop the compiler would merge what is recomputed with the original.
-            block = nn.remat(Block, policy=policy, prevent_cse=not self.scanned)
+            block = nn.remat(Block, policy=policy, prevent_cse=self.first is not None)
         new = []
         for i, kind in enumerate(self.kinds):
-            cached = None
-            if cache is not None:
-                keys, values = cache.view()
-                cached = CachedLayer(keys, values, layers[i], cache.positions, cache.segment_ids)
+            number = layers[i] if self.first is None else self.first + i
+            cached = None if cache is None else cache.layer(number)
             layer = block(self.config, kind, name=f"block_{i}")
-            at = None if source is None else source.of_layer(layers[i])
+            at = None if source is None else source.of_layer(number)
             x, kv = layer(x, tokens, cached, at)
             new.append(kv)
         return x, jax.tree.map(lambda *a: jnp.stack(a), *new)
@@ -181,21 +179,20 @@ class Transformer(nn.Module):
         self.position = PositionParameters(c)
         self.dropout = nn.Dropout(c.dropout)
         pattern = c.attention.layer_pattern
-        period = len(pattern)
-        self.rounds = c.num_layers // period if c.numerics.scan_layers else 0
-        if self.rounds:
+        scanned = num_scanned(c)
+        if scanned:
             self.layers = nn.scan(
                 Period,
                 variable_axes={"params": 0, "losses": 0},
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(*(nn.broadcast,) * 3, 0),
-                length=self.rounds,
+                length=scanned // len(pattern),
                 metadata_params={nn.PARTITION_NAME: "layers"},
                 check_constancy_invariants=False,  # there are none, and the body is traced once
-            )(c, pattern, True)
-        rest = range(self.rounds * period, c.num_layers)
+            )(c, pattern, None)
+        rest = range(scanned, c.num_layers)
         if rest:
-            self.last_layers = Period(c, tuple(c.layer_kind(i) for i in rest), False)
+            self.last_layers = Period(c, tuple(c.layer_kind(i) for i in rest), rest.start)
         if c.norm.placement != "residual":
             self.final_norm = Norm(c.norm, c.param_dtype)
         if c.embedding.head_transform:
@@ -308,15 +305,13 @@ class Transformer(nn.Module):
 
     def _run_layers(self, x, shared):
         """The scanned repetitions of the layer pattern, then what is left of one."""
-        period = len(self.config.attention.layer_pattern)
-        count = self.rounds * period
-        layers = jnp.arange(self.config.num_layers)
+        scanned, period = num_scanned(self.config), len(self.config.attention.layer_pattern)
         new = []
-        if self.rounds:
-            x, kv = self.layers(x, *shared, layers[:count].reshape(self.rounds, period))
-            new.append(jax.tree.map(lambda a: a.reshape(count, *a.shape[2:]), kv))
-        if count < self.config.num_layers:
-            x, kv = self.last_layers(x, *shared, layers[count:])
+        if scanned:
+            x, kv = self.layers(x, *shared, jnp.arange(scanned).reshape(-1, period))
+            new.append(jax.tree.map(lambda a: a.reshape(scanned, *a.shape[2:]), kv))
+        if scanned < self.config.num_layers:
+            x, kv = self.last_layers(x, *shared, None)
             new.append(kv)
         return x, jax.tree.map(lambda *a: jnp.concatenate(a) if len(a) > 1 else a[0], *new)
 

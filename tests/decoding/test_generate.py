@@ -208,7 +208,7 @@ def test_the_cache_is_donated():
     model, params = tiny.model(), tiny.params()
     request = module._request(model, tiny.TOKENIZER, ["abc"], 8, {})
     state = module._start(model, params, request)
-    keys = state.cache.keys
+    (keys,) = state.cache.keys
     stops = jax.numpy.asarray(request.stop_tokens)
     module.decode(model, params, state, jax.numpy.asarray(8), request.sampling, stops)
     assert keys.is_deleted()
