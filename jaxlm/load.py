@@ -16,9 +16,10 @@ from jaxlm.checkpoints.config_file import CONFIG
 from jaxlm.config import build
 from jaxlm.data.tokenizers import Tokenizer, load_tokenizer
 from jaxlm.interop.hub import fetch, is_hub_name
-from jaxlm.interop.read import Checkpoint, open_gguf, open_hub_folder, with_dtypes
+from jaxlm.interop.read import Checkpoint, open_gguf, open_hub_folder, with_numerics
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.encoder_decoder import EncoderDecoderConfig
+from jaxlm.model.layouts import unroll_layers
 from jaxlm.model.parameters import Model, abstract_params, parameter_shardings
 from jaxlm.model.partition import combine, split
 from jaxlm.model.transformer import Transformer
@@ -102,6 +103,7 @@ def load(
     dtype: str | None = None,
     param_dtype: str | None = None,
     mesh: Mesh | None = None,
+    unroll: bool = False,
 ) -> tuple[Model, Any, Tokenizer]:
     """The model, its parameters and its tokenizer.
 
@@ -118,6 +120,8 @@ def load(
         param_dtype: of parameters; None: as they are stored, quantized ones in float32.
         mesh: over which the parameters are cut (`jaxlm.sharding.mesh`), one tensor after the other;
             None: the default device holds them all.
+        unroll: layers apart in place of one loop over stacked ones (`jaxlm.model.layouts`): on a
+            CPU a token is decoded in half the time, and a program takes longer to compile.
 
     Returns:
         (model, params, tokenizer); params is a nested dict of arrays.
@@ -128,24 +132,28 @@ def load(
     """
     checkpoint = open_foreign(path)
     if checkpoint is not None:
-        model, params = checkpoint.read(dtype, param_dtype, mesh)
+        model, params = checkpoint.read(dtype, param_dtype, mesh, unroll)
         return model, params, checkpoint.tokenizer
     folder = run_folder(path)
     restored = restore(folder / CHECKPOINTS, step=step, prefix=("ema", "params"))
     config = ModelConfig.from_dict(restored.metadata["model"])
-    numerics = config.numerics
-    config = with_dtypes(config, dtype or numerics.dtype, param_dtype or numerics.param_dtype)
+    dtypes = {"dtype": dtype, "param_dtype": param_dtype}
+    config = with_numerics(config, **{n: value for n, value in dtypes.items() if value is not None})
     model = Transformer(config)
     tokenizer = load_tokenizer(str(restored.folder / TOKENIZER))
     finetune = build(FinetuneConfig, restored.metadata.get("finetune") or {}, "finetune")
     if finetune.adapter is not None:
-        return model, _adapted(model, finetune, mesh, restored.state), tokenizer
-    params = jax.tree.map(
-        lambda x, like, place: jax.device_put(x.astype(like.dtype), place),
-        restored.state,
-        abstract_params(model),
-        parameter_shardings(model, mesh),
-    )
+        params = _adapted(model, finetune, mesh, restored.state)
+    else:
+        params = jax.tree.map(
+            lambda x, like, place: jax.device_put(x.astype(like.dtype), place),
+            restored.state,
+            abstract_params(model),
+            parameter_shardings(model, mesh),
+        )
+    if unroll and config.numerics.scan_layers:
+        model = Transformer(with_numerics(config, scan_layers=False))
+        params = unroll_layers(config, params)
     return model, params, tokenizer
 
 

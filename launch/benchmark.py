@@ -37,7 +37,6 @@ from jaxlm.decoding import engine
 from jaxlm.decoding.sampling import Sampling
 from jaxlm.interop.write import write_hub_folder
 from jaxlm.model.config import AttentionConfig, ModelConfig, NumericsConfig
-from jaxlm.model.layouts import unroll_layers
 from jaxlm.model.parameters import count_params, init_params
 from jaxlm.model.transformer import Transformer
 from jaxlm.training.config import TrainConfig
@@ -79,10 +78,8 @@ ENCODING = flags.DEFINE_string(
     "position_encoding", None, "Of our model. Default: the checkpoint's own, or rope: the peer's."
 )
 DTYPE = flags.DEFINE_string("dtype", "float32", "Of activations.")
-SCAN_LAYERS = flags.DEFINE_bool(
-    "scan_layers",
-    True,
-    "One loop over the layers; --noscan_layers: apart, see jaxlm.model.layouts.",
+UNROLL = flags.DEFINE_bool(
+    "unroll", False, "Layers apart in place of one loop over them; see jaxlm.model.layouts."
 )
 ROUNDS = flags.DEFINE_integer("rounds", 8, "Repetitions.", lower_bound=1)
 PEER = flags.DEFINE_enum("peer", "", ["", "transformers"], "Measured in turn with us.")
@@ -126,7 +123,7 @@ def model_of_sizes() -> Transformer:
             context_length=max(LENGTH.value, prompt_length() + NEW_TOKENS.value),
             position_encoding=ENCODING.value or "rope",
             attention=AttentionConfig(num_heads=NUM_HEADS.value),
-            numerics=NumericsConfig(dtype=DTYPE.value, scan_layers=SCAN_LAYERS.value),
+            numerics=NumericsConfig(dtype=DTYPE.value, scan_layers=not UNROLL.value),
         )
     )
 
@@ -140,13 +137,9 @@ def checkpoint() -> tuple[Transformer, Any, Tokenizer]:
             raise ValueError(f"{given}; allowed: one of them")
     path, dtype = CHECKPOINT.value, DTYPE.value
     assert path is not None
-    model, params, tokenizer = jaxlm.load(path, dtype=dtype, param_dtype=dtype)
+    model, params, tokenizer = jaxlm.load(path, dtype=dtype, param_dtype=dtype, unroll=UNROLL.value)
     if not isinstance(model, Transformer):
         raise ValueError(f"checkpoint={CHECKPOINT.value!r}; allowed: no encoder–decoder")
-    if not SCAN_LAYERS.value:
-        params = unroll_layers(model.config, params)
-        numerics = dataclasses.replace(model.config.numerics, scan_layers=False)
-        model = Transformer(model.config.replace(numerics=numerics))
     return model, params, tokenizer
 
 

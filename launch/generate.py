@@ -34,6 +34,9 @@ ENCODING = flags.DEFINE_string(
 )
 CHAT = flags.DEFINE_bool("chat", False, "Prompts are what a user says to a chat model.")
 SYSTEM = flags.DEFINE_string("system", None, "With --chat: what it is told before.")
+UNROLL = flags.DEFINE_bool(
+    "unroll", False, "Layers apart: quicker tokens on a CPU, a later first one."
+)
 STREAM = flags.DEFINE_bool("stream", True, "Print a single prompt's text as it is drawn.")
 
 
@@ -57,7 +60,7 @@ def main(argv: list[str]) -> None:
         "seed": SEED.value,
     }
     with console.clear_errors():
-        model, params, tokenizer = jaxlm.load(CHECKPOINT.value)
+        model, params, tokenizer = jaxlm.load(CHECKPOINT.value, unroll=UNROLL.value)
         answers = isinstance(model, jaxlm.EncoderDecoder)
         if ENCODING.value is not None and answers:
             given = f"position_encoding={ENCODING.value!r}"

@@ -56,7 +56,11 @@ class Checkpoint:
     tensors: Tensors
 
     def read(
-        self, dtype: str | None, param_dtype: str | None, mesh: Mesh | None
+        self,
+        dtype: str | None,
+        param_dtype: str | None,
+        mesh: Mesh | None,
+        unroll: bool,
     ) -> tuple[Model, Any]:
         """The model and its parameters; see `jaxlm.load`.
 
@@ -64,19 +68,17 @@ class Checkpoint:
             ValueError: a tensor is missing, has another shape or dtype, or is none of the model's.
         """
         param_dtype = param_dtype or self.config.numerics.param_dtype
-        model = model_of(with_dtypes(self.config, dtype or param_dtype, param_dtype))
+        dtypes = {"dtype": dtype or param_dtype, "param_dtype": param_dtype}
+        model = model_of(with_numerics(self.config, **dtypes, scan_layers=not unroll))
         return model, read_params(self.tensors, model, self.rows, mesh)
 
 
-def with_dtypes(config: Any, dtype: str, param_dtype: str) -> Any:
-    """The same model, computed and kept in other dtypes."""
+def with_numerics(config: Any, **changes: Any) -> Any:
+    """The same model with other fields of `NumericsConfig`."""
     if isinstance(config, EncoderDecoderConfig):
-        encoder, decoder = (
-            with_dtypes(c, dtype, param_dtype) for c in (config.encoder, config.decoder)
-        )
+        encoder, decoder = (with_numerics(c, **changes) for c in (config.encoder, config.decoder))
         return config.replace(encoder=encoder, decoder=decoder)
-    numerics = dataclasses.replace(config.numerics, dtype=dtype, param_dtype=param_dtype)
-    return config.replace(numerics=numerics)
+    return config.replace(numerics=dataclasses.replace(config.numerics, **changes))
 
 
 def open_gguf(path: Path) -> Checkpoint:
@@ -138,7 +140,8 @@ def _checkpoint(
             f"allowed: at most the model's {config.vocab_size}"
         )
     dtype = stored_dtype(tensors)
-    return Checkpoint(with_dtypes(config, dtype, dtype), tokenizer, rows, tensors)
+    config = with_numerics(config, dtype=dtype, param_dtype=dtype)
+    return Checkpoint(config, tokenizer, rows, tensors)
 
 
 def _config(

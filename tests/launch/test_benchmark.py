@@ -28,7 +28,7 @@ def test_phases_of_a_checkpoint_beside_its_peer(tmp_path):
     (tmp_path / "hub/tokenizer.json").write_text(json.dumps({"version": "1.0", **tokenizer}))
     (tmp_path / "hub/kind.json").unlink()
     checkpoint, output = f"--checkpoint={tmp_path / 'hub'}", tmp_path / "figures.json"
-    flags = [*SIZES, checkpoint, "--peer=transformers", "--noscan_layers", f"--output={output}"]
+    flags = [*SIZES, checkpoint, "--peer=transformers", "--unroll", f"--output={output}"]
     result = run("decode", *flags)
     assert result.returncode == 0, result.stderr
     figures = json.loads(output.read_text())

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import jaxlm
+from jaxlm.model.layouts import unroll_layers
 
 
 def run(launcher, module, *flags, **options):
@@ -33,6 +34,17 @@ def test_convert_keeps_every_bit(converted):
     jax.tree.map(np.testing.assert_array_equal, params, same)
     assert again.config.encoding == model.config.encoding
     assert as_hub.fingerprint == tokenizer.fingerprint
+
+
+def test_layers_apart_say_the_same(converted):
+    workdir, folder = converted
+    model, params, tokenizer = jaxlm.load(workdir)
+    want = jaxlm.generate(model, params, tokenizer, ["it was the"], 8)
+    want_params = unroll_layers(model.config, params)
+    for path in (workdir, folder):
+        model, params, tokenizer = jaxlm.load(path, unroll=True)
+        jax.tree.map(np.testing.assert_array_equal, params, want_params)
+        assert jaxlm.generate(model, params, tokenizer, ["it was the"], 8) == want
 
 
 def test_inspect_tells_what_it_takes(launcher, converted):
