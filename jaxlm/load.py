@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxlm.adapters.lora import adapted_shardings, add_adapters, is_learned, merge_adapters
-from jaxlm.adapters.quantize import quantize_params
+from jaxlm.adapters.quantize import check_kind, quantize_params
 from jaxlm.checkpoints import restore
 from jaxlm.checkpoints.config_file import CONFIG
 from jaxlm.config import build
@@ -104,6 +104,7 @@ def load(
     param_dtype: str | None = None,
     mesh: Mesh | None = None,
     unroll: bool = False,
+    quantize: str | None = None,
 ) -> tuple[Model, Any, Tokenizer]:
     """The model, its parameters and its tokenizer.
 
@@ -122,6 +123,8 @@ def load(
             None: the default device holds them all.
         unroll: layers apart in place of one loop over stacked ones (`jaxlm.model.layouts`): on a
             CPU a token is decoded in half the time, and a program takes longer to compile.
+        quantize: "int8" or "int4": every projection's matrix, the embedding and the head
+            (`jaxlm.adapters.quantize`), after all is loaded; None: as they are.
 
     Returns:
         (model, params, tokenizer); params is a nested dict of arrays.
@@ -130,10 +133,30 @@ def load(
         FileNotFoundError: none of these, a missing file, or no good checkpoint in a workdir.
         ValueError: a damaged file, or an architecture that is not known.
     """
+    if quantize is not None:
+        check_kind(quantize)
     checkpoint = open_foreign(path)
     if checkpoint is not None:
         model, params = checkpoint.read(dtype, param_dtype, mesh, unroll)
-        return model, params, checkpoint.tokenizer
+        tokenizer = checkpoint.tokenizer
+    else:
+        model, params, tokenizer = _load_run(path, step, dtype, param_dtype, mesh)
+        if unroll and model.config.numerics.scan_layers:
+            params = unroll_layers(model.config, params)
+            model = Transformer(with_numerics(model.config, scan_layers=False))
+    if quantize is not None:
+        params = quantize_params(params, quantize, tables=True)
+    return model, params, tokenizer
+
+
+def _load_run(
+    path: str | Path,
+    step: int | None,
+    dtype: str | None,
+    param_dtype: str | None,
+    mesh: Mesh | None,
+) -> tuple[Transformer, Any, Tokenizer]:
+    """`load` of a workdir."""
     folder = run_folder(path)
     restored = restore(folder / CHECKPOINTS, step=step, prefix=("ema", "params"))
     config = ModelConfig.from_dict(restored.metadata["model"])
@@ -151,9 +174,6 @@ def load(
             abstract_params(model),
             parameter_shardings(model, mesh),
         )
-    if unroll and config.numerics.scan_layers:
-        model = Transformer(with_numerics(config, scan_layers=False))
-        params = unroll_layers(config, params)
     return model, params, tokenizer
 
 

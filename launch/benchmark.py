@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxlm
+from jaxlm.adapters.quantize import quantize_params
 from jaxlm.caches.dense import DenseCache
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.decoding import engine
@@ -80,6 +81,9 @@ ENCODING = flags.DEFINE_string(
 DTYPE = flags.DEFINE_string("dtype", "float32", "Of activations.")
 UNROLL = flags.DEFINE_bool(
     "unroll", False, "Layers apart in place of one loop over them; see jaxlm.model.layouts."
+)
+QUANTIZE = flags.DEFINE_enum(
+    "quantize", None, ["int8", "int4"], "decode: matrices, embedding and head in so many bits."
 )
 ROUNDS = flags.DEFINE_integer("rounds", 8, "Repetitions.", lower_bound=1)
 PEER = flags.DEFINE_enum("peer", "", ["", "transformers"], "Measured in turn with us.")
@@ -185,6 +189,8 @@ def decode_work() -> Work:
         model, params, _ = checkpoint()
         if ENCODING.value is not None:
             model = model.with_position_encoding(ENCODING.value)
+    if QUANTIZE.value is not None:
+        params = quantize_params(params, QUANTIZE.value, tables=True)
     rows, new, length = BATCH_SIZE.value, NEW_TOKENS.value, prompt_length()
     shape = (rows, length)
     tokens = jax.random.randint(jax.random.key(1), shape, 0, model.config.vocab_size)
@@ -203,7 +209,10 @@ def decode_work() -> Work:
         assert state.tokens.shape == (rows, new)
         return {"prefill": read - start, "decode": end - read, "generate": end - start}
 
-    weights = matmul_parameters(model.config) * jnp.dtype(model.config.param_dtype).itemsize
+    bits = jnp.finfo(model.config.param_dtype).bits
+    if QUANTIZE.value is not None:
+        bits = jnp.iinfo(QUANTIZE.value).bits
+    weights = matmul_parameters(model.config) * bits / 8
     kept = DenseCache.nbytes_of(model.config, rows, length + new // 2)
     counted = {"prefill": rows * length, "decode": rows * (new - 1), "generate": rows * new}
     reads = {"decode": float((new - 1) * (weights + kept))}

@@ -44,6 +44,9 @@ ENCODING = flags.DEFINE_multi_string(
     [],
     "Encodings to evaluate the parameters under; may be given several times. Default: its own.",
 )
+QUANTIZE = flags.DEFINE_enum(
+    "quantize", None, ["int8", "int4"], "Matrices, embedding and head in so many bits."
+)
 LENGTH = flags.DEFINE_integer(
     "length",
     None,
@@ -107,7 +110,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     with console.clear_errors():
-        model, params, tokenizer = jaxlm.load(CHECKPOINT.value)
+        model, params, tokenizer = jaxlm.load(CHECKPOINT.value, quantize=QUANTIZE.value)
         if not isinstance(model, Transformer):
             raise ValueError(f"checkpoint={CHECKPOINT.value!r}; allowed: no encoder–decoder")
         models = {e: model.with_position_encoding(e) for e in ENCODING.value}

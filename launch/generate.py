@@ -37,6 +37,9 @@ SYSTEM = flags.DEFINE_string("system", None, "With --chat: what it is told befor
 UNROLL = flags.DEFINE_bool(
     "unroll", False, "Layers apart: quicker tokens on a CPU, a later first one."
 )
+QUANTIZE = flags.DEFINE_enum(
+    "quantize", None, ["int8", "int4"], "Matrices, embedding and head in so many bits."
+)
 STREAM = flags.DEFINE_bool("stream", True, "Print a single prompt's text as it is drawn.")
 
 
@@ -60,7 +63,9 @@ def main(argv: list[str]) -> None:
         "seed": SEED.value,
     }
     with console.clear_errors():
-        model, params, tokenizer = jaxlm.load(CHECKPOINT.value, unroll=UNROLL.value)
+        model, params, tokenizer = jaxlm.load(
+            CHECKPOINT.value, unroll=UNROLL.value, quantize=QUANTIZE.value
+        )
         answers = isinstance(model, jaxlm.EncoderDecoder)
         if ENCODING.value is not None and answers:
             given = f"position_encoding={ENCODING.value!r}"

@@ -31,7 +31,7 @@ from jaxlm.model.parameters import (
     parameter_shardings,
 )
 from jaxlm.model.partition import combine
-from jaxlm.model.quantized import SCALE, dequantized
+from jaxlm.model.quantized import scale_name, whole
 from jaxlm.sharding.mesh import parameter_sharding
 
 # Of an adapter, what is learned; its scale is not.
@@ -106,7 +106,7 @@ def add_adapters(model: Model, params: Any, config: AdapterConfig, seed: int = 0
         beside = params
         for name in target.path:
             beside = beside[name]
-        kernel = _float_kernel(beside)
+        kernel = whole(beside, "kernel")
         here = adapters
         for name in target.path:
             here = here.setdefault(name, {})
@@ -128,16 +128,10 @@ def _fresh(target: Target, kernel: Array, config: AdapterConfig, key: Array) -> 
     return lora
 
 
-def _float_kernel(beside: Mapping[str, Any]) -> Array:
-    """A projection's matrix; a quantized one in float32."""
-    kernel = beside["kernel"]
-    return dequantized(kernel, beside[SCALE], beside[SCALE].dtype) if SCALE in beside else kernel
-
-
-def _parts(target: Target, whole: tuple, rank: Any) -> dict[str, tuple]:
+def _parts(target: Target, axes: tuple, rank: Any) -> dict[str, tuple]:
     """What each array of an adapter takes of its kernel's shape, or of its axes' names."""
-    layers, inputs = whole[: target.first], whole[target.first : target.last]
-    outputs = whole[target.last :]
+    layers, inputs = axes[: target.first], axes[target.first : target.last]
+    outputs = axes[target.last :]
     return {
         "a": (*layers, *inputs, rank),
         "b": (*layers, rank, *outputs),
@@ -167,10 +161,10 @@ def adapted_shardings(model: Model, mesh: Mesh | None, like: Any) -> dict[str, A
             here[LORA] = {
                 n: _place(mesh, target, axes[n], x.shape) for n, x in beside[LORA].items()
             }
-        if SCALE in beside:
+        if (scale := scale_name("kernel")) in beside:
             outputs = (None,) * (target.last - target.first)
             spread = (*target.axes[: target.first], *outputs, *target.axes[target.last :])
-            here[SCALE] = _place(mesh, target, spread, beside[SCALE].shape)
+            here[scale] = _place(mesh, target, spread, beside[scale].shape)
     return combine(parameter_shardings(model, mesh), more)
 
 
@@ -195,17 +189,16 @@ def merge_adapters(params: Any) -> dict[str, Any]:
         plain: dict[str, Any] = {
             name: merged(value, (*path, name)) if isinstance(value, Mapping) else value
             for name, value in tree.items()
-            if name not in (LORA, SCALE)
+            if name != LORA and name not in map(scale_name, tree)
         }
-        if SCALE in tree:
-            plain["kernel"] = _float_kernel(tree)
+        plain |= {name: whole(tree, name) for name in tree if scale_name(name) in tree}
         if LORA in tree:
             kernel = plain["kernel"]
             scanned = int("layers" in path)
             n = kernel_inputs(path, kernel.ndim - scanned)
             one = lambda k, lora: adapted_kernel(k, lora, n)  # noqa: E731
-            whole = (jax.vmap(one) if scanned else one)(kernel, tree[LORA])
-            plain["kernel"] = whole.astype(kernel.dtype)
+            made = (jax.vmap(one) if scanned else one)(kernel, tree[LORA])
+            plain["kernel"] = made.astype(kernel.dtype)
         return plain
 
     return merged(params, ())

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxlm.model.low_rank import LORA, add_low_rank
-from jaxlm.model.quantized import SCALE, dequantized
+from jaxlm.model.quantized import contract_quantized, dequantized, scale_name
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -73,9 +73,12 @@ class Projection(nn.Module):
         init = nn.with_logical_partitioning(nn.initializers.normal(std), self.axes)
         kernel = self.param("kernel", init, shape, self.param_dtype)
         n = len(self.inputs)
-        if self.has_variable("params", SCALE):
-            kernel = dequantized(kernel, self.get_variable("params", SCALE), x.dtype)
-        y = contract(x, kernel, n)
+        scale = self.get_variable("params", scale_name("kernel"))
+        if scale is None:
+            y = contract(x, kernel, n)
+        else:
+            y = contract_quantized(x, kernel, scale, tuple(range(n)))
+            kernel = dequantized(kernel, scale, x.dtype)
         if self.has_variable("params", LORA):
             y = add_low_rank(x, y, kernel, self.get_variable("params", LORA), n)
         if self.bias:

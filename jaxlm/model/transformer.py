@@ -23,6 +23,7 @@ from jaxlm.model.head_transform import HeadTransform
 from jaxlm.model.layouts import num_scanned
 from jaxlm.model.moe import MixtureOfExperts
 from jaxlm.model.norms import Norm
+from jaxlm.model.quantized import contract_quantized, dequantized, scale_name
 from jaxlm.positions import PositionEncoding
 from jaxlm.positions.document_lengths import document_lengths
 from jaxlm.positions.lm_infinite import LMInfinite
@@ -170,8 +171,10 @@ class Transformer(nn.Module):
 
         if self.embedding_of is None:
             self.embedding = table("embedding", c.vocab_size, "vocab")
+            self.embedding_scale = self.get_variable("params", scale_name("embedding"))
         else:
             self.embedding = self.embedding_of.embedding
+            self.embedding_scale = self.embedding_of.embedding_scale
         if c.embedding.num_token_types:
             self.token_types = table("token_types", c.embedding.num_token_types, None)
         if c.embedding.norm:
@@ -204,6 +207,7 @@ class Transformer(nn.Module):
                 (c.d_model, c.vocab_size),
                 c.param_dtype,
             )
+            self.head_scale = self.get_variable("params", scale_name("head"))
         if c.embedding.head_bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("vocab",))
             self.head_bias = self.param("head_bias", zeros, (c.vocab_size,), c.param_dtype)
@@ -270,7 +274,11 @@ class Transformer(nn.Module):
         c, encoding = self.config, self.config.encoding
         self._check_given(token_types, source)
         # Gathered rows are cast, not the table: a bfloat16 copy of the whole table costs more.
-        x = self.embedding[tokens].astype(c.dtype)
+        x = self.embedding[tokens]
+        if self.embedding_scale is not None:
+            scale = self.embedding_scale[tokens]
+            x = dequantized(x, scale, scale.dtype)
+        x = x.astype(c.dtype)
         if c.embedding.scale is not None:
             x = x * jnp.asarray(c.embedding.scale, c.dtype)
         if c.embedding.num_token_types:
@@ -325,14 +333,25 @@ class Transformer(nn.Module):
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """float32 logits of hidden states."""
         c, hidden = self.config, self.head_input(hidden)
-        matrix = self.embedding.T if c.embedding.tied else self.head
-        y = jnp.einsum(
-            "btd,dv->btv", hidden, matrix.astype(hidden.dtype), preferred_element_type=jnp.float32
-        )
+        y = self._head(hidden)
         if c.embedding.head_bias:
             y = y + self.head_bias.astype(jnp.float32)[None, None]
         cap = c.embedding.logit_softcap
         return y if cap is None else cap * jnp.tanh(y / cap)
+
+    def _head(self, hidden):
+        if self.config.embedding.tied:
+            matrix, scale, inputs = self.embedding, self.embedding_scale, 1
+        else:
+            matrix, scale, inputs = self.head, self.head_scale, 0
+        if scale is not None:
+            return contract_quantized(hidden.astype(jnp.float32), matrix, scale, (inputs,))
+        return jax.lax.dot_general(
+            hidden,
+            matrix.astype(hidden.dtype),
+            (((2,), (inputs,)), ((), ())),
+            preferred_element_type=jnp.float32,
+        )
 
     @nn.nowrap
     def with_position_encoding(

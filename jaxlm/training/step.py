@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.partition import combine
+from jaxlm.model.quantized import whole
 from jaxlm.model.transformer import Transformer
 from jaxlm.training.config import TrainConfig
 from jaxlm.training.objectives.next_token import LossSpec, LossSums, next_token_loss
@@ -57,7 +58,7 @@ def loss_sums(
         mutable=["losses"],
     )
     hidden = model.apply({"params": params}, hidden, method="head_input")
-    matrix = params["embedding"].T if c.embedding.tied else params["head"]
+    matrix = whole(params, "embedding").T if c.embedding.tied else whole(params, "head")
     loss = next_token_loss_on_tpu if fits(hidden) else next_token_loss
     total, sums = loss(
         spec,

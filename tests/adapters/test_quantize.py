@@ -8,7 +8,10 @@ import pytest
 from jaxlm.adapters.config import AdapterConfig
 from jaxlm.adapters.lora import adapted_shardings, add_adapters, merge_adapters
 from jaxlm.adapters.quantize import BLOCK, quantize_params
+from jaxlm.evaluation.loss import evaluate
+from jaxlm.model.config import EmbeddingConfig
 from jaxlm.model.parameters import init_params
+from jaxlm.model.quantized import MOST_ROWS, contract_quantized
 from jaxlm.model.transformer import Transformer
 from tests.model.configs import small
 
@@ -47,6 +50,10 @@ def test_each_number_is_within_half_a_step_of_its_own(kind):
             assert (np.abs(back - blocks) <= ours[:, None] * 0.5001).all()
 
 
+# Few rows meet an int8 matrix to 1/64,000 of their largest entry, in each of a dozen products.
+ATOL = {"int8": 1e-3, "int4": 1e-4}
+
+
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_the_model_computes_with_the_matrices_put_together(kind):
     quantized = quantize_params(init_params(MODEL), kind)
@@ -55,8 +62,67 @@ def test_the_model_computes_with_the_matrices_put_together(kind):
     assert jax.tree.structure(places) == jax.tree.structure(whole)
     run = jax.jit(lambda p: MODEL.apply({"params": p}, TOKENS)[0])
     # A fresh adapter changes nothing; DoRA divides a length by itself.
-    np.testing.assert_allclose(run(whole), run(merge_adapters(whole)), atol=1e-4)
+    np.testing.assert_allclose(run(whole), run(merge_adapters(whole)), atol=ATOL[kind])
     assert jax.tree.structure(merge_adapters(whole)) == jax.tree.structure(init_params(MODEL))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_tables_are_read_where_they_are_quantized(kind, tied):
+    model = Transformer(MODEL.config.replace(embedding=EmbeddingConfig(tied=tied)))
+    made = quantize_params(init_params(model), kind, tables=True)
+    again = quantize_params(made, kind, tables=True)
+    jax.tree.map(np.testing.assert_array_equal, made, again)
+    assert made["embedding"].dtype == kind
+    assert tied or made["head"].dtype == kind
+    whole = merge_adapters(made)
+    run = jax.jit(lambda p: model.apply({"params": p}, TOKENS)[0])
+    np.testing.assert_allclose(run(made), run(whole), atol=ATOL[kind])
+    tokens, ones = np.asarray(TOKENS), np.ones(TOKENS.shape, np.int32)
+    batch = {"tokens": tokens, "targets": tokens, "positions": ones * np.arange(9, dtype=np.int32)}
+    batch |= {"segment_ids": ones, "loss_weights": ones.astype(np.float32)}
+    a, b = (evaluate(model, p, [batch]).loss for p in (made, whole))
+    np.testing.assert_allclose(a, b, rtol=ATOL[kind])
+
+
+@pytest.mark.parametrize("rows", [1, MOST_ROWS, MOST_ROWS + 1])
+@pytest.mark.parametrize(
+    ("shape", "axes"), [((24, 3, 5), (0,)), ((4, 6, 7), (0, 1)), ((9, 24), (1,))]
+)
+def test_products_with_an_int8_matrix(rows, shape, axes):
+    """Inputs are rounded to 1/508 of 1/127 of the row's largest entry, whatever its size."""
+    rng = np.random.default_rng(rows)
+    matrix = rng.integers(-128, 128, shape).astype(np.int8)
+    scale = rng.uniform(0.1, 2, [1 if i in axes else n for i, n in enumerate(shape)])
+    x = rng.normal(size=(rows, *(shape[i] for i in axes)))
+    x *= 10.0 ** rng.integers(-6, 7, (rows, *[1] * len(axes)))
+    x[0] = 0
+    whole = matrix * scale
+    last = tuple(range(1, x.ndim))
+    want = np.tensordot(x, whole, (last, axes))
+    f32 = [jnp.asarray(a, jnp.float32) for a in (x, scale)]
+    run = lambda x: contract_quantized(x, jnp.asarray(matrix), f32[1], axes)  # noqa: E731
+    unit = np.abs(x).max(last) / 127
+    most = np.abs(whole).sum(axes)[None] * unit.reshape(rows, *[1] * (want.ndim - 1))
+    assert (np.abs(run(f32[0]) - want) <= most * (1 / 508 + 1e-5)).all()
+    dy = rng.normal(size=want.shape)
+    (dx,) = jax.vjp(run, f32[0])[1](jnp.asarray(dy, jnp.float32))
+    outputs = [i for i in range(len(shape)) if i not in axes]
+    dx_want = np.tensordot(dy, whole, (range(1, dy.ndim), outputs))
+    np.testing.assert_allclose(dx, dx_want, rtol=1e-4, atol=1e-3)
+
+
+def test_few_rows_make_no_float_copy_of_an_int8_matrix():
+    matrix, scale = jnp.ones((512, 1024), jnp.int8), jnp.ones((1, 1024))
+    run = jax.jit(lambda x, *w: contract_quantized(x, *w, (0,)))
+    few, many = (
+        run.lower(jnp.ones((rows, 512)), matrix, scale)
+        .compile()
+        .memory_analysis()
+        .temp_size_in_bytes
+        for rows in (2, MOST_ROWS + 1)
+    )
+    assert few < matrix.size / 8 and many >= 4 * matrix.size
 
 
 def test_another_kind_is_refused():
