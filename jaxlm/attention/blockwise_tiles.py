@@ -53,7 +53,10 @@ def choose_tiling(x: AttentionInputs, blocks: Blocks) -> Tiling:
     """Shorter query blocks where many query heads share a kv head, then as many heads as fit."""
     T, S, K = x.q.shape[1], x.k.shape[1], x.k.shape[2]
     heads = x.q.shape[2] // K
-    block_q = min(blocks.queries, max(blocks.rows // heads, SHORTEST), -(-T // 8) * 8)
+    # A power of two, not fewer rows: other blocks leave more of a length to padding, and of key
+    # blocks to the mask.
+    shared = 1 << (-(-blocks.rows // heads) - 1).bit_length()
+    block_q = min(blocks.queries, max(shared, SHORTEST), -(-T // 8) * 8)
     block_k = min(blocks.keys, -(-S // 8) * 8)
     rows = heads * block_q
     fits = [p for p in range(1, K + 1) if K % p == 0 and p * rows <= blocks.rows]
