@@ -131,12 +131,14 @@ def load(
 
     Raises:
         FileNotFoundError: none of these, a missing file, or no good checkpoint in a workdir.
-        ValueError: a damaged file, or an architecture that is not known.
+        ValueError: a damaged file, an architecture that is not known, or a step of no workdir.
     """
     if quantize is not None:
         check_kind(quantize)
     checkpoint = open_foreign(path)
     if checkpoint is not None:
+        if step is not None:
+            raise ValueError(f"step={step}; allowed: None with {path}, which is no workdir")
         model, params = checkpoint.read(dtype, param_dtype, mesh, unroll)
         tokenizer = checkpoint.tokenizer
     else:

@@ -8,13 +8,17 @@ the adapter alone, as a folder that peft loads.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from absl import app, flags
 
 import jaxlm
 from jaxlm.adapters.lora import merge_adapters
 from jaxlm.interop.peft_folder import write_peft_folder
-from jaxlm.interop.write import MAX_SHARD_BYTES, write_hub_folder
-from jaxlm.load import finetune_of
+from jaxlm.interop.write import MAX_SHARD_BYTES, check_writable, write_hub_folder
+from jaxlm.load import finetune_of, open_checkpoint
+from jaxlm.model.config import ModelConfig
+from jaxlm.model.transformer import Transformer
 from launch import console
 
 CHECKPOINT = flags.DEFINE_string(
@@ -42,11 +46,21 @@ MAX_SHARD = flags.DEFINE_integer(
 ADAPTER = flags.DEFINE_bool("adapter", False, "Of a run with one: only the adapter, for peft.")
 
 
+def check_before_loading() -> None:
+    """Raises, before all weights are read, what writing them would raise after."""
+    config, _ = open_checkpoint(CHECKPOINT.value)
+    if ENCODING.value is not None and isinstance(config, ModelConfig):
+        config = Transformer(config).with_position_encoding(ENCODING.value).config
+    check_writable(Path(OUTPUT.value), config, ARCHITECTURE.value)
+
+
 def main(argv: list[str]) -> None:
     """Reads, writes, and says as what."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     with console.clear_errors():
+        if not ADAPTER.value:
+            check_before_loading()
         model, params, tokenizer = jaxlm.load(
             CHECKPOINT.value, STEP.value, param_dtype=PARAM_DTYPE.value
         )

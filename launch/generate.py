@@ -63,6 +63,8 @@ def main(argv: list[str]) -> None:
         "seed": SEED.value,
     }
     with console.clear_errors():
+        if SYSTEM.value is not None and not CHAT.value:
+            raise ValueError(f"system={SYSTEM.value!r} without chat; allowed: with --chat")
         model, params, tokenizer = jaxlm.load(
             CHECKPOINT.value, unroll=UNROLL.value, quantize=QUANTIZE.value
         )

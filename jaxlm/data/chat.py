@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxlm.data.optional import optional
+from jaxlm.data.chat_template import render
 from jaxlm.data.tokenizers import HuggingFace, Tokenizer
 
 Message = Mapping[str, Any]
@@ -28,24 +28,19 @@ def render_chat(
     """
     own, template = _with_template(tokenizer)
     _check(messages)
-    sandbox = optional("jinja2.sandbox", "a chat template")
-    environment = sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-
-    def refuse(message: str) -> None:
-        raise ValueError(f"{tokenizer.name}: the chat template says: {message}")
-
-    environment.globals["raise_exception"] = refuse
-    jinja2 = optional("jinja2", "a chat template")
     try:
-        return environment.from_string(template).render(
-            messages=messages,
-            add_generation_prompt=generate,
-            bos_token=own.special_text("bos_token"),
-            eos_token=own.special_text("eos_token"),
-            **variables,
+        return render(
+            template,
+            {
+                "messages": messages,
+                "add_generation_prompt": generate,
+                "bos_token": own.special_text("bos_token"),
+                "eos_token": own.special_text("eos_token"),
+                **variables,
+            },
         )
-    except jinja2.TemplateError as error:
-        raise ValueError(f"{tokenizer.name}: the chat template fails: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{tokenizer.name}: the chat template {error}") from error
 
 
 def chat_prompt(tokenizer: Tokenizer, messages: Sequence[Message], **variables: Any) -> list[int]:

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from jaxlm.adapters.lora import every_projection, is_learned
-from jaxlm.data.optional import optional
 from jaxlm.interop.family import Family
 from jaxlm.interop.tensors import Place, flatten, places
-from jaxlm.interop.write import describe, write_json
+from jaxlm.interop.write import check_writable, write_json, write_tensors
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.low_rank import LORA
 from jaxlm.model.partition import split
@@ -47,17 +46,14 @@ def write_peft_folder(
         FileExistsError: the folder holds something.
     """
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} holds files; allowed: a folder that is absent or empty")
+    family, _ = check_writable(folder, model.config, architecture)
     if not split(params, is_learned)[0]:
         raise ValueError("params have no adapter; allowed: those of a run with finetune.adapter")
-    family, _ = describe(model.config, architecture)
     if not isinstance(model.config, ModelConfig):
         raise ValueError(f"{family.architectures[0]}; allowed: a decoder")
     tensors, about = _translated(model, family, flatten(params))
     folder.mkdir(parents=True, exist_ok=True)
-    save_file = optional("safetensors.numpy", str(folder)).save_file
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    write_tensors(folder / "adapter_model.safetensors", tensors)
     write_json(folder / "adapter_config.json", about | {"base_model_name_or_path": base})
     return about["target_modules"]
 

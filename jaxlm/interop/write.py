@@ -52,10 +52,8 @@ def write_hub_folder(
             way is named.
         FileExistsError: the folder holds something.
     """
-    family, keys = describe(model.config, architecture)
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} holds files; allowed: a folder that is absent or empty")
+    family, keys = check_writable(folder, model.config, architecture)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder)
     _write_shards(
@@ -76,6 +74,15 @@ def write_hub_folder(
     return family.architectures[0]
 
 
+def check_writable(
+    folder: Path, config: ModelConfig | EncoderDecoderConfig, architecture: str | None
+) -> tuple[Family, dict[str, Any]]:
+    """What `describe` gives, where `write_hub_folder` will write; errors as there."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} holds files; allowed: a folder that is absent or empty")
+    return describe(config, architecture)
+
+
 def describe(
     config: ModelConfig | EncoderDecoderConfig, architecture: str | None
 ) -> tuple[Family, dict[str, Any]]:
@@ -90,13 +97,15 @@ def describe(
             return family, _keys(family, config)
         except ValueError as error:
             raise ValueError(f"{architecture} has no model like this: {error}") from error
-    reasons = []
+    reasons: dict[str, list[str]] = {}
     for family in families.FAMILIES:
         try:
             return family, _keys(family, config)
         except ValueError as error:
-            reasons.append(f"{family.architectures[0]}: {error}")
-    raise ValueError("no architecture of the hub's has a model like this; " + "; ".join(reasons))
+            reasons.setdefault(str(error), []).append(family.architectures[0])
+    usual = sorted(reasons.items(), key=lambda item: -len(item[1]))[:3]
+    text = "; ".join(f"{', '.join(names)}: {error}" for error, names in usual)
+    raise ValueError(f"no architecture of the hub's has a model like this: {text}")
 
 
 def _keys(family: Family, config: ModelConfig | EncoderDecoderConfig) -> dict[str, Any]:
@@ -122,8 +131,7 @@ def _write_shards(
     for i, shard in enumerate(shards):
         name = WHOLE if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"
         tensors = {place.name: _tensor(params, place) for place in shard}
-        save_file = optional("safetensors.numpy", str(folder)).save_file
-        save_file(tensors, folder / name, metadata={"format": "pt"})
+        write_tensors(folder / name, tensors)
         index |= dict.fromkeys(tensors, name)
     if len(shards) > 1:
         write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes)}, "weight_map": index})
@@ -138,6 +146,14 @@ def _tensor(params: dict[str, Array], place: Place) -> np.ndarray:
     """One tensor, on the host."""
     parts = [np.asarray(params[path][place.at]) for path in place.paths]
     return np.ascontiguousarray(place.row.to_theirs(parts))
+
+
+def write_tensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """A safetensors file, which others may read as they may any other file here."""
+    path.touch()
+    mode = path.stat().st_mode
+    optional("safetensors.numpy", str(path)).save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(mode)  # the library leaves it to its owner
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -86,6 +86,15 @@ def test_stop_tokens_are_those_of_generation_config(tmp_path):
     assert jaxlm.load_tokenizer(str(tmp_path / "again")).stop_ids == tokenizer.stop_ids
 
 
+def test_what_transformers_adds_to_jinja():
+    template = (
+        "{% for m in messages %}{% if loop.index > 2 %}{% break %}{% endif %}"
+        "{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+        "{{ {'a': '<é>'} | tojson }}{{ strftime_now('%Y') | length }}"
+    )
+    assert render_chat(make(template), TALK) == 'HelloHi there{"a": "<é>"}4'
+
+
 FORGETS = "{% for m in messages[-1:] %}{{ m.content }}{% endfor %}"
 ESCAPES = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
 
@@ -98,6 +107,7 @@ ESCAPES = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
         (CHATML, [{"content": "x"}], r"messages\[0\]=.*allowed: a mapping with role and content"),
         (CHATML, [{"role": "judge", "content": "x"}], "the chat template says: no role judge"),
         ("{% for %}", TALK, "the chat template fails: "),
+        ("{{ 1 / 0 }}", TALK, "the chat template fails: division by zero"),
         (ESCAPES, TALK, "the chat template fails: .*unsafe"),
         (FORGETS, TALK, "writes turn 1 another way once others follow; allowed: one that only"),
     ],

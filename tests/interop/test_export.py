@@ -123,7 +123,7 @@ def test_dtype_is_kept(dtype, tmp_path):
             "llama",
             "lm_infinite",
             None,
-            r"no architecture.*LlamaForCausalLM: position_encoding=lm_inf",
+            r"no architecture.*LlamaForCausalLM, .*: position_encoding=lm_inf",
         ),
         ("llama", "rope(scaling=ntk(factor=2))", "LlamaForCausalLM", r"allowed: scaling is linear"),
         ("qwen3", None, "LlamaForCausalLM", r"attention.qk_norm='head'; allowed: 'none'"),

@@ -30,6 +30,7 @@ def converted(launcher, reference, tmp_path_factory):
 
 
 def test_convert_keeps_every_bit(converted):
+    assert len({path.stat().st_mode for path in converted[1].iterdir()}) == 1
     (model, params, tokenizer), (again, same, as_hub) = map(jaxlm.load, converted)
     jax.tree.map(np.testing.assert_array_equal, params, same)
     assert again.config.encoding == model.config.encoding
@@ -84,3 +85,27 @@ def test_one_line_for_what_is_not_there(launcher, module, flags, message):
     result = run(launcher, module, *flags)
     assert result.returncode == 1
     assert result.stderr.startswith(message) and result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "flags", "message"),
+    [
+        ("generate", ["--prompt=x", "--system=y"], "error: system='y' without chat; allowed: "),
+        ("convert", ["--output={full}", "--step=7"], "error: {full} holds files; allowed: a fold"),
+        ("convert", ["--output=out", "--step=7"], "error: step=7; allowed: None with {folder}, "),
+        (
+            "convert",
+            ["--output=out", "--position_encoding=lm_infinite"],
+            "error: no architecture of the hub's has a model like this: ",
+        ),
+    ],
+)
+def test_one_line_for_what_does_not_fit(launcher, converted, tmp_path, module, flags, message):
+    _, folder = converted
+    names = {"full": folder, "folder": folder}
+    flags = [f"--checkpoint={folder}", *(flag.format(**names) for flag in flags)]
+    result = run(launcher, module, *flags, cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.startswith(message.format(**names)), result.stderr
+    assert result.stderr.count("\n") == 1 and len(result.stderr) < 1000
+    assert not (tmp_path / "out").exists()
