@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -118,7 +119,10 @@ class Call:
         for edge in band.edges():
             kb = i * band.ratio + edge
 
-            @pl.when(band.exists(kb) & (start <= kb) & (kb < stop))
+            # Blocks beside the queries exist, and without a branch are scheduled with what follows.
+            always = 0 <= edge < band.ratio and self.num_stretches == 1 and not self.segments
+
+            @pl.when(always or band.exists(kb) & (start <= kb) & (kb < stop))
             def _(kb: Any = kb, edge: int = edge) -> None:
                 block(kb, edge * n.block_k)
 
@@ -229,3 +233,22 @@ def wide(x: jax.Array, width: int) -> jax.Array:
     if width <= LANES:
         return x[:, :width]
     return jnp.tile(x, (1, -(-width // LANES)))[:, :width]
+
+
+def fold(x: jax.Array) -> jax.Array:
+    """[rows, width] → [rows, LANES]: the sum over every LANES-th column."""
+    return functools.reduce(
+        jnp.add, (x[:, lane : lane + LANES] for lane in range(0, x.shape[1], LANES))
+    )
+
+
+def as_row(x: jax.Array) -> jax.Array:
+    """[rows, LANES] of equal lanes → [1, rows]: the diagonals, which cost less than turning it."""
+    shape = (LANES, LANES)
+    own = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
+    own = own == jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+    parts = [
+        jnp.where(own, x[row : row + LANES], 0.0).sum(0, keepdims=True)
+        for row in range(0, x.shape[0], LANES)
+    ]
+    return jnp.concatenate(parts, 1)

@@ -10,8 +10,10 @@
 
 Within a block, tiles of `tile_q` × `tile_k` scores are unrolled, so that the compiler's scheduler
 has matrix products of one tile to run beside the exponentials of another: that is where the speed
-comes from. (Where it does not find them by itself, see `Blocks.early`.) The running maximum and sum
-are kept 128 lanes wide, which spares a relayout per tile.
+comes from. (Where it does not find them by itself, see `Blocks.early`.) So too the last steps of a
+query block, and the reset for the next one, stand beside its last tiles, under no condition where
+there need not be one. The running maximum is kept 128 lanes wide, which spares a relayout per tile,
+and each lane keeps a sum of its own, which spares a reduction over lanes.
 """
 
 from __future__ import annotations
@@ -25,7 +27,17 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.flash_attention import bias, fire_tiles, places
-from kernels.flash_attention.call import HIDDEN, LANES, LOG2_E, SUBLANES, Call, Tile, wide
+from kernels.flash_attention.call import (
+    HIDDEN,
+    LANES,
+    LOG2_E,
+    SUBLANES,
+    Call,
+    Tile,
+    as_row,
+    fold,
+    wide,
+)
 from kernels.flash_attention.operands import Arrays, Operands, columns, rows_of
 from kernels.flash_attention.sinks import as_rows, block_number
 
@@ -142,11 +154,13 @@ def kernel(call: Call, names: tuple[str, ...], *refs: Any) -> None:
     b, h, own, j = (pl.program_id(axis) for axis in range(4))
     n, i = call.blocks, call.number(x, own)
 
-    @pl.when(j == 0)
-    def start() -> None:
+    def forget() -> None:
         top[...] = jnp.full_like(top, HIDDEN)
         total[...] = jnp.zeros_like(total)
         acc[...] = jnp.zeros_like(acc)
+
+    # Of a head's first query block; the others find what `finish` leaves.
+    pl.when((own == 0) & (j == 0))(forget)
 
     def add(at: Any, s: jax.Array, values: jax.Array) -> None:
         """Adds keys of scores s, in base 2, to query rows `at`."""
@@ -157,7 +171,7 @@ def kernel(call: Call, names: tuple[str, ...], *refs: Any) -> None:
             p.astype(v.dtype), values, NN, preferred_element_type=jnp.float32
         )
         top[at] = new
-        total[at] = total[at] * shrink + p.sum(1, keepdims=True)
+        total[at] = total[at] * shrink + fold(p)
         acc[at] = acc[at] * wide(shrink, call.head_dim) + value
 
     def work(tiles: list[Tile]) -> None:
@@ -180,14 +194,16 @@ def kernel(call: Call, names: tuple[str, ...], *refs: Any) -> None:
     else:
         places.visit(call, x, b, own, j, work)
 
-    @pl.when(j == call.num_stretches - 1)
+    @pl.when(call.num_stretches == 1 or j == call.num_stretches - 1)
     def finish() -> None:
-        sums = total[...]
-        empty = sums == 0
-        sums = jnp.where(empty, 1.0, sums)
-        x["out"][...] = (acc[...] / wide(sums, call.head_dim)).astype(x["out"].dtype)
+        sums = total[...].sum(1, keepdims=True)
+        factor = pl.reciprocal(jnp.where(sums == 0, 1.0, sums), full_range=False)
+        x["out"][...] = (acc[...] * factor).astype(x["out"].dtype)
+        sums, most = as_row(jnp.broadcast_to(sums, top.shape)), as_row(top[...])
         # exp2 throughout; the log-sum-exp is handed out in base e.
-        x["lse"][...] = jnp.where(empty, HIDDEN, (top[...] + jnp.log2(sums)) / LOG2_E).T[:1]
+        lse = (most + jnp.log2(jnp.where(sums == 0, 1.0, sums))) / LOG2_E
+        x["lse"][...] = jnp.where(sums == 0, HIDDEN, lse)
+        forget()
 
 
 def _scores(

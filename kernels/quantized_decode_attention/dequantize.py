@@ -20,16 +20,20 @@ Letters: R rows, W tokens of a tile, H head dim.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from kernels.chip import target_chip
 from kernels.decode_attention.kernel import NN, NT, dot
 from kernels.decode_attention.softmax import LANES, fold
 from kernels.kv_quantize.in_vmem import load, offset
 from kernels.kv_quantize.layout import scale_and_minimum
+
+# Whose matrix units are as wide as the vectors are; those of later ones are twice as wide.
+NARROW = ("v4", "v5e", "v5p")
 
 
 def dots(q: jax.Array, words: jax.Array, affine: jax.Array, bits: int, group: int) -> jax.Array:
@@ -42,18 +46,21 @@ def dots(q: jax.Array, words: jax.Array, affine: jax.Array, bits: int, group: in
     """
     codes = load(words, bits).astype(q.dtype)
     scale, minimum = scale_and_minimum(affine)
-    wide = q.astype(jnp.float32)
-    groups = LANES // group
-    results = []
-    for chunk in range(codes.shape[0] // LANES):
-        queries, rest = [], []
-        for g in range(chunk * groups, (chunk + 1) * groups):
-            queries.append((wide * scale[g : g + 1]).astype(q.dtype))
-            lost = queries[-1].astype(jnp.float32) * offset(bits)
-            rest.append((wide * minimum[g : g + 1] - lost).sum(1, keepdims=True))
-        keys = codes[chunk * LANES : (chunk + 1) * LANES]
-        stacked = dot(jnp.concatenate(queries), keys, NT)
-        results.append(own_columns(split(stacked, groups), rest, group))
+    wide, R = q.astype(jnp.float32), q.shape[0]
+    groups, results = LANES // group, []
+    tokens = math.gcd(codes.shape[0], LANES if target_chip() in NARROW else 2 * LANES)
+    for start in range(0, codes.shape[0], tokens):
+        of = slice(start // group, (start + tokens) // group)
+        queries = times(wide, scale[of]).astype(q.dtype)
+        lost = queries.astype(jnp.float32) * offset(bits)
+        rest = (times(wide, minimum[of]) - lost).sum(1, keepdims=True)
+        stacked = dot(queries, codes[start : start + tokens], NT)
+        for column, row in zip(
+            range(0, tokens, LANES), range(0, rest.shape[0], groups * R), strict=True
+        ):
+            at = slice(row, row + groups * R)
+            part = stacked[at, column : column + LANES] + rest[at]
+            results.append(own_columns(part, groups, group))
     return jnp.concatenate(results, 1)
 
 
@@ -69,25 +76,23 @@ def weighed(
     """
     codes = load(words, bits).astype(dtype)
     scale, minimum = scale_and_minimum(affine)
-    factors, rest = [], []
-    for g in range(affine.shape[0]):
-        factors.append((p * scale[g : g + 1]).astype(dtype))
-        lost = factors[-1].astype(jnp.float32) * offset(bits)
-        rest.append(fold(p * minimum[g : g + 1] - lost).sum(1, keepdims=True))
-    stacked = dot(jnp.concatenate(factors), codes, NN)
-    return own_columns(split(stacked, len(factors)), rest, group)
+    factors = times(p, scale).astype(dtype)
+    lost = fold(factors.astype(jnp.float32)) * offset(bits)
+    rest = (fold(times(p, minimum)) - lost).sum(1, keepdims=True)
+    return own_columns(dot(factors, codes, NN) + rest, affine.shape[0], group)
 
 
-def split(x: jax.Array, count: int) -> list[jax.Array]:
-    """[count·R, ·] → count arrays [R, ·]."""
-    R = x.shape[0] // count
-    return [x[i * R : (i + 1) * R] for i in range(count)]
+def times(x: jax.Array, rows: jax.Array) -> jax.Array:
+    """x [R, W] times each of `rows` [G, W], one after the other: float32 [G·R, W]."""
+    return jnp.concatenate([x * rows[g : g + 1] for g in range(rows.shape[0])])
 
 
-def own_columns(parts: Sequence[jax.Array], rest: Sequence[jax.Array], group: int) -> jax.Array:
-    """Columns g·group … of part g, plus rest g [R, 1]."""
+def own_columns(stacked: jax.Array, count: int, group: int) -> jax.Array:
+    """[count·R, ·] → [R, ·]: columns g·group … of the g-th R rows."""
+    R = stacked.shape[0] // count
+    parts = [stacked[g * R : (g + 1) * R] for g in range(count)]
     column = jax.lax.broadcasted_iota(jnp.int32, parts[0].shape, 1)
-    result = parts[-1] + rest[-1]
-    for g in reversed(range(len(parts) - 1)):
-        result = jnp.where(column < (g + 1) * group, parts[g] + rest[g], result)
+    result = parts[-1]
+    for g in reversed(range(count - 1)):
+        result = jnp.where(column < (g + 1) * group, parts[g], result)
     return result
