@@ -60,7 +60,7 @@ def test_it_learns_on_a_mesh_what_it_learns_on_one_device_and_is_converted(
     assert len(losses[0]) == STEPS
     # float32 sums in another order, over four steps
     np.testing.assert_allclose(*losses, rtol=1e-4)
-    assert json.loads((four / "config.json").read_text())["frozen"]
+    assert json.loads((four / "config.json").read_text())["base"]
 
     run(launcher, "convert", f"--checkpoint={four}", f"--output={tmp_path / 'merged'}")
     said = run(
