@@ -103,9 +103,8 @@ def test_stop_tokens_are_those_of_generation_config(tmp_path):
 
 
 FORGETS = "{% for m in messages[-1:] %}{{ m.content }}{% endfor %}"
-# As many chat models': a first message is looked at, and one is there by default.
-LOOKS = "{{ messages[0].role.upper() }}" + CHATML
-DEFAULT = "{% if messages[0].role != 'system' %}{{ messages | length }}{% endif %}" + CHATML
+LOOKS = "{{ messages[0].role }}" + CHATML
+COUNTS = "{{ messages | length }}" + CHATML
 ESCAPES = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
 
 
@@ -118,8 +117,8 @@ ESCAPES = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
         (CHATML, [{"role": "judge", "content": "x"}], "the chat template says: no role judge"),
         ("{% for %}", TALK, "the chat template fails: "),
         (ESCAPES, TALK, "the chat template fails: .*unsafe"),
-        (LOOKS, TALK[1:], r"messages\[0\] is the assistant's.*\(.*'role'\); allowed: a system's"),
-        (DEFAULT, TALK[1:2], r"messages\[0\] is the assistant's.*opens otherwise.*; allowed: a sy"),
+        (LOOKS, TALK[1:], r"messages\[0\] is the assistant's.*no element 0\); allowed: a system's"),
+        (COUNTS, TALK[1:2], r"messages\[0\] is the assistant's.*opens otherwise.*; allowed: a sy"),
         (FORGETS, TALK, "writes turn 1 another way once others follow; allowed: one that only"),
     ],
 )
