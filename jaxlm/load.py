@@ -21,7 +21,7 @@ from jaxlm.interop.read import Checkpoint, open_gguf, open_hub_folder, with_nume
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.encoder_decoder import EncoderDecoderConfig
 from jaxlm.model.layouts import unroll_layers
-from jaxlm.model.parameters import Model, abstract_params, parameter_shardings
+from jaxlm.model.parameters import Model, abstract_params, model_of, parameter_shardings
 from jaxlm.model.partition import combine, split
 from jaxlm.model.transformer import Transformer
 from jaxlm.training.finetune import FinetuneConfig
@@ -237,17 +237,35 @@ def fresh_adapter(
     Raises:
         ValueError: the adapter's targets fit no projection.
     """
-    adapter = config.adapter
-    assert adapter is not None
 
     def added(params: Any) -> Any:
-        params = jax.tree.map(lambda x, like: x.astype(like.dtype), params, abstract_params(model))
-        params = params if config.quantize is None else quantize_params(params, config.quantize)
-        return add_adapters(model, params, adapter, seed)
+        return _with_adapter(model, params, config, seed)
 
     params = merge_adapters(params)
     places = adapted_shardings(model, mesh, jax.eval_shape(added, params))
     return jax.jit(added, out_shardings=places, donate_argnums=0)(params)
+
+
+def _with_adapter(model: Transformer, params: Any, config: FinetuneConfig, seed: int) -> Any:
+    """Plain parameters as they are kept below an adapter, and a fresh one."""
+    assert config.adapter is not None
+    params = jax.tree.map(lambda x, like: x.astype(like.dtype), params, abstract_params(model))
+    params = params if config.quantize is None else quantize_params(params, config.quantize)
+    return add_adapters(model, params, config.adapter, seed)
+
+
+def loaded_shapes(path: str | Path) -> Any:
+    """Shapes and dtypes of the parameters that `load` gives, which are not read.
+
+    Raises:
+        FileNotFoundError: nothing to load is there.
+        ValueError: a damaged file, or an architecture that is not known.
+    """
+    model, finetune = model_of(load_config(path)), finetune_of(path)
+    plain = abstract_params(model)
+    if finetune.adapter is None or not isinstance(model, Transformer):
+        return plain
+    return jax.eval_shape(lambda params: _with_adapter(model, params, finetune, 0), plain)
 
 
 def _adapted(

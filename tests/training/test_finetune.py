@@ -21,6 +21,8 @@ from jaxlm.checkpoints import (
 )
 from jaxlm.checkpoints.config_file import CONFIG
 from jaxlm.checkpoints.layout import step_folder
+from jaxlm.load import loaded_shapes
+from jaxlm.model.parameters import size_by_part
 from jaxlm.model.partition import split
 from jaxlm.training.finetune import FinetuneConfig
 from jaxlm.training.metrics import read_metrics
@@ -141,6 +143,13 @@ def test_all_parameters_and_another_encoding(texts, base, tmp_path):
 def test_an_adapter_of_a_quantized_model(texts, base, tmp_path):
     run = finetuned(texts, base, steps=2, adapter=LORA, quantize="int4")
     result = train_tiny(run, tmp_path, texts / "cache")
+    kept = [(x.shape, x.dtype) for x in jax.tree.leaves(result.params)]
+    assert [(x.shape, x.dtype) for x in jax.tree.leaves(loaded_shapes(tmp_path))] == kept
+    sizes = size_by_part(result.params)
+    count, num_bytes = sizes["attention"]
+    # A matrix in 4 bits with float32 scales, which are not many.
+    assert count / 2 < num_bytes < count
+    assert sizes["adapter"][0] == jaxlm.count_params(result.state.params) + 14
     assert "int4" in {x.dtype.name for x in jax.tree.leaves(result.frozen)}
     _, params, _ = jaxlm.load(tmp_path)
     for x, y in zip(jax.tree.leaves(params), jax.tree.leaves(result.params), strict=True):
