@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 
 from jaxlm.adapters.lora import adapted_shardings, add_adapters, is_learned, merge_adapters
 from jaxlm.adapters.quantize import check_kind, quantize_params
-from jaxlm.checkpoints import restore
-from jaxlm.checkpoints.config_file import CONFIG
+from jaxlm.checkpoints import restore, tree_digest
+from jaxlm.checkpoints.config_file import CONFIG, saved_config
+from jaxlm.checkpoints.restore import Restored
 from jaxlm.config import build
 from jaxlm.data.tokenizers import Tokenizer, load_tokenizer
 from jaxlm.interop.hub import fetch, is_hub_name
@@ -20,7 +21,7 @@ from jaxlm.interop.read import Checkpoint, open_gguf, open_hub_folder, with_nume
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.encoder_decoder import EncoderDecoderConfig
 from jaxlm.model.layouts import unroll_layers
-from jaxlm.model.parameters import Model, abstract_params, parameter_shardings
+from jaxlm.model.parameters import Model, abstract_params, model_of, parameter_shardings
 from jaxlm.model.partition import combine, split
 from jaxlm.model.transformer import Transformer
 from jaxlm.training.finetune import FinetuneConfig
@@ -109,8 +110,8 @@ def load(
     """The model, its parameters and its tokenizer.
 
     A run that kept an average of its parameters (`train.ema_decay`) gives that average. A run that
-    learned an adapter gives the checkpoint it began with, which must still be there, and the
-    adapter beside it; `jaxlm.adapters.merge_adapters` makes them one.
+    learned an adapter gives the checkpoint it began with, which must still be there and be what it
+    was, and the adapter beside it; `jaxlm.adapters.merge_adapters` makes them one.
 
     Args:
         path: the workdir of a run, or of a comparison (its first run is loaded); a Hugging Face
@@ -131,7 +132,8 @@ def load(
 
     Raises:
         FileNotFoundError: none of these, a missing file, or no good checkpoint in a workdir.
-        ValueError: a damaged file, an architecture that is not known, or a step of no workdir.
+        ValueError: a damaged file, an architecture that is not known, a step of no workdir, or an
+            adapter whose checkpoint has changed.
     """
     if quantize is not None:
         check_kind(quantize)
@@ -161,14 +163,14 @@ def _load_run(
     """`load` of a workdir."""
     folder = run_folder(path)
     restored = restore(folder / CHECKPOINTS, step=step, prefix=("ema", "params"))
-    config = ModelConfig.from_dict(restored.metadata["model"])
+    own = config = ModelConfig.from_dict(restored.metadata["model"])
     dtypes = {"dtype": dtype, "param_dtype": param_dtype}
     config = with_numerics(config, **{n: value for n, value in dtypes.items() if value is not None})
     model = Transformer(config)
     tokenizer = load_tokenizer(str(restored.folder / TOKENIZER))
     finetune = build(FinetuneConfig, restored.metadata.get("finetune") or {}, "finetune")
     if finetune.adapter is not None:
-        params = _adapted(model, finetune, mesh, restored.state)
+        params = _adapted(model, Transformer(own), finetune, mesh, restored)
     else:
         params = jax.tree.map(
             lambda x, like, place: jax.device_put(x.astype(like.dtype), place),
@@ -183,47 +185,111 @@ def finetune_of(path: str | Path) -> FinetuneConfig:
     """What a run's workdir says that it began with; `checkpoint` is None for all else."""
     if not is_workdir(Path(path)):
         return FinetuneConfig()
-    settings = json.loads((run_folder(path) / CONFIG).read_text())
+    return saved_finetune(run_folder(path))
+
+
+def saved_finetune(workdir: Path) -> FinetuneConfig:
+    """The same of a folder that may hold no checkpoint yet, or no run."""
+    settings = saved_config(workdir) or {}
     return build(FinetuneConfig, settings.get("finetune") or {}, "finetune")
 
 
+def newest_step(path: str | Path) -> int | None:
+    """The step that `load` takes of a workdir, where none is named; None: it is no workdir.
+
+    Raises:
+        FileNotFoundError: there is no good one.
+    """
+    if not is_workdir(Path(path)):
+        return None
+    return restore(run_folder(path) / CHECKPOINTS, prefix=("ema", "params")).step
+
+
+def base_params(model: Model, config: FinetuneConfig, mesh: Mesh | None) -> Any:
+    """The checkpoint's parameters in the model's dtype, with an adapter beside them if it has one.
+
+    Raises:
+        FileNotFoundError: the checkpoint is not there.
+    """
+    assert config.checkpoint is not None
+    dtype = model.config.numerics.param_dtype
+    return load(config.checkpoint, config.step, param_dtype=dtype, mesh=mesh)[1]
+
+
+def base_digest(params: Any) -> str:
+    """SHA-256 of what `base_params` gives.
+
+    Merged or quantized, they would differ between devices in how they are rounded.
+    """
+    return tree_digest(params)["whole"]
+
+
 def fresh_adapter(
-    model: Transformer, config: FinetuneConfig, mesh: Mesh | None, seed: int = 0
+    model: Transformer, params: Any, config: FinetuneConfig, mesh: Mesh | None, seed: int = 0
 ) -> Any:
     """The parameters that a run with an adapter begins with.
 
     Args:
-        model: the checkpoint's, or one with the same parameters.
-        config: checkpoint and adapter.
+        model: the checkpoint's, or one with the same parameters, in whose dtype they become.
+        params: what `base_params` gives; not usable afterwards.
+        config: its adapter and its quantization.
         mesh: as in `load`.
         seed: of the adapter.
 
     Raises:
-        FileNotFoundError: the checkpoint is not there.
         ValueError: the adapter's targets fit no projection.
     """
-    adapter = config.adapter
-    assert adapter is not None
 
     def added(params: Any) -> Any:
-        params = params if config.quantize is None else quantize_params(params, config.quantize)
-        return add_adapters(model, params, adapter, seed)
+        return _with_adapter(model, params, config, seed)
 
-    params = base_params(model, config, mesh)
+    params = merge_adapters(params)
     places = adapted_shardings(model, mesh, jax.eval_shape(added, params))
     return jax.jit(added, out_shardings=places, donate_argnums=0)(params)
 
 
-def base_params(model: Transformer, config: FinetuneConfig, mesh: Mesh | None) -> Any:
-    """The checkpoint's parameters in the model's dtype; an adapter of it is merged."""
-    assert config.checkpoint is not None
-    dtype = model.config.numerics.param_dtype
-    _, params, _ = load(config.checkpoint, config.step, param_dtype=dtype, mesh=mesh)
-    return merge_adapters(params)
+def _with_adapter(model: Transformer, params: Any, config: FinetuneConfig, seed: int) -> Any:
+    """Plain parameters as they are kept below an adapter, and a fresh one."""
+    assert config.adapter is not None
+    params = jax.tree.map(lambda x, like: x.astype(like.dtype), params, abstract_params(model))
+    params = params if config.quantize is None else quantize_params(params, config.quantize)
+    return add_adapters(model, params, config.adapter, seed)
 
 
-def _adapted(model: Transformer, config: FinetuneConfig, mesh: Mesh | None, learned: Any) -> Any:
-    """A run's adapter on what it adapts."""
-    fresh, frozen = split(fresh_adapter(model, config, mesh), is_learned)
-    placed = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), learned, fresh)
-    return combine(frozen, placed)
+def loaded_shapes(path: str | Path) -> Any:
+    """Shapes and dtypes of the parameters that `load` gives, which are not read.
+
+    Raises:
+        FileNotFoundError: nothing to load is there.
+        ValueError: a damaged file, or an architecture that is not known.
+    """
+    model, finetune = model_of(load_config(path)), finetune_of(path)
+    plain = abstract_params(model)
+    if finetune.adapter is None or not isinstance(model, Transformer):
+        return plain
+    return jax.eval_shape(lambda params: _with_adapter(model, params, finetune, 0), plain)
+
+
+def _adapted(
+    model: Transformer,
+    own: Transformer,
+    config: FinetuneConfig,
+    mesh: Mesh | None,
+    restored: Restored,
+) -> Any:
+    """A run's adapter on what it adapts; `own` is the run's model, in the dtype it learned in.
+
+    Raises:
+        ValueError: what the checkpoint's path leads to is not what the adapter was learned on.
+    """
+    params = base_params(own, config, mesh)
+    digest, wanted = base_digest(params), restored.metadata.get("base")
+    if wanted not in (None, digest):
+        at = "" if config.step is None else f" of step {config.step}"
+        raise ValueError(
+            f"finetune: checkpoint={config.checkpoint!r}{at} has the digest {digest}; allowed: "
+            f"{wanted}, as when the adapter was learned"
+        )
+    fresh, frozen = split(fresh_adapter(model, params, config, mesh), is_learned)
+    learned = jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), restored.state, fresh)
+    return combine(frozen, learned)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
+import jax
 from absl import logging
 from rich.console import Console
 from rich.table import Table
@@ -57,6 +58,12 @@ def clear_errors() -> Iterator[None]:
     except EXPLAINED as error:
         logging.debug("raised here:", exc_info=True)
         print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        logging.debug("raised here:", exc_info=True)
+        print(f"error: not enough memory: {str(error).splitlines()[0]}", file=sys.stderr)
         raise SystemExit(1) from error
     except KeyboardInterrupt as error:
         print("\ninterrupted; the same command goes on from what is saved", file=sys.stderr)

@@ -44,6 +44,12 @@ MAX_SHARD = flags.DEFINE_integer(
     "max_shard_bytes", MAX_SHARD_BYTES, "Of one safetensors file.", lower_bound=1
 )
 ADAPTER = flags.DEFINE_bool("adapter", False, "Of a run with one: only the adapter, for peft.")
+BASE = flags.DEFINE_string(
+    "base",
+    None,
+    "With --adapter: the folder or owner/name that peft is to put it on, such as the model that a "
+    "GGUF file was made from. Default: the checkpoint that the run began with.",
+)
 
 
 def check_before_loading() -> None:
@@ -59,6 +65,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     with console.clear_errors():
+        if BASE.value is not None and not ADAPTER.value:
+            raise ValueError(f"base={BASE.value!r}; allowed: only with --adapter")
         if not ADAPTER.value:
             check_before_loading()
         model, params, tokenizer = jaxlm.load(
@@ -67,8 +75,11 @@ def main(argv: list[str]) -> None:
         if ENCODING.value is not None:
             model = model.with_position_encoding(ENCODING.value)
         if ADAPTER.value:
-            base = finetune_of(CHECKPOINT.value).checkpoint or CHECKPOINT.value
-            modules = write_peft_folder(OUTPUT.value, model, params, base, ARCHITECTURE.value)
+            began = finetune_of(CHECKPOINT.value)
+            base = BASE.value or began.checkpoint or CHECKPOINT.value
+            modules = write_peft_folder(
+                OUTPUT.value, model, params, began.adapter, base, ARCHITECTURE.value
+            )
             print(f"{OUTPUT.value}: an adapter of {', '.join(modules)} of {base}")
             return
         params = merge_adapters(params)

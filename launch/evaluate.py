@@ -63,7 +63,10 @@ WINDOWS = flags.DEFINE_integer(
     lower_bound=1,
 )
 HELD_OUT = flags.DEFINE_bool(
-    "held_out", True, "Measure the whole text too, in rows of the model's context length."
+    "held_out",
+    True,
+    "Measure the whole text too, in rows of the model's context length, at most "
+    f"{MOST_TOKENS} tokens.",
 )
 BATCH_SIZE = flags.DEFINE_integer(
     "batch_size",
@@ -90,8 +93,14 @@ def possible_length(models: Iterable[Transformer], tokenizer: Tokenizer) -> int:
 def measure_held_out(
     models: Mapping[str, Transformer], params: Any, tokenizer: Tokenizer, folder: Path
 ) -> dict[str, HeldOut]:
-    """Loss on all of the texts, in rows of the context length."""
+    """Loss on all of the texts, in rows of the context length, or of less that holds the longest.
+
+    A context length is what a file says: rows of 2,000,000,000 tokens would not be made.
+    """
     context = next(iter(models.values())).config.context_length
+    # A start and an end token come to a text.
+    holds = max(longest_window(text, tokenizer) for text in TEXT.value) + 2
+    context = min(context, holds, MOST_TOKENS)
     rows = BATCH_SIZE.value or max(1, min(MOST_ROWS, MOST_TOKENS // context))
     packed = [
         held_out_batches(text, tokenizer, context, rows, folder / "data") for text in TEXT.value
@@ -110,6 +119,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     with console.clear_errors():
+        folder = results_folder(CHECKPOINT.value, OUTPUT.value)
         model, params, tokenizer = jaxlm.load(CHECKPOINT.value, quantize=QUANTIZE.value)
         if not isinstance(model, Transformer):
             raise ValueError(f"checkpoint={CHECKPOINT.value!r}; allowed: no encoder–decoder")
@@ -122,7 +132,6 @@ def main(argv: list[str]) -> None:
         )
         for one in models.values():  # before the first of them is measured, which may take hours
             check_windows(one, windows)
-        folder = results_folder(CHECKPOINT.value, OUTPUT.value)
         held_out = {}
         if HELD_OUT.value:
             held_out = measure_held_out(models, params, tokenizer, folder)
@@ -133,7 +142,8 @@ def main(argv: list[str]) -> None:
             curves[name] = jaxlm.evaluate_loss_by_position(
                 one, params, windows, BUCKET.value, track=track
             )
-            write_results(folder / "evaluation.json", held_out, curves)  # each may have taken hours
+            # Each may have taken hours.
+            write_results(folder / "evaluation.json", held_out, curves, CHECKPOINT.value)
         console.print_loss_by_position(curves, model.config.context_length)
         draw_loss_by_position(curves, model.config.context_length, folder / "evaluation.png")
         print(f"{folder}/evaluation.json, {folder}/evaluation.png")

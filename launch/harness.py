@@ -51,6 +51,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     with console.clear_errors():
+        folder = results_folder(CHECKPOINT.value, OUTPUT.value)
         lm_eval = optional("lm_eval", "launch.harness", "harness")
         tasks = optional("lm_eval.tasks", "launch.harness", "harness")
         utils = optional("lm_eval.utils", "launch.harness", "harness")
@@ -63,9 +64,9 @@ def main(argv: list[str]) -> None:
             raise ValueError(f"checkpoint={CHECKPOINT.value!r}; allowed: no encoder–decoder")
         if ENCODING.value is not None:
             model = model.with_position_encoding(ENCODING.value)
-        folder = results_folder(CHECKPOINT.value, OUTPUT.value)
+        asked = harness_model(model, params, tokenizer, BATCH_SIZE.value, MAX_LENGTH.value)
         results = lm_eval.simple_evaluate(
-            harness_model(model, params, tokenizer, BATCH_SIZE.value, MAX_LENGTH.value),
+            asked,
             tasks=TASKS.value,
             num_fewshot=NUM_FEWSHOT.value,
             limit=LIMIT.value,
@@ -73,8 +74,14 @@ def main(argv: list[str]) -> None:
             log_samples=False,
             task_manager=manager,
         )
+        results["config"] |= {
+            "checkpoint": CHECKPOINT.value,
+            "position_encoding": str(model.config.encoding),
+            "max_length": asked.max_length,
+        }
         print(utils.make_table(results))
         text = json.dumps(results, indent=1, default=utils.handle_non_serializable)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "harness.json").write_text(text + "\n")
         print(f"{folder}/harness.json")
 

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxlm.caches.dense import DenseCache
-from jaxlm.load import load_config
+from jaxlm.load import load_config, loaded_shapes
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.encoder_decoder import EncoderDecoderConfig
-from jaxlm.model.parameters import count_by_part, model_of
+from jaxlm.model.parameters import size_by_part
 from launch import console
 
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Sequences decoded at a time.", lower_bound=1)
@@ -78,17 +78,17 @@ def main(argv: list[str]) -> None:
             for name, text in architecture(own).items():
                 tables[-1].add_row(name, text)
         parts = Table("part", "parameters", "share", "memory", title="Parameters")
-        itemsize, counts = own.param_dtype.itemsize, count_by_part(model_of(config))
-        total = sum(counts.values())
-        for name, count in (counts | {"all": total}).items():
-            parts.add_row(name, f"{count:,}", f"{count / total:.1%}", mebibytes(count * itemsize))
+        sizes = size_by_part(loaded_shapes(argv[1]))
+        total, num_bytes = map(sum, zip(*sizes.values(), strict=True))
+        for name, (count, kept) in (sizes | {"all": (total, num_bytes)}).items():
+            parts.add_row(name, f"{count:,}", f"{count / total:.1%}", mebibytes(kept))
         tables.append(parts)
         length = LENGTH.value or own.context_length
         title = f"Memory to decode {BATCH_SIZE.value} × {length:,} tokens"
         caches = Table("cache", "keys and values", "with parameters", title=title)
         if not own.sees_ahead:
             for name, size in memory(own, BATCH_SIZE.value, length).items():
-                caches.add_row(name, mebibytes(size), mebibytes(size + total * itemsize))
+                caches.add_row(name, mebibytes(size), mebibytes(size + num_bytes))
             tables.append(caches)
         for table in tables:
             Console(markup=False, emoji=False).print(table)

@@ -118,4 +118,5 @@ class DenseCache:
     @classmethod
     def nbytes_of(cls, config: ModelConfig, batch: int, capacity: int) -> int:
         """Bytes of keys and values that `init` would take."""
-        return jax.eval_shape(lambda: cls.init(config, batch, capacity)).nbytes
+        numbers = batch * config.num_kv_heads * capacity * config.head_dim
+        return 2 * sum(stack_sizes(config)) * numbers * config.dtype.itemsize

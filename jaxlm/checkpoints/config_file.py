@@ -32,7 +32,7 @@ def check_config(
         ConfigMismatchError: another config, and allow_change is False.
         ValueError: config.json is there but unreadable.
     """
-    saved = _saved(Path(workdir) / CONFIG)
+    saved = saved_config(workdir)
     lines = [] if saved is None else differences(json.loads(_text_of(config)), saved)
     if lines and not allow_change:
         raise _mismatch(workdir, lines)
@@ -62,14 +62,20 @@ def check_known_config(workdir: str | os.PathLike[str], config: Mapping[str, Any
         ConfigMismatchError: another config.
         ValueError: config.json is there but unreadable.
     """
-    saved = _saved(Path(workdir) / CONFIG)
+    saved = saved_config(workdir)
     known = json.loads(json.dumps(dict(config)))
     lines = [] if saved is None else differences(known, _restricted(saved, known))
     if lines:
         raise _mismatch(workdir, lines)
 
 
-def _saved(path: Path) -> Any:
+def saved_config(workdir: str | os.PathLike[str]) -> Any:
+    """What config.json of a workdir says; None: there is none.
+
+    Raises:
+        ValueError: it is there but unreadable.
+    """
+    path = Path(workdir) / CONFIG
     if not path.exists():
         return None
     try:

@@ -26,8 +26,18 @@ def render_chat(
     Raises:
         ValueError: the tokenizer has no template, or the template refuses the messages.
     """
-    own, template = _with_template(tokenizer)
     _check(messages)
+    return _render(tokenizer, messages, generate, variables)
+
+
+def _render(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    generate: bool,
+    variables: Mapping[str, Any],
+) -> str:
+    """`render_chat` of messages that may be none."""
+    own, template = _with_template(tokenizer)
     try:
         return render(
             template,
@@ -65,15 +75,20 @@ def chat_example(
     turn is added to the conversation so far and its opening.
 
     Raises:
-        ValueError: as `render_chat`; the template changes earlier turns when a later one comes.
+        ValueError: as `render_chat`; the template changes earlier turns when a later one comes, or
+            can't say what comes before an assistant who speaks first.
     """
     text = render_chat(tokenizer, messages, generate=False, **variables)
     spans = []
     for i, message in enumerate(messages):
         if message["role"] != ASSISTANT:
             continue
-        before = render_chat(tokenizer, messages[:i], generate=True, **variables)
+        before = _before(tokenizer, messages[:i], variables)
         after = render_chat(tokenizer, messages[: i + 1], generate=False, **variables)
+        if i == 0 and not after.startswith(before):
+            raise ValueError(
+                _SPEAKS_FIRST.format(name=tokenizer.name, reason="it opens otherwise with none")
+            )
         if not (text.startswith(after) and after.startswith(before)):
             raise ValueError(
                 f"{tokenizer.name}: the chat template writes turn {i} another way once others "
@@ -83,6 +98,22 @@ def chat_example(
     tokens = _with_template(tokenizer)[0].encode_special(text)
     learned = [any(a <= start < b for a, b in spans) for _, start in tokens]
     return [i for i, _ in tokens], learned
+
+
+_SPEAKS_FIRST = (
+    "{name}: messages[0] is the assistant's, and the chat template does not say what comes before "
+    "it ({reason}); allowed: a system's or user's turn first"
+)
+
+
+def _before(tokenizer: Tokenizer, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
+    """What the assistant's answer to the messages is put after; there may be none."""
+    try:
+        return _render(tokenizer, messages, True, variables)
+    except ValueError as error:
+        if messages:
+            raise
+        raise ValueError(_SPEAKS_FIRST.format(name=tokenizer.name, reason=error)) from error
 
 
 def _with_template(tokenizer: Tokenizer) -> tuple[HuggingFace, str]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxlm.data.chat import ASSISTANT
 from jaxlm.data.files import open_binary
 from jaxlm.data.optional import optional
 from jaxlm.data.zstd import ZstdReader
@@ -108,7 +109,7 @@ def _has_field(names: Iterable[str], where: str, field: str) -> None:
         raise ValueError(f"{where}: text_field={field!r}; allowed: {', '.join(names)}")
 
 
-def _json_objects(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def json_objects(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where it is, a JSON object) of every line."""
     with _unpacked(path) as file:
         for number, line in enumerate(file, 1):
@@ -127,7 +128,7 @@ def _json_objects(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def read_jsonl(path: str, field: str) -> Iterator[str]:
     """A JSON object a line, also .gz or .zst."""
-    for where, record in _json_objects(path):
+    for where, record in json_objects(path):
         _has_field(record, where, field)
         yield _string(record[field], where, field)
 
@@ -148,16 +149,20 @@ def _messages(record: dict[str, Any], where: str, field: str) -> list[dict[str, 
 def read_chat(path: str, field: str) -> Iterator[str]:
     """A conversation a line, {"messages": [{"role": "user", "content": "…"}, …]}, as JSON."""
     del field
-    for where, record in _json_objects(path):
+    for where, record in json_objects(path):
         yield json.dumps(_messages(record, where, "messages"), ensure_ascii=False)
 
 
 def read_preference(path: str, field: str) -> Iterator[str]:
     """A line {"prompt": […], "chosen": […], "rejected": […]}, messages each, as JSON."""
     del field
-    for where, record in _json_objects(path):
+    for where, record in json_objects(path):
         parts = ("prompt", "chosen", "rejected")
         found = {name: _messages(record, where, name) for name in parts}
+        for name in ("chosen", "rejected"):
+            last = found[name][-1]["role"]
+            if last != ASSISTANT:
+                raise ValueError(f"{where}: {name} ends with role={last!r}; allowed: {ASSISTANT!r}")
         yield json.dumps(found, ensure_ascii=False)
 
 

@@ -79,10 +79,10 @@ def pack(starts: Int[np.ndarray, "P"], lengths: Int[np.ndarray, "P"], row_length
     return Packing(offsets, starts[by_row], lengths[by_row])
 
 
-def pack_pairs(document_lengths: Int[np.ndarray, "D"], row_length: int) -> Packing:
+def pack_pairs(document_lengths: Int[np.ndarray, "D"], row_length: int, where: str) -> Packing:
     """Documents 0 and 1, 2 and 3, …, each pair within one row, side by side.
 
-    A pair longer than a row is left out, with a warning that counts them.
+    A pair longer than a row is left out, with a warning that counts them; `where` they are from.
 
     Raises:
         ValueError: all are longer.
@@ -92,11 +92,11 @@ def pack_pairs(document_lengths: Int[np.ndarray, "D"], row_length: int) -> Packi
     fits = predictions.sum(1) <= row_length
     if not fits.any():
         raise ValueError(
-            f"row_length={row_length}; allowed: at least {predictions.sum(1).min()}, which is the "
-            "shortest pair"
+            f"{where}: data.sequence_length={row_length}; allowed: at least "
+            f"{predictions.sum(1).min()}, the tokens of the shortest pair"
         )
     if not fits.all():
-        logging.warning("%d of %d pairs are longer than a row", (~fits).sum(), len(fits))
+        logging.warning("%s: %d of %d pairs are longer than a row", where, (~fits).sum(), len(fits))
     first = starts.reshape(-1, 2)[fits]
     both = pack(first[:, 0], predictions[fits].sum(1), row_length)
     # Each pair is found by where its first document starts.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
+import itertools
 import json
 import sysconfig
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from jaxlm.data.config import SourceConfig
 from jaxlm.data.files import file_digest, find, is_address
-from jaxlm.data.formats import FORMATS, LOCAL_FORMATS, SUFFIXES, is_datasets_folder
+from jaxlm.data.formats import FORMATS, LOCAL_FORMATS, SUFFIXES, is_datasets_folder, json_objects
 from jaxlm.data.locks import exclusive
 
 BUILTIN = {
@@ -109,6 +110,12 @@ def documents(source: SourceConfig) -> Iterator[str]:
             raise ValueError(f"{path} is empty; allowed: a file with text")
     if not found:
         raise ValueError(f"source {source.path!r} is empty; allowed: at least one file with text")
+
+
+def line_of(source: SourceConfig, number: int) -> str:
+    """File and line of a conversation, or of a pair of answers, by its number in `documents`."""
+    lines = (where for path, _ in files(source) for where, _ in json_objects(path))
+    return next(itertools.islice(lines, number, None))
 
 
 def source_digest(source: SourceConfig, cache: Path) -> str:

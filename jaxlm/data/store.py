@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +20,15 @@ from jaxlm.data.chat import ASSISTANT, chat_example, chat_prompt
 from jaxlm.data.config import SourceConfig
 from jaxlm.data.locks import exclusive
 from jaxlm.data.packing import Packing, pack, pack_pairs, pieces
-from jaxlm.data.sources import documents, kind_of, source_digest
+from jaxlm.data.sources import documents, kind_of, line_of, source_digest
 from jaxlm.data.tokenizers import Tokenizer
 
 FORMAT_VERSION = 3
 META = "meta.json"
 # Text characters tokenized between two points that a killed build can go on from.
 SHARD_CHARACTERS = 4_000_000
+# By a document's number in its shard: in it, errors are told with the document's file and line.
+Told = Callable[[int], AbstractContextManager[None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,12 +150,17 @@ def build_store(
             _tokenize(source, tokenizer, shards)
             shutil.rmtree(packed, ignore_errors=True)
             packed.mkdir()
-            pairs = kind_of(source) == "preference"
-            _pack(sorted(shards.glob("shard_[0-9]*.npz")), packed, row_length, tokenizer, pairs)
+            _pack(sorted(shards.glob("shard_[0-9]*.npz")), packed, row_length, tokenizer, source)
             shutil.rmtree(folder, ignore_errors=True)
             packed.replace(folder)
         shutil.rmtree(shards, ignore_errors=True)
-    return TokenStore.open(folder)
+    store = TokenStore.open(folder)
+    if not store.num_targets:
+        allowed = "two tokens" if store.learned is None else "one turn of the assistant"
+        raise ValueError(
+            f"source {source.path!r} has nothing to learn; allowed: at least {allowed}"
+        )
+    return store
 
 
 def _shards(source: SourceConfig) -> Iterator[list[str]]:
@@ -169,47 +179,65 @@ def _shards(source: SourceConfig) -> Iterator[list[str]]:
 
 def _tokenize(source: SourceConfig, tokenizer: Tokenizer, folder: Path) -> None:
     """One file a shard, written whole or not at all; those that are there are kept."""
-    encode = ENCODERS[kind_of(source)]
+    encode, before = ENCODERS[kind_of(source)], 0
     with Progress(disable=not sys.stderr.isatty(), transient=True) as progress:
         task = progress.add_task(f"tokenizing {source.path}", total=None)
         for number, texts in enumerate(_shards(source)):
             path = folder / f"shard_{number:06d}.npz"
             if not path.exists():
                 temporary = folder / "shard.tmp.npz"
-                np.savez(temporary, allow_pickle=False, **encode(texts, tokenizer))
+                told = functools.partial(_told_with_line, source, before)
+                np.savez(temporary, allow_pickle=False, **encode(texts, tokenizer, told))
                 temporary.replace(path)
+            before += len(texts)
             progress.update(task, advance=len(texts))
 
 
-def _encode_texts(texts: list[str], tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+@contextlib.contextmanager
+def _told_with_line(source: SourceConfig, before: int, number: int) -> Iterator[None]:
+    """Errors name the file and line of this document, the one after `before` + `number` others."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{line_of(source, before + number)}: {error}") from error
+
+
+def _encode_texts(texts: list[str], tokenizer: Tokenizer, told: Told) -> dict[str, np.ndarray]:
     """[start token] text [end token] of each."""
+    del told
     start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     rows = [[*start, *tokenizer.encode(t), tokenizer.eos_id] for t in texts]
     return _joined(rows, sum(len(t.encode()) for t in texts))
 
 
-def _encode_chats(texts: list[str], tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+def _encode_chats(texts: list[str], tokenizer: Tokenizer, told: Told) -> dict[str, np.ndarray]:
     """Conversations as their template writes them; the bytes are those of the answers."""
     rows, learned, num_bytes = [], [], 0
-    for text in texts:
+    for number, text in enumerate(texts):
         messages = json.loads(text)
-        ids, is_learned = chat_example(tokenizer, messages)
+        with told(number):
+            ids, is_learned = chat_example(tokenizer, messages)
         rows.append(ids)
         learned.append([False, *is_learned[1:]])  # nothing comes before the first
         num_bytes += sum(len(m["content"].encode()) for m in messages if m["role"] == ASSISTANT)
     return _joined(rows, num_bytes) | _flags(learned)
 
 
-def _encode_preferences(texts: list[str], tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+def _encode_preferences(
+    texts: list[str], tokenizer: Tokenizer, told: Told
+) -> dict[str, np.ndarray]:
     """The chosen, then the rejected answer to each prompt; the bytes are those of the chosen."""
     rows, learned, num_bytes = [], [], 0
-    for text in texts:
+    for number, text in enumerate(texts):
         pair = json.loads(text)
-        prompt = len(chat_prompt(tokenizer, pair["prompt"]))
-        for name in ("chosen", "rejected"):
-            ids, is_learned = chat_example(tokenizer, pair["prompt"] + pair[name])
-            rows.append(ids)
-            learned.append([i >= prompt and flag for i, flag in enumerate(is_learned)])
+        with told(number):
+            prompt = len(chat_prompt(tokenizer, pair["prompt"]))
+            for name in ("chosen", "rejected"):
+                ids, is_learned = chat_example(tokenizer, pair["prompt"] + pair[name])
+                rows.append(ids)
+                learned.append([i >= prompt and flag for i, flag in enumerate(is_learned)])
+            if rows[-2] == rows[-1]:
+                raise ValueError("chosen and rejected are the same; allowed: two that differ")
         num_bytes += sum(len(m["content"].encode()) for m in pair["chosen"])
     return _joined(rows, num_bytes) | _flags(learned)
 
@@ -230,7 +258,11 @@ def _flags(learned: list[list[bool]]) -> dict[str, np.ndarray]:
 
 
 def _pack(
-    shards: Sequence[Path], folder: Path, row_length: int, tokenizer: Tokenizer, pairs: bool
+    shards: Sequence[Path],
+    folder: Path,
+    row_length: int,
+    tokenizer: Tokenizer,
+    source: SourceConfig,
 ) -> None:
     """Joins the shards into one array, with the packing of its documents beside it."""
     shard_lengths, num_bytes = [], 0
@@ -249,8 +281,9 @@ def _pack(
             with np.load(path) as shard:
                 file.write(shard["tokens"].astype(dtype).tobytes())
     learned = _learned(shards)
+    pairs = kind_of(source) == "preference"
     if pairs:
-        packing = pack_pairs(document_lengths, row_length)
+        packing = pack_pairs(document_lengths, row_length, source.path)
     else:
         packing = pack(*pieces(document_lengths, row_length), row_length)
     arrays = {"offsets": packing.offsets, "starts": packing.starts, "lengths": packing.lengths}

@@ -17,6 +17,7 @@ from jaxlm.decoding.sampling import Sampling
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
 from jaxlm.model.parameters import Model
+from jaxlm.sharding.memory import device_memory
 
 # Prompts are padded to the next power of two from here on, so that few programs serve all lengths.
 SMALLEST_BUCKET = 16
@@ -52,6 +53,7 @@ def _request(model, tokenizer, prompts, max_new_tokens, settings) -> _Request:
             raise ValueError(f"prompt={prompt!r} is empty and the tokenizer has no start token")
     longest = max(len(row) for row in rows)
     limit = _check_lengths(model.config, longest, max_new_tokens)
+    _check_memory(model, len(rows), longest, max_new_tokens)
     width = max(SMALLEST_BUCKET, 1 << (longest - 1).bit_length())
     if limit is not None:
         width = min(width, limit)  # a table of positions has no rows for padding past its end
@@ -100,6 +102,20 @@ def _check_lengths(
                 f"position_encoding={encoding}"
             )
     return limit
+
+
+def _check_memory(model: Model, rows: int, longest: int, max_new_tokens: int) -> None:
+    """Raises ValueError where keys and values would take more than all memory that there is."""
+    if isinstance(model, EncoderDecoder):
+        config, capacity = model.config.decoder, max_new_tokens
+    else:
+        config, capacity = model.config, longest + max_new_tokens
+    wanted, there = DenseCache.nbytes_of(config, rows, capacity), device_memory()
+    if there is not None and wanted > there:
+        raise ValueError(
+            f"max_new_tokens={max_new_tokens}; allowed: fewer, as the cache of {rows} × {capacity} "
+            f"tokens would take {wanted:,} bytes, of {there:,} that there are"
+        )
 
 
 def _start(model: Model, params: Any, r: _Request) -> DecodeState:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxlm.adapters.config import AdapterConfig
 from jaxlm.adapters.lora import every_projection, is_learned
 from jaxlm.interop.family import Family
 from jaxlm.interop.tensors import Place, flatten, places
@@ -25,6 +26,7 @@ def write_peft_folder(
     folder: str | Path,
     model: Transformer,
     params: Any,
+    adapter: AdapterConfig | None,
     base: str,
     architecture: str | None = None,
 ) -> list[str]:
@@ -34,6 +36,7 @@ def write_peft_folder(
         folder: absent, or empty.
         model: its config must be one that an architecture of the hub's can say.
         params: with adapters beside the matrices.
+        adapter: what they were made by, as `jaxlm.load.finetune_of` tells; None: there is none.
         base: name or path of the model that the adapter belongs to, for peft.
         architecture: such as "LlamaForCausalLM"; None: the first that can say the config.
 
@@ -47,11 +50,11 @@ def write_peft_folder(
     """
     folder = Path(folder)
     family, _ = check_writable(folder, model.config, architecture)
-    if not split(params, is_learned)[0]:
+    if adapter is None or not split(params, is_learned)[0]:
         raise ValueError("params have no adapter; allowed: those of a run with finetune.adapter")
     if not isinstance(model.config, ModelConfig):
         raise ValueError(f"{family.architectures[0]}; allowed: a decoder")
-    tensors, about = _translated(model, family, flatten(params))
+    tensors, about = _translated(model, family, flatten(params), adapter)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "adapter_model.safetensors", tensors)
     write_json(folder / "adapter_config.json", about | {"base_model_name_or_path": base})
@@ -59,12 +62,12 @@ def write_peft_folder(
 
 
 def _translated(
-    model: Transformer, family: Family, arrays: Mapping[str, Any]
+    model: Transformer, family: Family, arrays: Mapping[str, Any], adapter: AdapterConfig
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The tensors by peft's names, and its config."""
     inputs = {"/".join(t.path): t.last - t.first for t in every_projection(model)}
     tensors: dict[str, np.ndarray] = {}
-    modules, others, turned, alphas = set(), set(), set(), set()
+    modules, others, turned = set(), set(), set()
     for place in places(model.config, family.rows(model.config)):
         paths = [p.removesuffix("/kernel") for p in place.paths]
         module = place.name.removesuffix(".weight")
@@ -75,23 +78,22 @@ def _translated(
         (path,) = _alone(place, paths)
         lora = {
             n: np.asarray(arrays[f"{path}/{LORA}/{n}"][place.at], np.float32)
-            for n in ("a", "b", "scale", "magnitude")
+            for n in ("a", "b", "magnitude")
             if f"{path}/{LORA}/{n}" in arrays
         }
         tensors |= _peft_tensors(f"{PREFIX}{module}", lora, inputs[path])
         modules.add(name)
         first = place.row.layout.split(" -> ")[1].split()[0]
         turned.add(place.row.layout.lstrip("(").startswith(first))
-        alphas.add(float(lora["scale"]) * lora["b"].shape[0])
-    (alpha,), (inputs_first,) = alphas, turned
+    (inputs_first,) = turned
     return tensors, {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "r": next(x.shape[0] for n, x in tensors.items() if n.endswith("lora_A.weight")),
-        "lora_alpha": alpha,
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "use_dora": any(n.endswith("magnitude_vector") for n in tensors),
+        "use_dora": adapter.dora,
         "target_modules": _shortest(modules, others),
         "fan_in_fan_out": inputs_first,
         "inference_mode": True,

@@ -37,8 +37,12 @@ def adapted_kernel(
 def _to_length(
     whole: Float[Array, "*K"], magnitude: Float[Array, "*O"], n: int
 ) -> Float[Array, "*O"]:
-    """What each output's column is multiplied by to be as long as its magnitude."""
-    return magnitude.astype(jnp.float32) / jnp.sqrt(jnp.square(whole).sum(tuple(range(n))))
+    """What each output's column is multiplied by to be as long as its magnitude; a column of zeros
+    by 1, as it stays what it is.
+    """
+    length = jnp.sqrt(jnp.square(whole).sum(tuple(range(n))))
+    empty = length == 0
+    return jnp.where(empty, 1.0, magnitude.astype(jnp.float32) / jnp.where(empty, 1.0, length))
 
 
 def add_low_rank(

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, PartitionSpec, Sharding, SingleDeviceSharding
 
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from jaxlm.model.low_rank import LORA
 from jaxlm.model.transformer import Transformer
 from jaxlm.sharding.mesh import parameter_sharding
 
@@ -113,14 +114,22 @@ def count_params(params: Any) -> int:
     return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
 
 
-def count_by_part(model: Model) -> dict[str, int]:
-    """How many numbers each part of the model has: embedding, attention, feed_forward, norms, ….
+def size_by_part(params: Any) -> dict[str, tuple[int, int]]:
+    """(how many numbers, how many bytes) each part of a model has: embedding, attention,
+    feed_forward, norms, …, and an adapter of any of them.
 
     All layers' together; what normalises queries and keys counts as attention.
+
+    Args:
+        params: nested dict of arrays, or of their shapes and dtypes.
     """
-    counts: dict[str, int] = {}
-    for path, x in jax.tree_util.tree_leaves_with_path(abstract_params(model)):
+    sizes: dict[str, tuple[int, int]] = {}
+    for path, x in jax.tree_util.tree_leaves_with_path(params):
         names = [k.key for k in path if not k.key.startswith(("layers", "last_layers", "block_"))]
         part = "norms" if names[0].endswith("norm") else names[0]
-        counts[part] = counts.get(part, 0) + math.prod(x.shape)
-    return counts
+        part = "adapter" if LORA in names else part
+        numbers, num_bytes = sizes.get(part, (0, 0))
+        size = math.prod(x.shape)
+        more = size * jax.dtypes.itemsize_bits(x.dtype) // 8
+        sizes[part] = numbers + size, num_bytes + more
+    return sizes

@@ -97,7 +97,7 @@ def run_loop(
         stack.enter_context(jax.set_mesh(mesh := make_mesh(run.mesh)))  # kernels ask it
         begin = _begin(run, model, mesh)
         settings = {**run.to_dict(), "model": model.config.to_dict(), "contents": loader.contents}
-        settings |= {} if begin.digest is None else {"frozen": begin.digest}
+        settings |= {} if begin.digest is None else {"base": begin.digest}
         check_config(workdir, settings, allow_config_change)
         tokenizer.save(workdir / TOKENIZER)
         stop = stack.enter_context(stop_on_signals())

@@ -10,10 +10,16 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from jaxlm.adapters.lora import is_learned
-from jaxlm.checkpoints import tree_digest
+from jaxlm.adapters.lora import is_learned, merge_adapters
 from jaxlm.data.tokenizers import Tokenizer
-from jaxlm.load import base_params, fresh_adapter, open_checkpoint
+from jaxlm.load import (
+    base_digest,
+    base_params,
+    fresh_adapter,
+    newest_step,
+    open_checkpoint,
+    saved_finetune,
+)
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.parameters import (
     abstract_params,
@@ -33,7 +39,7 @@ class Start(NamedTuple):
         shapes: of the learned parameters, with shardings.
         make: gives them as they are at step 0.
         frozen: the others, on their devices; empty: there are none.
-        digest: SHA-256 of `frozen`, or None.
+        digest: SHA-256 of the checkpoint below an adapter, or None.
     """
 
     shapes: Any
@@ -56,16 +62,25 @@ def from_checkpoint(model: Transformer, config: FinetuneConfig, seed: int, mesh:
         FileNotFoundError: the checkpoint is not there any more.
     """
     if config.adapter is None:
-        return Start(placed_params(model, mesh), lambda: base_params(model, config, mesh), {}, None)
-    learned, frozen = split(fresh_adapter(model, config, mesh, seed), is_learned)
+        make = lambda: merge_adapters(base_params(model, config, mesh))  # noqa: E731
+        return Start(placed_params(model, mesh), make, {}, None)
+    base = base_params(model, config, mesh)
+    digest = base_digest(base)
+    learned, frozen = split(fresh_adapter(model, base, config, mesh, seed), is_learned)
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), learned
     )
-    return Start(shapes, lambda: learned, frozen, tree_digest(frozen)["whole"])
+    return Start(shapes, lambda: learned, frozen, digest)
 
 
-def open_base(config: FinetuneConfig) -> tuple[FinetuneConfig, ModelConfig, Tokenizer]:
-    """The config with its path made absolute, the checkpoint's model and tokenizer.
+def open_base(
+    config: FinetuneConfig, workdir: Path
+) -> tuple[FinetuneConfig, ModelConfig, Tokenizer]:
+    """The config with its path made absolute and its step named, the checkpoint's model and
+    tokenizer.
+
+    A step of None becomes the one that the run in `workdir` began with, if there is such a run,
+    whatever the checkpoint's own run has saved since; else the newest good one.
 
     The parameters' dtype is float32 where all are learned, whatever they are stored as: small
     updates of less vanish. The activations' is the stored one.
@@ -84,6 +99,11 @@ def open_base(config: FinetuneConfig) -> tuple[FinetuneConfig, ModelConfig, Toke
     path = Path(config.checkpoint)
     if path.exists():
         config = dataclasses.replace(config, checkpoint=str(path.resolve()))
+    if config.step is None:
+        saved = saved_finetune(workdir)
+        same = saved.checkpoint == config.checkpoint
+        step = saved.step if same else newest_step(path)
+        config = dataclasses.replace(config, step=step)
     if config.adapter is None:
         numerics = dataclasses.replace(base.numerics, param_dtype="float32")
         base = base.replace(numerics=numerics)

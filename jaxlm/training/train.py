@@ -75,7 +75,7 @@ def train(
     # The vocabulary is the tokenizer's, which may have to be trained first; all else is known now.
     base, given = None, None
     if run.finetune is not None:
-        finetune, base, given = open_base(run.finetune)
+        finetune, base, given = open_base(run.finetune, workdir)
         run = dataclasses.replace(run, finetune=finetune)
     config = run.model_config(tokenizer_vocab_size=1, base=base)
     if base is not None:

@@ -16,6 +16,7 @@ from jaxlm.adapters.lora import (
     merge_adapters,
     targets,
 )
+from jaxlm.model.low_rank import adapted_kernel, add_low_rank
 from jaxlm.model.parameters import init_params
 from jaxlm.model.partition import combine, split
 from jaxlm.model.transformer import Transformer
@@ -114,8 +115,6 @@ def test_only_the_adapter_has_a_gradient_and_the_rest_costs_none():
 
 def test_dora_learns_as_if_lengths_were_constants():
     """Section 4.3: the norm is held, so the gradient is magnitude / norm times LoRA's."""
-    from jaxlm.model.low_rank import add_low_rank
-
     key = iter(jax.random.split(jax.random.key(0), 9))
     x, w = jax.random.normal(next(key), (5, 4)), jax.random.normal(next(key), (4, 6))
     lora = {
@@ -138,6 +137,22 @@ def test_dora_learns_as_if_lengths_were_constants():
     np.testing.assert_allclose(
         jax.grad(ours)(lora["b"]), jax.grad(theirs)(lora["b"]), rtol=1e-4, atol=1e-5
     )
+
+
+def test_dora_leaves_a_column_of_zeros():
+    """An output that is never used has no direction; its length can't be learned, but b can."""
+    w = jnp.asarray([[1.0, 0.0], [2.0, 0.0]])
+    lora = {"a": jnp.ones((2, 1)), "scale": jnp.asarray(2.0), "magnitude": jnp.asarray([3.0, 0.0])}
+
+    x = jnp.ones((1, 2))
+
+    def y(b):
+        return add_low_rank(x, x @ w, w, lora | {"b": b}, 1)
+
+    b = jnp.zeros((1, 2))
+    np.testing.assert_allclose(y(b), [[9 / np.sqrt(5), 0]], rtol=1e-6)
+    np.testing.assert_allclose(adapted_kernel(w, lora | {"b": b}, 1), 3 * w / np.sqrt(5), rtol=1e-6)
+    assert np.isfinite(jax.grad(lambda b: y(b).sum())(b)).all()
 
 
 def test_targets_are_names_within_a_layer():

@@ -19,11 +19,17 @@ CHATML = """\
 {{- '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+
+
+def say(role, content):
+    return {"role": role, "content": content}
+
+
 TALK = [
-    {"role": "user", "content": "Hello"},
-    {"role": "assistant", "content": "Hi there"},
-    {"role": "user", "content": "Bye"},
-    {"role": "assistant", "content": "So long"},
+    say("user", "Hello"),
+    say("assistant", "Hi there"),
+    say("user", "Bye"),
+    say("assistant", "So long"),
 ]
 
 
@@ -66,6 +72,16 @@ def test_what_is_learned_is_the_assistants():
     assert [text[a:b] for a, b in spans] == ["Hi there<|im_end|>", "So long<|im_end|>"]
 
 
+@pytest.mark.parametrize(
+    ("template", "spoken"),
+    [(CHATML, "Hi<|im_end|>"), ("{% for m in messages %}{{ m.content }}{% endfor %}", "Hi")],
+)
+def test_an_assistant_may_speak_first(template, spoken):
+    ids, learned = jaxlm.chat_example(tokenizer := make(template), [say("assistant", "Hi")])
+    said = [i for i, flag in zip(ids, learned, strict=True) if flag]
+    assert tokenizer._inner.decode(said, skip_special_tokens=False) == spoken
+
+
 def test_several_templates_and_a_template_file(tmp_path):
     tokenizer = make([{"name": "tool", "template": "x"}, {"name": "default", "template": "y"}])
     assert render_chat(tokenizer, TALK) == "y"
@@ -96,6 +112,8 @@ def test_what_transformers_adds_to_jinja():
 
 
 FORGETS = "{% for m in messages[-1:] %}{{ m.content }}{% endfor %}"
+LOOKS = "{{ messages[0].role }}" + CHATML
+COUNTS = "{{ messages | length }}" + CHATML
 ESCAPES = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
 
 
@@ -109,6 +127,8 @@ ESCAPES = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
         ("{% for %}", TALK, "the chat template fails: "),
         ("{{ 1 / 0 }}", TALK, "the chat template fails: division by zero"),
         (ESCAPES, TALK, "the chat template fails: .*unsafe"),
+        (LOOKS, TALK[1:], r"messages\[0\] is the assistant's.*no element 0\); allowed: a system's"),
+        (COUNTS, TALK[1:2], r"messages\[0\] is the assistant's.*opens otherwise.*; allowed: a sy"),
         (FORGETS, TALK, "writes turn 1 another way once others follow; allowed: one that only"),
     ],
 )
@@ -147,6 +167,15 @@ def test_packed_conversations_teach_the_answers_alone(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        (
+            '{"messages": [{"role": "user", "content": "x"}]}',
+            "talks.chat.jsonl' has nothing to learn; allowed: at least one turn of the assistant",
+        ),
+        (
+            '\n{"messages": [{"role": "user", "content": "x"}]}\n\n'
+            '{"messages": [{"role": "judge", "content": "x"}]}',
+            "talks.chat.jsonl, line 4: chat: the chat template says: no role judge",
+        ),
         ('{"text": "x"}', r"line 1: messages=None; allowed: a list of one or more"),
         ('{"messages": []}', r"line 1: messages=\[\]; allowed"),
         ('{"messages": ["x"]}', "line 1: a message is 'x'; allowed: an object"),

@@ -225,6 +225,10 @@ def test_the_cache_is_donated():
         ({"top_p": 0}, "top_p=0; allowed"),
         ({"seed": [1, 2, 3]}, "seed has 3 values; allowed: one, or 1"),
         ({"prompts": ["a", "\udcff\udcfe"]}, r"text …'\\udcff\\udcfe'… is not UTF-8"),
+        (
+            {"max_new_tokens": 10**11},
+            r"max_new_tokens=1\d*; allowed: fewer, .* 1 × 100000000002 tokens would take [\d,]* b",
+        ),
         ({"encoding": "learned", "max_new_tokens": 64}, "= 66; allowed: at most 64"),
     ],
 )

@@ -1,7 +1,10 @@
 """What of the lm-eval adapter needs no lm-eval; with it, and transformers: test_harness_live.py."""
 
 import importlib.util
+import types
 
+import jax
+import numpy as np
 import pytest
 
 import jaxlm
@@ -84,6 +87,64 @@ def test_answers_are_those_of_generate():
     assert harness.answer(model, params, tiny.TOKENIZER, asked, 2, 40) == want
     with pytest.raises(ValueError, match="max_gen_toks=40; allowed: less than max_length=40"):
         harness.answer(model, params, tiny.TOKENIZER, [("a", {"max_gen_toks": 40})], 2, 40)
+
+
+class NoStart(type(tiny.TOKENIZER)):
+    """Bytes, of which no text has one in front: the end token stands before an empty one."""
+
+    bos_id = None
+
+
+def test_an_answer_to_nothing():
+    model, params, tokenizer = tiny.model(), tiny.params(), NoStart()
+    want = jaxlm.generate(model, params, tokenizer, [[tokenizer.eos_id]], 8)
+    assert want != jaxlm.generate(model, params, tokenizer, [[0]], 8)
+    assert harness.answer(model, params, tokenizer, [("", {"max_gen_toks": 8})], 1, 40) == want
+
+
+def rolling_windows(token_list, prefix_token, max_seq_len, context_len):
+    """lm-eval's: each window's targets go on where the last one's ended, and what is read before
+    the first of them is as long as the window has room for.
+    """
+    assert context_len == 1
+    done = 0
+    while done < len(token_list):
+        end = min(done + max_seq_len, len(token_list))
+        read = [prefix_token, *token_list][max(end - max_seq_len, 0) : end]
+        yield read, token_list[done:end]
+        done = end
+
+
+def disjoint(pair):
+    read, targets = pair
+    return read[: len(read) - len(targets) + 1], targets
+
+
+@pytest.mark.parametrize("tokenizer", [tiny.TOKENIZER, NoStart()])
+def test_a_rolling_text_is_the_sum_of_its_windows(monkeypatch, tokenizer):
+    """In windows of eight tokens."""
+    fake = types.SimpleNamespace(
+        get_rolling_token_windows=rolling_windows,
+        make_disjoint_window=disjoint,
+        tqdm=lambda steps, **_: steps,
+    )
+    monkeypatch.setattr(harness, "optional", lambda *_: fake)
+    model, params = tiny.model(), tiny.params()
+    asked = harness.HarnessMethods(model, params, tokenizer, 2, 8)
+    texts = ["she had not been there", "it was", "the best of times"]
+    requests = [types.SimpleNamespace(args=(text,)) for text in texts]
+    want = []
+    for text in texts:
+        ids, total = harness.encode(tokenizer, text), 0.0
+        whole = [harness.prefix_token(tokenizer), *ids]
+        for done in range(0, len(ids), 8):
+            end = min(done + 8, len(ids))
+            for at in range(done, end):
+                logits = tiny.next_logits(model, params, whole[max(end - 8, 0) : at + 1])
+                total += float(jax.nn.log_softmax(logits)[whole[at + 1]])
+        want.append(total)
+    # float32 sums of two programs
+    np.testing.assert_allclose(asked.loglikelihood_rolling(requests, True), want, rtol=1e-5)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm-eval is there")

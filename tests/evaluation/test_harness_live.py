@@ -138,7 +138,10 @@ def test_figures_are_those_of_the_adapter_of_transformers(tmp_path, monkeypatch,
     command = [sys.executable, "-m", "launch.harness", f"--checkpoint={tmp_path / 'hub'}"]
     command += [f"--tasks={','.join(tasks)}", f"--include_path={tmp_path}", f"--output={tmp_path}"]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
-    results = json.loads((tmp_path / "harness.json").read_text())["results"]
+    written = json.loads((tmp_path / "harness.json").read_text())
+    results, config = written["results"], written["config"]
+    assert config["checkpoint"] == str(tmp_path / "hub")
+    assert {"position_encoding", "max_length"} <= config.keys()
     for task in tasks:
         for name, value in want["results"][task].items():
             if isinstance(value, float):

@@ -22,27 +22,28 @@ CASES = {"llama": "attention/.*|feed_forward/.*", "gpt2": "attention/out|feed_fo
 def adapted(case, folder, dora, targets):
     _, config, shapes = read_golden(case)
     model, params, tokenizer = jaxlm.load(write_folder(folder, config, shapes))
-    params = add_adapters(
-        model, params, AdapterConfig(rank=2, alpha=3.0, targets=targets, dora=dora)
-    )
+    # A third of 16 is no float32: alpha can't be told from the parameters.
+    adapter = AdapterConfig(rank=3, alpha=16.0, targets=targets, dora=dora)
+    params = add_adapters(model, params, adapter)
     key = iter(jax.random.split(jax.random.key(0), 99))
 
     def drawn(path, x):
         wanted = path[-1].key in ("b", "magnitude")
-        return x + 0.1 * jax.random.normal(next(key), x.shape) if wanted else x
+        return x + 0.03 * jax.random.normal(next(key), x.shape) if wanted else x
 
-    return model, jax.tree_util.tree_map_with_path(drawn, params), tokenizer
+    return model, jax.tree_util.tree_map_with_path(drawn, params), adapter, tokenizer
 
 
 @pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("case", CASES)
 def test_the_change_of_every_matrix(case, dora, tmp_path):
     """By peft's formulas, from what is written alone, against the merged hub folder."""
-    model, params, tokenizer = adapted(case, tmp_path / "base", dora, CASES[case])
-    modules = write_peft_folder(tmp_path / "adapter", model, params, "base")
+    model, params, adapter, tokenizer = adapted(case, tmp_path / "base", dora, CASES[case])
+    modules = write_peft_folder(tmp_path / "adapter", model, params, adapter, "base")
     write_hub_folder(tmp_path / "merged", model, merge_adapters(params), tokenizer)
     about = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert about["target_modules"] == modules and about["r"] == 2 and about["use_dora"] == dora
+    assert about["target_modules"] == modules and about["use_dora"] == dora
+    assert (about["r"], about["lora_alpha"]) == (3, 16.0)
     lora = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     before = load_file(tmp_path / "base" / "model.safetensors")
     after = load_file(tmp_path / "merged" / "model.safetensors")
@@ -68,20 +69,20 @@ def test_the_change_of_every_matrix(case, dora, tmp_path):
 
 
 def test_names_fit_no_other_module(tmp_path):
-    model, params, _ = adapted("gpt2", tmp_path / "base", False, "attention/out")
-    assert write_peft_folder(tmp_path / "a", model, params, "base") == ["attn.c_proj"]
+    model, params, adapter, _ = adapted("gpt2", tmp_path / "base", False, "attention/out")
+    assert write_peft_folder(tmp_path / "a", model, params, adapter, "base") == ["attn.c_proj"]
 
 
 def test_what_cannot_be_said_is_refused(tmp_path):
-    model, params, _ = adapted("gpt2", tmp_path / "base", False, "attention/q")
+    model, params, adapter, _ = adapted("gpt2", tmp_path / "base", False, "attention/q")
     with pytest.raises(ValueError, match=r"c_attn.weight holds q, k, v in one matrix; allowed"):
-        write_peft_folder(tmp_path / "a", model, params, "base")
+        write_peft_folder(tmp_path / "a", model, params, adapter, "base")
     with pytest.raises(ValueError, match="params have no adapter; allowed"):
-        write_peft_folder(tmp_path / "a", model, merge_adapters(params), "base")
+        write_peft_folder(tmp_path / "a", model, merge_adapters(params), adapter, "base")
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x").touch()
     with pytest.raises(FileExistsError, match="holds files; allowed"):
-        write_peft_folder(tmp_path / "a", model, params, "base")
+        write_peft_folder(tmp_path / "a", model, params, adapter, "base")
 
 
 @pytest.mark.torch
@@ -91,8 +92,8 @@ def test_what_cannot_be_said_is_refused(tmp_path):
 def test_peft_loads_it_and_computes_the_same(case, dora, tmp_path):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     peft = pytest.importorskip("peft")
-    model, params, _ = adapted(case, tmp_path / "base", dora, CASES[case])
-    write_peft_folder(tmp_path / "adapter", model, params, str(tmp_path / "base"))
+    model, params, adapter, _ = adapted(case, tmp_path / "base", dora, CASES[case])
+    write_peft_folder(tmp_path / "adapter", model, params, adapter, str(tmp_path / "base"))
     base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype="float32")
     theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     tokens = np.random.default_rng(0).integers(0, 90, (2, 9))

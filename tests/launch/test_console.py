@@ -1,11 +1,14 @@
 """The tables: nothing is cut, and a heading is where its bucket ends."""
 
 import sys
+from pathlib import Path
 
+import jax
 import pytest
 
 from jaxlm.evaluation.loss import HeldOut, LossByPosition
 from launch import console
+from launch.results import results_folder
 
 NAME = "rope(base=500000.0, scaling=yarn(factor=8.0)) + lm_infinite(window=128, num_sinks=4)"
 
@@ -39,6 +42,37 @@ def test_a_column_is_headed_by_the_end_of_its_bucket(capsys, length, bucket, end
     assert heading == ["model", *map(str, ends)]
     begins = [end - (end % bucket or bucket) for end in ends]
     assert row == ["rope", *(f"{b:.3f}" for b in begins)]
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "output", "folder"),
+    [
+        ("hub/Qwen2.5-0.5B", None, "runs/Qwen2.5-0.5B"),
+        ("files/Qwen2.5-0.5B-Q8_0.gguf", None, "runs/Qwen2.5-0.5B-Q8_0"),
+        ("runs/quick", None, "runs/quick"),
+        ("runs/quick", "runs/quick/", "runs/quick"),
+        ("runs/quick", "out", "out"),
+        ("hub/quick", None, None),
+        ("hub/Qwen2.5-0.5B", "runs/quick", None),
+    ],
+)
+def test_results_have_a_folder_of_their_own(tmp_path, monkeypatch, checkpoint, output, folder):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/quick/checkpoints").mkdir(parents=True)
+    if folder is not None:
+        assert results_folder(checkpoint, output) == Path(folder)
+        return
+    with pytest.raises(ValueError, match="output='runs/quick' is the workdir of another run"):
+        results_folder(checkpoint, output)
+
+
+def test_memory_that_is_not_there_is_one_line(capsys):
+    with pytest.raises(SystemExit), console.clear_errors():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: allocating 9 bytes\nmore")
+    said = capsys.readouterr().err
+    assert said == "error: not enough memory: RESOURCE_EXHAUSTED: allocating 9 bytes\n"
+    with pytest.raises(jax.errors.JaxRuntimeError), console.clear_errors():
+        raise jax.errors.JaxRuntimeError("INTERNAL: ours to mend")
 
 
 def test_nothing_is_cut(capsys, monkeypatch):

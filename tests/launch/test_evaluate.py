@@ -67,6 +67,19 @@ def test_two_encodings_of_one_checkpoint(launcher, reference, tmp_path):
             assert f" {figure:.3f} " in result.stdout
 
 
+def test_rows_are_no_longer_than_the_text(launcher, tmp_path):
+    """Whatever context length a file claims."""
+    run_of = tiny_run(launcher.texts, model__context_length=2_000_000_000, train__steps=6)
+    train_tiny(run_of, tmp_path, tmp_path / "data")
+    result = run(launcher, f"--checkpoint={tmp_path}", "--length=32", "--windows=1")
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert found["checkpoint"] == str(tmp_path)
+    (held_out,) = found["held_out"].values()
+    text = (launcher.texts / "held_out.txt").read_bytes()
+    assert held_out["tokens"] == len(text) + 1  # of bytes, with an end
+
+
 def test_a_table_of_positions_ends_the_default_length(launcher, tmp_path):
     short = tiny_run(launcher.texts, model__position_encoding="learned", train__steps=6)
     train_tiny(short, tmp_path, tmp_path / "data")

@@ -60,13 +60,16 @@ def test_it_learns_on_a_mesh_what_it_learns_on_one_device_and_is_converted(
     assert len(losses[0]) == STEPS
     # float32 sums in another order, over four steps
     np.testing.assert_allclose(*losses, rtol=1e-4)
-    assert json.loads((four / "config.json").read_text())["frozen"]
+    assert json.loads((four / "config.json").read_text())["base"]
 
     run(launcher, "convert", f"--checkpoint={four}", f"--output={tmp_path / 'merged'}")
     said = run(
-        launcher, "convert", f"--checkpoint={four}", f"--output={tmp_path / 'lora'}", "--adapter"
+        launcher,
+        *("convert", f"--checkpoint={four}", f"--output={tmp_path / 'lora'}"),
+        *("--adapter", "--base=owner/name"),
     )
-    assert f"an adapter of k_proj, o_proj, q_proj, v_proj of {base}" in said
+    assert "an adapter of k_proj, o_proj, q_proj, v_proj of owner/name" in said
+    assert "adapter" in run(launcher, "inspect", four)
     assert (tmp_path / "lora" / "adapter_model.safetensors").is_file()
     (_, params, _), (_, merged, _) = map(jaxlm.load, (four, tmp_path / "merged"))
     jax.tree.map(np.testing.assert_array_equal, merge_adapters(params), merged)

@@ -11,9 +11,19 @@ import pytest
 
 import jaxlm
 from jaxlm.adapters.config import AdapterConfig
-from jaxlm.adapters.lora import merge_adapters
-from jaxlm.checkpoints import ConfigMismatchError, Saver, available_steps, load_numpy
+from jaxlm.adapters.lora import is_learned, merge_adapters
+from jaxlm.checkpoints import (
+    ConfigMismatchError,
+    Saver,
+    available_steps,
+    load_numpy,
+    restore,
+)
 from jaxlm.checkpoints.config_file import CONFIG
+from jaxlm.checkpoints.layout import step_folder
+from jaxlm.load import loaded_shapes
+from jaxlm.model.parameters import size_by_part
+from jaxlm.model.partition import split
 from jaxlm.training.finetune import FinetuneConfig
 from jaxlm.training.metrics import read_metrics
 from jaxlm.training.workdir import CHECKPOINTS
@@ -133,6 +143,13 @@ def test_all_parameters_and_another_encoding(texts, base, tmp_path):
 def test_an_adapter_of_a_quantized_model(texts, base, tmp_path):
     run = finetuned(texts, base, steps=2, adapter=LORA, quantize="int4")
     result = train_tiny(run, tmp_path, texts / "cache")
+    kept = [(x.shape, x.dtype) for x in jax.tree.leaves(result.params)]
+    assert [(x.shape, x.dtype) for x in jax.tree.leaves(loaded_shapes(tmp_path))] == kept
+    sizes = size_by_part(result.params)
+    count, num_bytes = sizes["attention"]
+    # A matrix in 4 bits with float32 scales, which are not many.
+    assert count / 2 < num_bytes < count
+    assert sizes["adapter"][0] == jaxlm.count_params(result.state.params) + 14
     assert "int4" in {x.dtype.name for x in jax.tree.leaves(result.frozen)}
     _, params, _ = jaxlm.load(tmp_path)
     for x, y in zip(jax.tree.leaves(params), jax.tree.leaves(result.params), strict=True):
@@ -144,9 +161,42 @@ def test_another_base_is_refused(texts, base, adapted, tmp_path):
     workdir = shutil.copytree(adapted[0], tmp_path / "run")
     path = workdir / CONFIG
     settings = json.loads(path.read_text())
-    path.write_text(json.dumps(settings | {"frozen": "0" * 64}))
-    with pytest.raises(ConfigMismatchError, match=f"frozen: .{settings['frozen']}. here, .0000"):
+    path.write_text(json.dumps(settings | {"base": "0" * 64}))
+    with pytest.raises(ConfigMismatchError, match=f"base: .{settings['base']}. here, .0000"):
         train_tiny(finetuned(texts, base, adapter=LORA), workdir, texts / "cache")
+
+
+def test_a_base_that_moves_on(texts, base, tmp_path):
+    """A run keeps to the step it began with, and takes nothing else for it."""
+    base = shutil.copytree(base, tmp_path / "base")
+    workdir, checkpoints = tmp_path / "run", base / CHECKPOINTS
+    run = finetuned(texts, base, steps=2, adapter=LORA)
+    before = train_tiny(run, workdir, texts / "cache").params
+    longer = tiny_run(texts, train__steps=20)
+    train_tiny(longer, base, texts / "cache", allow_config_change=True)
+    assert available_steps(checkpoints) == [10, 20]
+    train_tiny(run, workdir, texts / "cache")  # its config names no step, its workdir does
+    for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(jaxlm.load(workdir)[1]), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+    ten = restore(checkpoints, step=10)
+    files = {"tokenizer": shutil.copytree(ten.folder / "tokenizer", tmp_path / "tokenizer")}
+    with Saver(checkpoints) as saver:
+        saver.save(10, jax.tree.map(lambda x: x * 2, ten.state), ten.metadata, files)
+    known = json.loads((workdir / CONFIG).read_text())["base"]
+    for kind in ({}, {"param_dtype": "bfloat16"}):
+        with pytest.raises(ValueError, match=f"base'? of step 10 has the digest .* {known}"):
+            jaxlm.load(workdir, **kind)
+    shutil.rmtree(step_folder(checkpoints, 10))
+    with pytest.raises(FileNotFoundError, match="no good checkpoint of step 10"):
+        jaxlm.load(workdir)
+
+
+def test_an_adapter_in_another_dtype(adapted):
+    _, params, _ = jaxlm.load(adapted[0], param_dtype="bfloat16")
+    learned, frozen = split(params, is_learned)
+    assert {x.dtype.name for x in jax.tree.leaves(learned)} == {"float32"}
+    assert "bfloat16" in {x.dtype.name for x in jax.tree.leaves(frozen)}
 
 
 @pytest.mark.parametrize(

@@ -68,8 +68,21 @@ def test_a_pair_longer_than_a_row_is_left_out(tmp_path, caplog):
     store = stored(tmp_path, [*PAIRS[:2], (USER, say("a" * 300), say("b"))])
     assert "1 of 3 pairs are longer than a row" in caplog.text
     assert sum(int(row["segment_ids"].max()) for row in store) == 4
-    with pytest.raises(ValueError, match="row_length=10; allowed: at least 66"):
-        stored(tmp_path, PAIRS, 10)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "length", "message"),
+    [
+        (USER, say("b"), 220, "line 2: chosen ends with role='user'; allowed: 'assistant'"),
+        (say("a"), say("b") + USER, 220, "line 2: rejected ends with role='user'; allowed"),
+        (say("a"), say("a"), 220, "line 2: chosen and rejected are the same; allowed: two that"),
+        (say("a"), [{"role": "x", "content": ""}, *say("b")], 220, "line 2: .* says: no role x"),
+        (say("a"), say("b"), 10, "l: data.sequence_length=10; allowed: at least 66, the tokens"),
+    ],
+)
+def test_pairs_that_teach_nothing(tmp_path, chosen, rejected, length, message):
+    with pytest.raises(ValueError, match=f"pairs.preference.json.*{message}"):
+        stored(tmp_path, [PAIRS[2], (USER, chosen, rejected)], length)
 
 
 def test_the_papers_formula(tmp_path):
