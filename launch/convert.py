@@ -8,10 +8,13 @@ the adapter alone, as a folder that peft loads.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from absl import app, flags
 
 import jaxlm
 from jaxlm.adapters.lora import merge_adapters
+from jaxlm.data.tokenizers import TOKENIZER
 from jaxlm.interop.peft_folder import write_peft_folder
 from jaxlm.interop.write import MAX_SHARD_BYTES, write_hub_folder
 from jaxlm.load import finetune_of
@@ -62,6 +65,9 @@ def main(argv: list[str]) -> None:
             OUTPUT.value, model, params, tokenizer, ARCHITECTURE.value, MAX_SHARD.value
         )
         print(f"{OUTPUT.value}: {name}, {jaxlm.count_params(params):,} parameters")
+        if not (Path(OUTPUT.value) / TOKENIZER).is_file():
+            kind = type(tokenizer).__name__
+            print(f"{OUTPUT.value}: no {TOKENIZER}: its {kind} tokenizer is read by jaxlm alone")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import io
 import hypothesis
 import pytest
 import sentencepiece
+import tokenizers
 from hypothesis import strategies as st
 
 from jaxlm.data.tokenizers import HuggingFace
@@ -124,9 +125,13 @@ def byte_pairs(**changes):
 
 
 @pytest.mark.parametrize(("pre", "count", "begins"), [("llama-bpe", 1, 0), ("gpt-2", 2, None)])
-def test_llama_3_keeps_whole_words_and_begins_texts(pre, count, begins):
+def test_llama_3_keeps_whole_words_and_begins_texts(pre, count, begins, tmp_path):
     tokenizer = built(byte_pairs(pre=pre))
-    assert (len(tokenizer.encode("abcd")), tokenizer.bos_id) == (count, begins)
+    ids = tokenizer.encode("abcd")
+    assert (len(ids), tokenizer.bos_id) == (count, begins)
+    tokenizer.save(tmp_path)
+    others = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert others.encode("abcd").ids == ([] if begins is None else [begins]) + ids
 
 
 @pytest.mark.parametrize(
