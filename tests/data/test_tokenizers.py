@@ -211,7 +211,7 @@ def test_a_broken_file_is_named(tmp_path, name):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"tokenizer='no\.json': no such file; allowed: b"):
         load_tokenizer("no.json")
-    with pytest.raises(ValueError, match=r"allowed: a \.json, \.model or \.tiktoken file"):
+    with pytest.raises(FileNotFoundError, match=r"has no tokenizer\.json; allowed: a folder with"):
         load_tokenizer(str(tmp_path))  # a folder without a tokenizer.json
 
 
