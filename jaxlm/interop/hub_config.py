@@ -99,7 +99,7 @@ class HubConfig:
         """
         value = self.get(key, None, kind)
         if value is None:
-            raise ValueError(f"{self.name}: {key} is absent; allowed: a config.json that has it")
+            raise ValueError(f"{self.name}: {key} is absent; allowed: a file that has it")
         return value
 
 

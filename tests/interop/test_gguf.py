@@ -141,6 +141,26 @@ def test_metadata_that_lies(golden, tmp_path):
         jaxlm.load(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"llama.rope.freq_base": [1.0]}, r"rope_theta=\[1.0\]; allowed: float"),
+        ({"llama.rope.scaling.type": ["yarn"]}, r"rope_type=\['yarn'\]; allowed: str"),
+        ({"llama.attention.key_length": 2 * 10**8}, r"num_heads \* head_dim=\d+; allowed: at most"),
+        ({"tokenizer.ggml.eot_token_id": [1]}, r"eos_token_id=\[1\] .*allowed: integers from 0"),
+        ({"tokenizer.chat_template": [1]}, r"chat_template: name is absent"),
+    ],
+)
+def test_metadata_of_another_kind(golden, tmp_path, monkeypatch, change, message):
+    _, config, shapes = golden
+    path = write_gguf(tmp_path / "m.gguf", config, shapes)
+    file = gguf_file.GGUFFile(path)
+    file.metadata |= change
+    monkeypatch.setattr("jaxlm.interop.read.GGUFFile", lambda path: file)
+    with pytest.raises(ValueError, match=message):
+        open_foreign(path.rename(tmp_path / "M.GGUF"))
+
+
 def test_tokenizer(golden, tmp_path):
     _, config, shapes = golden
     _, _, tokenizer = jaxlm.load(write_gguf(tmp_path / "m.gguf", config, shapes))
