@@ -60,7 +60,10 @@ def open_foreign(path: str | Path) -> Checkpoint | None:
         FileNotFoundError: a missing file; a model that neither this machine nor the hub has.
     """
     here = Path(path)
-    if here.suffix == ".gguf":
+    if here.suffix.lower() == ".gguf":
+        if not here.is_file():
+            found = "is a folder" if here.is_dir() else "is absent"
+            raise FileNotFoundError(f"{path} {found}; allowed: a .gguf file")
         return open_gguf(here)
     if is_hub_name(here):
         here = fetch(str(path))

@@ -14,6 +14,7 @@ from absl import app, flags
 
 import jaxlm
 from jaxlm.adapters.lora import merge_adapters
+from jaxlm.data.tokenizers import TOKENIZER
 from jaxlm.interop.peft_folder import write_peft_folder
 from jaxlm.interop.write import MAX_SHARD_BYTES, check_writable, write_hub_folder
 from jaxlm.load import finetune_of, open_checkpoint
@@ -87,6 +88,9 @@ def main(argv: list[str]) -> None:
             OUTPUT.value, model, params, tokenizer, ARCHITECTURE.value, MAX_SHARD.value
         )
         print(f"{OUTPUT.value}: {name}, {jaxlm.count_params(params):,} parameters")
+        if not (Path(OUTPUT.value) / TOKENIZER).is_file():
+            kind = type(tokenizer).__name__
+            print(f"{OUTPUT.value}: no {TOKENIZER}: its {kind} tokenizer is read by jaxlm alone")
 
 
 if __name__ == "__main__":

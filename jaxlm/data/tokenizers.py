@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from jaxlm.config import fits
 from jaxlm.data.optional import optional
+from jaxlm.interop.hub_config import HubConfig, read_json
 
 # Names that end-of-text and start-of-text tokens go by, most telling first.
 END_TOKENS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[EOS]", "[SEP]")
@@ -90,8 +92,41 @@ class Bytes:
         return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
 
     def save(self, folder: str | Path) -> None:
-        """One small file."""
+        """One small file; and for other libraries the same as a tokenizer.json."""
         _write_kind(folder, "bytes")
+        (Path(folder) / TOKENIZER).write_text(_bytes_json(), encoding="utf-8")
+        _write_json(Path(folder) / CONFIG, _special_tokens(BYTES_START, BYTES_END))
+
+
+BYTES_START, BYTES_END = START_TOKENS[0], END_TOKENS[0]
+
+
+def _bytes_json() -> str:
+    """Every character as the bytes that it falls back to, none of which are merged."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models
+
+    letters = {f"<0x{i:02X}>": i for i in range(256)}
+    inner = Tokenizer(models.BPE(letters, [], byte_fallback=True))
+    inner.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    specials = (BYTES_START, BYTES_END)
+    inner.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in specials])
+    _begin(inner, Bytes.bos_id)
+    return inner.to_str()
+
+
+def _begin(inner: Any, bos_id: int | None) -> bool:
+    """Makes texts begin with the start token where others encode them; whether they did not."""
+    from tokenizers import processors
+
+    if bos_id is None or bos_id in inner.encode("").ids[:1]:
+        return False
+    start = inner.id_to_token(bos_id)
+    template = processors.TemplateProcessing(
+        single=[start, "$A"], pair=[start, "$A", start, "$B:1"], special_tokens=[(start, bos_id)]
+    )
+    before = inner.post_processor
+    inner.post_processor = template if before is None else processors.Sequence([before, template])
+    return True
 
 
 class HuggingFace:
@@ -115,11 +150,12 @@ class HuggingFace:
     """
 
     def __init__(
-        self, data: bytes, config: Mapping[str, Any], name: str, stop_ids: Sequence[int] = ()
+        self, data: bytes, config: Mapping[str, Any], name: str, stop_ids: Sequence[Any] = ()
     ):
         import tokenizers
 
-        self._data, self.config, self.name = data, config, name
+        self.config, self.name = config, name
+        self._about = HubConfig(config, f"{name}, {CONFIG}")
         try:
             self._inner = tokenizers.Tokenizer.from_buffer(data)
         except Exception as error:  # the library raises nothing more exact
@@ -127,8 +163,18 @@ class HuggingFace:
         self._inner.no_truncation()
         self._inner.no_padding()
         self._inner.encode_special_tokens = True
+        if not self._inner.get_vocab_size():
+            raise ValueError(f"{name} has no tokens; allowed: a vocabulary")
+        # Others are to begin texts as a model of this one was trained.
+        self.bos_id = self._start()
+        self._data = self._inner.to_str().encode() if _begin(self._inner, self.bos_id) else data
         self.vocab_size = 1 + max(self._inner.get_vocab(with_added_tokens=True).values())
-        end = self._first([self._stated("eos_token"), *END_TOKENS])
+        stated = self._stated("eos_token")
+        if stated is not None and self._inner.token_to_id(stated) is None:
+            raise ValueError(
+                f"{self._about.name}: eos_token={stated!r}; allowed: one of its tokens"
+            )
+        end = self._first([stated, *END_TOKENS])
         if end is None:
             special = ", ".join(t.content for t in self._inner.get_added_tokens_decoder().values())
             raise ValueError(
@@ -136,11 +182,16 @@ class HuggingFace:
                 'eos_token in a tokenizer_config.json beside it: {"eos_token": "…"}'
             )
         self.eos_id = end
-        self.bos_id = self._start()
+        for i in stop_ids:
+            if not fits(i, int) or not 0 <= i < self.vocab_size:
+                allowed = f"integers from 0 to {self.vocab_size - 1}"
+                raise ValueError(
+                    f"{name}: eos_token_id={i!r} of its generation; allowed: {allowed}"
+                )
         self.stop_ids = tuple(sorted({end, *stop_ids}))
-        self.chat_template = _chat_template(config)
+        self.chat_template = _chat_template(self._about)
         template = () if self.chat_template is None else (self.chat_template,)
-        self.fingerprint = _sha256(data, self.bos_id, self.eos_id, *template)
+        self.fingerprint = _sha256(self._data, self.bos_id, self.eos_id, *template)
 
     @classmethod
     def from_file(cls, path: str | Path) -> HuggingFace:
@@ -152,7 +203,7 @@ class HuggingFace:
         if template.is_file():
             config["chat_template"] = template.read_text(encoding="utf-8")
         stops = generation.get("eos_token_id")
-        stops = [stops] if isinstance(stops, int) else stops or []
+        stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
         return cls(Path(path).read_bytes(), config, str(path), stops)
 
     def special_text(self, name: str) -> str:
@@ -173,21 +224,23 @@ class HuggingFace:
 
     def _stated(self, name: str) -> str | None:
         """A special token's text in the config, if it has it."""
-        value = self.config.get(name)
-        return value["content"] if isinstance(value, dict) else value
+        value = self._about.get(name, None, str | dict)
+        if isinstance(value, dict):
+            return HubConfig(value, f"{self._about.name}: {name}").require("content", str)
+        return value
 
     def _first(self, names: Sequence[str | None]) -> int | None:
         ids = (self._inner.token_to_id(n) for n in names if n is not None)
         return next((i for i in ids if i is not None), None)
 
     def _start(self) -> int | None:
+        begins = self._about.get("add_bos_token", None, bool)
+        if begins is False:
+            return None
         stated = self._first([self._stated("bos_token")])
         if stated is None:
             return self._first(START_TOKENS)
-        begins = self.config.get("add_bos_token")
-        if begins is None:
-            begins = stated in self._inner.encode("").ids[:1]
-        return stated if begins else None
+        return stated if begins or stated in self._inner.encode("").ids[:1] else None
 
     def encode(self, text: str) -> list[int]:
         """Ids as the file says, without the special tokens it would add."""
@@ -201,32 +254,44 @@ class HuggingFace:
     def save(self, folder: str | Path) -> None:
         """The file, its tokenizer_config.json, and stop tokens in a generation_config.json."""
         _write_kind(folder, "huggingface")
-        (Path(folder) / "tokenizer.json").write_bytes(self._data)
-        if self.config:
-            _write_json(Path(folder) / CONFIG, self.config)
+        (Path(folder) / TOKENIZER).write_bytes(self._data)
+        start = None if self.bos_id is None else self._inner.id_to_token(self.bos_id)
+        end = str(self._inner.id_to_token(self.eos_id))
+        said = {name: value for name, value in self.config.items() if value is not None}
+        _write_json(Path(folder) / CONFIG, _special_tokens(start, end) | said)
         if len(self.stop_ids) > 1:
             _write_json(Path(folder) / GENERATION, {"eos_token_id": list(self.stop_ids)})
 
 
+TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
 CONFIG, GENERATION = "tokenizer_config.json", "generation_config.json"
-TEMPLATE = "chat_template.jinja"
+
+
+def _special_tokens(start: str | None, end: str) -> dict[str, str]:
+    """What a tokenizer_config.json says of them; and that tokenizer.json says all else, which
+    transformers would guess by the model's architecture.
+    """
+    said = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end}
+    return said if start is None else {**said, "bos_token": start}
 
 
 def _json_beside(path: str | Path, name: str) -> dict[str, Any]:
     """A JSON file in the same folder; empty if there is none."""
     beside = Path(path).with_name(name)
-    return json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    return read_json(beside) if beside.is_file() else {}
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _chat_template(config: Mapping[str, Any]) -> str | None:
+def _chat_template(about: HubConfig) -> str | None:
     """The template, of several by name the default one."""
-    template = config.get("chat_template")
+    template = about.get("chat_template", None, str | list)
     if isinstance(template, list):
-        named = {t["name"]: t["template"] for t in template}
+        parts = [t if isinstance(t, dict) else {} for t in template]
+        each = [HubConfig(t, f"{about.name}: chat_template") for t in parts]
+        named = {t.require("name", str): t.require("template", str) for t in each}
         return named.get("default")
     return template
 
@@ -342,7 +407,7 @@ def _sha256(data: bytes, *also: int | str | None) -> str:
 KIND = "kind.json"
 _SAVED: dict[str, Any] = {
     "bytes": lambda folder: Bytes(),
-    "huggingface": lambda folder: HuggingFace.from_file(folder / "tokenizer.json"),
+    "huggingface": lambda folder: HuggingFace.from_file(folder / TOKENIZER),
     "sentencepiece": lambda folder: SentencePiece(folder / "tokenizer.model"),
     "tiktoken": lambda folder: Tiktoken(folder / "tokenizer.tiktoken"),
 }
@@ -378,9 +443,17 @@ def load_tokenizer(spec: str) -> Tokenizer:
             "tokenizer.json, .model or .tiktoken file"
         )
     if (path / KIND).is_file():
-        return _SAVED[json.loads((path / KIND).read_text())["kind"]](path)
+        kind = read_json(path / KIND).get("kind")
+        if not isinstance(kind, str) or kind not in _SAVED:
+            raise ValueError(f"{path / KIND}: kind={kind!r}; allowed: {', '.join(_SAVED)}")
+        return _SAVED[kind](path)
     if path.is_dir():
-        path = path / "tokenizer.json"
+        path = path / TOKENIZER
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{spec} has no {TOKENIZER}; allowed: a folder with one, or the path of a .json, "
+                ".model or .tiktoken file"
+            )
     kinds: dict[str, Any] = {
         ".json": HuggingFace.from_file,
         ".model": SentencePiece,

@@ -169,7 +169,7 @@ class Activation:
 
     def read(self, config: HubConfig) -> dict[str, Any]:
         """FeedForwardConfig's kind."""
-        name = config.get(self.theirs, self.default) or config.require(self.theirs)
+        name = config.get(self.theirs, self.default, str) or config.require(self.theirs, str)
         if name not in self.names:
             known = ", ".join(self.names)
             raise ValueError(f"{config.name}: {self.theirs}={name!r}; allowed: {known}")
@@ -201,10 +201,11 @@ class Layers:
 
     def read(self, config: HubConfig) -> dict[str, Any]:
         """AttentionConfig's layer_pattern and sliding_window."""
-        window, layers = config.get("sliding_window"), config.require("num_hidden_layers")
+        window = config.get("sliding_window", None, int)
+        layers = config.require("num_hidden_layers", int)
         kinds = [self.pattern[i % len(self.pattern)] for i in range(layers)]
-        if self.listed and (types := config.get("layer_types")) is not None:
-            if set(types) - KINDS.keys() or len(types) != layers:
+        if self.listed and (types := config.get("layer_types", None, list)) is not None:
+            if not all(isinstance(t, str) and t in KINDS for t in types) or len(types) != layers:
                 known = f"{layers} of {', '.join(KINDS)}"
                 raise ValueError(f"{config.name}: layer_types={types!r}; allowed: {known}")
             kinds = [KINDS[t] for t in types]

@@ -110,7 +110,7 @@ def llama3(header: Header) -> dict[str, Any]:
     low, high, factor = 1.0, 4.0, float(np.max(divisors))
     if factor == 1:
         return {}
-    base, pairs = header.get("rope.freq_base", 10000.0), len(divisors)
+    base, pairs = header.get("rope.freq_base", 10000.0, float), len(divisors)
     waves = 2 * math.pi * base ** (np.arange(pairs) / pairs)
     smooth = (1 / divisors - 1 / factor) / (1 - 1 / factor)
     between = (smooth > 1e-3) & (smooth < 1 - 1e-3)
@@ -130,7 +130,7 @@ def llama3(header: Header) -> dict[str, Any]:
 
 def layer_types(header: Header, period: int) -> dict[str, Any]:
     """Which layers slide: as a list says, or all but each last of so many."""
-    pattern = header.get("attention.sliding_window_pattern", period)
+    pattern = header.get("attention.sliding_window_pattern", period, int | list)
     if isinstance(pattern, int):
         pattern = [(i + 1) % pattern != 0 for i in range(header.require("block_count"))]
     return {"layer_types": ["sliding_attention" if p else "full_attention" for p in pattern]}

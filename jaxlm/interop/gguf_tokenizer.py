@@ -6,11 +6,13 @@ each piece has a score and the pair that makes the best piece is joined first.
 
 from __future__ import annotations
 
+import bisect
 from typing import Any
 
 from absl import logging
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
+from jaxlm.config import fits
 from jaxlm.interop.gguf_pre_tokenizers import COMPOSED, WHOLE_WORDS, pre_tokenizer
 
 # Kinds of token in GGUF; 3 is a control token, 4 one that a user added.
@@ -18,7 +20,7 @@ NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 SPACE = "▁"  # SentencePiece's
 
 
-def stop_ids(metadata: dict[str, Any]) -> list[int]:
+def stop_ids(metadata: dict[str, Any]) -> list[Any]:
     """Ids that end a text, a turn or a message."""
     names = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
     return [metadata[name] for name in names if name in metadata]
@@ -36,7 +38,7 @@ def tokenizer_json(metadata: dict[str, Any], where: str) -> tuple[str, dict[str,
         if key.startswith("tokenizer.ggml.")
     }
     kind, tokens = about.get("model"), about.get("tokens", [])
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"{where}: tokenizer.ggml.model={kind!r}; allowed: {', '.join(KINDS)}")
     if not _texts(tokens):
         raise ValueError(f"{where}: tokenizer.ggml.tokens; allowed: a list of texts")
@@ -100,7 +102,8 @@ def _byte_pairs(about: dict[str, Any], where: str) -> Tokenizer:
 def _sentencepiece(about: dict[str, Any], where: str) -> Tokenizer:
     """SentencePiece's kind, without its normalization: that of Llama 1 and 2, Mistral, Gemma, …."""
     tokens, scores = about["tokens"], about.get("scores", [])
-    if not isinstance(scores, list) or len(scores) != len(tokens):
+    numbers = isinstance(scores, list) and all(fits(score, float) for score in scores)
+    if not numbers or len(scores) != len(tokens):
         allowed = f"a list of {len(tokens)} numbers, one for each token"
         raise ValueError(f"{where}: tokenizer.ggml.scores; allowed: {allowed}")
     pieces = {
@@ -129,11 +132,13 @@ def _sentencepiece(about: dict[str, Any], where: str) -> Tokenizer:
 
 def _merges(pieces: dict[str, tuple[float, int]]) -> list[tuple[str, str]]:
     """Every way to make a piece of two, the best pieces first."""
+    # Lengths that occur, not all: the time would grow with the square of a long piece's.
+    lengths = sorted({len(piece) for piece in pieces})
     found = [
         (rank, (piece[:i], piece[i:]))
         for piece, rank in pieces.items()
-        for i in range(1, len(piece))
-        if piece[:i] in pieces and piece[i:] in pieces
+        for i in lengths[: bisect.bisect_left(lengths, len(piece))]
+        if i > 0 and piece[:i] in pieces and piece[i:] in pieces
     ]
     return [pair for _, pair in sorted(found, key=lambda item: item[0])]
 

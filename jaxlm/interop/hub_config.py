@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
+
+from jaxlm.config import fits
 
 MAX_JSON_BYTES = 2**28
 
@@ -73,19 +76,33 @@ class HubConfig:
         self._values, self.name, self.tensors = values, name, frozenset(tensors)
         self.unread = {k for k, v in values.items() if v is not None} - self.IRRELEVANT
 
-    def get(self, key: str, default: Any = None) -> Any:
-        """The value; `default` if it is absent or null."""
+    def get(self, key: str, default: Any = None, kind: Any = Any) -> Any:
+        """The value; `default` if it is absent or null.
+
+        Raises:
+            ValueError: it is not of this kind, a type as in an annotation.
+        """
         self.unread.discard(key)
         value = self._values.get(key)
-        return default if value is None else value
+        if value is None:
+            return default
+        if not fits(value, kind) or (kind is float and not abs(value) < math.inf):
+            shown = kind.__name__ if isinstance(kind, type) else str(kind)
+            raise ValueError(f"{self.name}: {key}={_short(value)}; allowed: {shown}")
+        return value
 
-    def require(self, key: str) -> Any:
+    def require(self, key: str, kind: Any = Any) -> Any:
         """The value.
 
         Raises:
-            ValueError: it is absent.
+            ValueError: it is absent, or not of this kind.
         """
-        value = self.get(key)
+        value = self.get(key, None, kind)
         if value is None:
-            raise ValueError(f"{self.name}: {key} is absent; allowed: a config.json that has it")
+            raise ValueError(f"{self.name}: {key} is absent; allowed: a file that has it")
         return value
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 200 else f"{shown[:200]}…"

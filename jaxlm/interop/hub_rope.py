@@ -43,9 +43,10 @@ class Rope:
         Raises:
             ValueError: a kind of scaling that is not known.
         """
-        values = dict(config.get("rope_scaling", {})) | dict(config.get("rope_parameters", {}))
-        base = config.get(self.base_key, self.base)
-        share = config.get(self.fraction_key, self.fraction)
+        scaling, both = (config.get(k, {}, dict) for k in ("rope_scaling", "rope_parameters"))
+        base = config.get(self.base_key, self.base, float)
+        share = config.get(self.fraction_key, self.fraction, float)
+        values = scaling | both
         return {"position_encoding": read_rope(values, config, base, share)}
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
@@ -77,9 +78,10 @@ def read_rope(values: dict[str, Any], config: HubConfig, base: float, fraction: 
     Raises:
         ValueError: a kind of scaling that is not known.
     """
+    inner = HubConfig(values, f"{config.name}: rope_scaling")
     return RoPE(
-        base=float(values.get("rope_theta") or base),
-        fraction=float(values.get("partial_rotary_factor") or fraction),
+        base=float(inner.get("rope_theta", base, float)),
+        fraction=float(inner.get("partial_rotary_factor", fraction, float)),
         scaling=_scaling(values, config),
     )
 
@@ -143,7 +145,8 @@ NAMES: dict[type[RopeScaling], dict[str, str]] = {
 
 
 def _scaling(values: dict[str, Any], config: HubConfig) -> RopeScaling | None:
-    kind = values.get("rope_type", values.get("type", "default"))
+    inner = HubConfig(values, f"{config.name}: rope_scaling")
+    kind = inner.get("rope_type", inner.get("type", "default", str), str)
     kinds = {name: cls for cls, name in KINDS.items()}
     if kind != "default" and kind not in kinds:
         known = ", ".join(["default", *kinds])
@@ -154,9 +157,10 @@ def _scaling(values: dict[str, Any], config: HubConfig) -> RopeScaling | None:
     config.unread |= {f"rope_scaling.{k}" for k in given.keys() - known_keys}
     if kind == "default":
         return None
-    longest = config.require("max_position_embeddings")
-    trained = config.get("original_max_position_embeddings", longest)
-    fields: dict[str, Any] = {n: _plain(given[k]) for n, k in names.items() if k in given}
+    longest = config.require("max_position_embeddings", int)
+    trained = config.get("original_max_position_embeddings", longest, int)
+    told = {n: inner.get(k, None, bool | float | list) for n, k in names.items() if k in given}
+    fields: dict[str, Any] = {n: _plain(value) for n, value in told.items()}
     if "original_length" in names:
         fields["original_length"] = int(fields.get("original_length", trained))
     if kind == "longrope":

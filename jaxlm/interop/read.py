@@ -10,6 +10,7 @@ from typing import Any
 from absl import logging
 from jax.sharding import Mesh
 
+from jaxlm.config import fits
 from jaxlm.data.tokenizers import HuggingFace, Tokenizer, load_tokenizer
 from jaxlm.interop import families
 from jaxlm.interop.family import Family
@@ -26,16 +27,6 @@ from jaxlm.interop.tensors import Tensors, read_params, stored_dtype
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.encoder_decoder import EncoderDecoderConfig
 from jaxlm.model.parameters import Model, model_of
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether `path` is named as a GGUF file."""
-    return path.suffix == ".gguf"
-
-
-def is_hub_folder(path: Path) -> bool:
-    """Whether `path` is a folder as on the Hugging Face hub."""
-    return (path / "config.json").is_file()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,10 +113,30 @@ DEPTHS = ("num_hidden_layers", "num_layers", "num_decoder_layers", "n_layer", "n
 def _check_depth(values: dict[str, Any], where: Path, tensors: int) -> None:
     """Before anything is made for every layer."""
     for key in DEPTHS:
-        if isinstance(values.get(key), int) and values[key] > tensors:
+        value = values.get(key, 1)
+        if value is not None and not (fits(value, int) and 1 <= value <= tensors):
             raise ValueError(
-                f"{where}: {key}={values[key]}; allowed: at most {tensors}, the number of tensors"
+                f"{where}: {key}={value!r}; allowed: at most {tensors}, the number of tensors"
             )
+
+
+def _check_sizes(config: ModelConfig | EncoderDecoderConfig, tensors: Tensors) -> None:
+    """Before anything is made of such a size: every width is an axis of some tensor."""
+    if isinstance(config, EncoderDecoderConfig):
+        for half in (config.encoder, config.decoder):
+            _check_sizes(half, tensors)
+        return
+    longest = max((n for shape in tensors.shapes.values() for n in shape), default=0)
+    sizes = {
+        "vocab_size": config.vocab_size,
+        "d_model": config.d_model,
+        "d_ff": config.d_ff,
+        "num_heads * head_dim": config.attention.num_heads * config.head_dim,
+    }
+    for name, size in sizes.items():
+        if size > longest:
+            allowed = f"at most {longest}, the longest axis of its tensors"
+            raise ValueError(f"{tensors.name}: {name}={size}; allowed: {allowed}")
 
 
 def _checkpoint(
@@ -139,6 +150,7 @@ def _checkpoint(
             f"{tokenizer.name}: vocab_size={tokenizer.vocab_size}; "
             f"allowed: at most the model's {config.vocab_size}"
         )
+    _check_sizes(config, tensors)
     dtype = stored_dtype(tensors)
     config = with_numerics(config, dtype=dtype, param_dtype=dtype)
     return Checkpoint(config, tokenizer, rows, tensors)
@@ -148,12 +160,17 @@ def _config(
     values: dict[str, Any], where: str, tensors: Collection[str] = ()
 ) -> tuple[Family, Any]:
     hub = HubConfig(values, where, tensors)
-    method = (hub.get("quantization_config") or {}).get("quant_method", "mxfp4")
+    method = hub.get("quantization_config", {}, dict).get("quant_method", "mxfp4")
     if method != "mxfp4":
         raise ValueError(f"{where}: quantized by {method}; allowed: mxfp4, float weights, or GGUF")
-    (architecture, *_) = values.get("architectures") or ["none"]
+    (architecture, *_) = hub.get("architectures", [], list) or ["none"]
     family = families.find(architecture, where)
-    config = read_fields(family.fields, hub, family.config)
+    try:
+        config = read_fields(family.fields, hub, family.config)
+    except (ValueError, TypeError, ArithmeticError, AttributeError) as error:
+        if isinstance(error, ValueError) and str(error).startswith(where):
+            raise
+        raise ValueError(f"{where}: {error}") from error
     if hub.unread:
         logging.warning("%s: not understood: %s", where, ", ".join(sorted(hub.unread)))
     return family, config

@@ -87,6 +87,27 @@ def test_saved_and_loaded_it_is_the_same(made, tmp_path_factory, name, text):
     assert load_tokenizer(str(folder)).fingerprint == tokenizer.fingerprint
 
 
+@pytest.mark.parametrize("name", ["bytes", "bpe", "gpt2"])
+@given(text=unicode)
+def test_others_read_the_same_ids(made, tmp_path_factory, name, text):
+    """A tokenizer.json that begins texts with the start token, once, and names both tokens."""
+    tokenizer, folder = made[name], tmp_path_factory.mktemp("saved")
+    tokenizer.save(folder)
+    load_tokenizer(str(folder)).save(folder)
+    inner = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    inner.no_truncation()
+    inner.no_padding()
+    start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    assert inner.encode(text).ids == start + tokenizer.encode(text)
+    assert inner.decode(inner.encode(text).ids) == text
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    named = {n: config.get(f"{n}_token") for n in ("bos", "eos")}
+    named["eos"] = named["eos"]["content"] if name == "gpt2" else named["eos"]
+    ids = {n: None if t is None else inner.token_to_id(t) for n, t in named.items()}
+    assert ids == {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id}
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
 @each
 @pytest.mark.parametrize(("before", "half"), [("", "\udcff\udcfe"), ("long text, " * 99, "\ud83d")])
 def test_half_a_surrogate_pair_is_no_text(made, name, before, half):
@@ -190,7 +211,7 @@ def test_a_broken_file_is_named(tmp_path, name):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"tokenizer='no\.json': no such file; allowed: b"):
         load_tokenizer("no.json")
-    with pytest.raises(ValueError, match=r"allowed: a \.json, \.model or \.tiktoken file"):
+    with pytest.raises(FileNotFoundError, match=r"has no tokenizer\.json; allowed: a folder with"):
         load_tokenizer(str(tmp_path))  # a folder without a tokenizer.json
 
 

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 import jaxlm
 from jaxlm.interop.safetensors_folder import SafetensorsFolder
+from jaxlm.load import open_foreign
 from tests.interop.folders import read_golden, write_folder
 from tests.interop.weights import draw
 
@@ -27,6 +28,12 @@ def folder(tmp_path):
 def whole(tmp_path_factory):
     _, config, shapes = read_golden("llama")
     return write_folder(tmp_path_factory.mktemp("fuzz") / "hub", config, shapes, parts=3)
+
+
+@pytest.fixture(scope="module")
+def whole_again(tmp_path_factory):
+    _, config, shapes = read_golden("llama")
+    return write_folder(tmp_path_factory.mktemp("kinds") / "hub", config, shapes)
 
 
 def edit(path, **changes):
@@ -166,7 +173,7 @@ CASES = {
     missing_tensor: r"no tensor model.layers.3.* \(9 are missing\)",
     tensor_without_a_place: r"9 tensors that the model has no place for, such as model.layers.2",
     large_tokenizer: r"vocab_size=97; allowed: at most the model's 90",
-    no_tokenizer: r"tokenizer.*hub.*allowed",
+    no_tokenizer: r"hub has no tokenizer.json; allowed",
 }
 
 
@@ -182,6 +189,75 @@ def test_it_is_refused(folder, damage):
     damage(folder)
     with pytest.raises((ValueError, FileNotFoundError), match=CASES[damage]):
         jaxlm.load(folder)
+
+
+WRONG = [
+    ("config.json", "quantization_config", "abc"),
+    ("config.json", "architectures", True),
+    ("config.json", "rope_scaling", [1]),
+    ("config.json", "rope_scaling", "abc"),
+    ("config.json", "rope_theta", {}),
+    ("config.json", "rope_theta", "abc"),
+    ("config.json", "partial_rotary_factor", [1]),
+    ("config.json", "partial_rotary_factor", float("nan")),
+    ("config.json", "hidden_act", []),
+    ("config.json", "num_hidden_layers", 0),
+    ("config.json", "num_hidden_layers", "3"),
+    ("config.json", "hidden_size", "42"),
+    ("config.json", "vocab_size", 2**31),
+    ("config.json", "head_dim", 200_000_000),
+    ("config.json", "intermediate_size", 10**9),
+    *(("generation_config.json", "eos_token_id", i) for i in ("a", 1.5, [[]], -1, 2**31, True)),
+    ("tokenizer_config.json", "eos_token", {}),
+    ("tokenizer_config.json", "eos_token", 5),
+    ("tokenizer_config.json", "eos_token", "no such token"),
+    ("tokenizer_config.json", "add_bos_token", "abc"),
+    ("tokenizer_config.json", "chat_template", 5),
+    ("tokenizer_config.json", "chat_template", [{}]),
+    ("kind.json", "kind", "abc"),
+    ("kind.json", "kind", []),
+]
+
+
+OURS = {"hidden_size": "d_model", "intermediate_size": "d_ff"}
+
+
+def refused(folder):
+    """The one line that says why."""
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        open_foreign(folder)
+    (line,) = str(error.value).splitlines()
+    assert str(folder) in line
+    return line
+
+
+@pytest.mark.parametrize(("file", "key", "value"), WRONG)
+def test_a_value_of_another_kind(whole_again, file, key, value):
+    path = whole_again / file
+    (whole_again / "config.json").write_text(json.dumps(read_golden("llama")[1]))
+    config = json.loads(path.read_text()) if path.is_file() else {}
+    config.pop("rope_parameters", None)
+    path.write_text(json.dumps(config | {key: value}))
+    line = refused(whole_again)
+    path.unlink()
+    assert "allowed: " in line
+    assert OURS.get(key, key) in line
+
+
+@pytest.mark.parametrize("text", ["", "5", "[]", "[" * 100_000, '{"kind": 1, "kind": 2}'])
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "generation_config.json", "kind.json"])
+def test_a_side_file_that_is_no_object(whole_again, file, text):
+    (whole_again / "config.json").write_text(json.dumps(read_golden("llama")[1]))
+    (whole_again / file).write_text(text)
+    line = refused(whole_again)
+    (whole_again / file).unlink()
+    assert file in line
+
+
+@pytest.mark.parametrize("name", ["absent.gguf", "ABSENT.GGUF", "dir.gguf"])
+def test_no_gguf_file(tmp_path, name):
+    (tmp_path / "dir.gguf").mkdir()
+    assert refused(tmp_path / name).endswith("; allowed: a .gguf file")
 
 
 # What an index may hold, for files as for all else.

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import jaxlm
 from jaxlm.interop import gguf_file
+from jaxlm.interop.gguf_config import architecture_of, config_json
 from jaxlm.load import open_foreign
 from tests.interop.folders import parameters, read_golden, write_folder
 from tests.interop.gguf_files import TOKENS, as_stored, converted, write_gguf
@@ -57,6 +58,44 @@ def test_it_is_the_hubs_model(case, tmp_path, caplog):
         np.testing.assert_allclose(got[path], x, rtol=0, atol=atol, err_msg=path)
 
 
+def header(kind, layers, **also):
+    """Metadata of 8 heads, which share a width of 4096; heads of 256 numbers; tensors to count."""
+    about = {"block_count": layers, "embedding_length": 4096, "attention.head_count": 8}
+    about |= {"attention.key_length": 256} | also
+    metadata = {f"{kind}.{key}": value for key, value in about.items()}
+    metadata["general.architecture"] = kind
+    file = object.__new__(gguf_file.GGUFFile)
+    file.name, file.metadata = "m.gguf", metadata
+    file.shapes = dict.fromkeys(map(str, range(99)), (1,))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("kind", "layers", "key", "value"),
+    [
+        ("gemma2", 26, "sliding_window", 4096),
+        ("gemma2", 26, "attn_logit_softcapping", 50.0),
+        ("gemma2", 26, "final_logit_softcapping", 30.0),
+        ("gemma3", 26, "rope_local_base_freq", 10000.0),
+        # Only 27B divides by the width of a head were the heads to share the model's.
+        *(
+            ("gemma2", layers, "query_pre_attn_scalar", d)
+            for layers, d in ((45, 256), (46, 512), (47, 256))
+        ),
+        *(("gemma3", layers, "query_pre_attn_scalar", d) for layers, d in ((61, 256), (62, 512))),
+    ],
+)
+def test_what_gemmas_files_leave_out(kind, layers, key, value):
+    file = header(kind, layers)
+    assert config_json(file, architecture_of(file))[key] == value
+
+
+def test_a_head_of_a_shared_width():
+    file = header("gptneox", 2, **{"attention.key_length": None, "rope.dimension_count": 128})
+    del file.metadata["gptneox.attention.key_length"]
+    assert config_json(file, architecture_of(file))["rotary_pct"] == 128 / 512
+
+
 def test_logits(golden, tmp_path):
     file, config, shapes = golden
     model, params, _ = jaxlm.load(write_gguf(tmp_path / "m.gguf", config, shapes))
@@ -100,6 +139,26 @@ def test_metadata_that_lies(golden, tmp_path):
     path = write_gguf(tmp_path / "m.gguf", config | {"model_type": "rwkv7"}, {})
     with pytest.raises(ValueError, match=r"m.gguf: architecture='rwkv7'; allowed: llama, qwen2,"):
         jaxlm.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"llama.rope.freq_base": [1.0]}, r"rope_theta=\[1.0\]; allowed: float"),
+        ({"llama.rope.scaling.type": ["yarn"]}, r"rope_type=\['yarn'\]; allowed: str"),
+        ({"llama.attention.key_length": 2 * 10**8}, r"num_heads \* head_dim=\d+; allowed: at most"),
+        ({"tokenizer.ggml.eot_token_id": [1]}, r"eos_token_id=\[1\] .*allowed: integers from 0"),
+        ({"tokenizer.chat_template": [1]}, r"chat_template: name is absent"),
+    ],
+)
+def test_metadata_of_another_kind(golden, tmp_path, monkeypatch, change, message):
+    _, config, shapes = golden
+    path = write_gguf(tmp_path / "m.gguf", config, shapes)
+    file = gguf_file.GGUFFile(path)
+    file.metadata |= change
+    monkeypatch.setattr("jaxlm.interop.read.GGUFFile", lambda path: file)
+    with pytest.raises(ValueError, match=message):
+        open_foreign(path.rename(tmp_path / "M.GGUF"))
 
 
 def test_tokenizer(golden, tmp_path):

@@ -2,15 +2,17 @@
 
 import importlib.resources
 import io
+import time
 
 import hypothesis
 import pytest
 import sentencepiece
+import tokenizers
 from hypothesis import strategies as st
 
 from jaxlm.data.tokenizers import HuggingFace
 from jaxlm.interop.gguf_pre_tokenizers import PATTERNS, pre_tokenizer
-from jaxlm.interop.gguf_tokenizer import tokenizer_json
+from jaxlm.interop.gguf_tokenizer import _merges, tokenizer_json
 
 TEXTS = importlib.resources.files("jaxlm.data") / "texts"
 AUSTEN = (TEXTS / "austen_valid.txt").read_text(encoding="utf-8")
@@ -124,15 +126,21 @@ def byte_pairs(**changes):
 
 
 @pytest.mark.parametrize(("pre", "count", "begins"), [("llama-bpe", 1, 0), ("gpt-2", 2, None)])
-def test_llama_3_keeps_whole_words_and_begins_texts(pre, count, begins):
+def test_llama_3_keeps_whole_words_and_begins_texts(pre, count, begins, tmp_path):
     tokenizer = built(byte_pairs(pre=pre))
-    assert (len(tokenizer.encode("abcd")), tokenizer.bos_id) == (count, begins)
+    ids = tokenizer.encode("abcd")
+    assert (len(ids), tokenizer.bos_id) == (count, begins)
+    tokenizer.save(tmp_path)
+    others = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert others.encode("abcd").ids == ([] if begins is None else [begins]) + ids
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"model": "rwkv"}, r"m.gguf: tokenizer.ggml.model='rwkv'; allowed: gpt2, llama"),
+        ({"model": ["gpt2"]}, r"m.gguf: tokenizer.ggml.model=\['gpt2'\]; allowed: gpt2, llama"),
+        ({"model": "llama", "scores": ["a"] * 98}, r"tokenizer.ggml.scores; allowed: a list of"),
         ({"pre": "klingon"}, r"m.gguf: tokenizer.ggml.pre='klingon'; allowed: default, gpt-2"),
         ({"model": "llama"}, r"m.gguf: tokenizer.ggml.scores; allowed: a list of 98 numbers"),
         ({"tokens": [1, 2]}, r"m.gguf: tokenizer.ggml.tokens; allowed: a list of texts"),
@@ -144,3 +152,11 @@ def test_llama_3_keeps_whole_words_and_begins_texts(pre, count, begins):
 def test_what_is_no_tokenizer(change, message):
     with pytest.raises(ValueError, match=message):
         tokenizer_json(byte_pairs(**change), "m.gguf")
+
+
+def test_the_time_of_a_long_piece_grows_with_its_length():
+    pieces = {"a": (0.0, 0), "b": (1.0, 1), "ab": (2.0, 2)}
+    pieces |= {"ab" * 100_000: (3.0, 3), "ab" * 100_000 + "b": (4.0, 4)}
+    start = time.monotonic()
+    assert _merges(pieces) == [("a", "b"), ("ab" * 100_000, "b")]
+    assert time.monotonic() - start < 5  # with its square: a minute

@@ -27,10 +27,12 @@ LAYER = "transformer.h.{layer}."
 def read_positions(config: HubConfig) -> dict[str, Any]:
     """ALiBi's bias is scaled as the scores are."""
     rope = Rope().read(config)
-    if not config.get("alibi", False):
+    if not config.get("alibi", False, bool):
         return rope
-    heads = config.get("num_attention_heads", config.get("n_head"))
-    head_dim = config.require("hidden_size") // (heads or config.require("num_attention_heads"))
+    heads = config.get("num_attention_heads", config.get("n_head", None, int), int)
+    head_dim = config.require("hidden_size", int) // (
+        heads or config.require("num_attention_heads", int)
+    )
     return {"position_encoding": ALiBi(head_dim**-0.5)}
 
 
@@ -42,11 +44,14 @@ def write_positions(config: ModelConfig) -> dict[str, Any]:
 
 def read_blocks(config: HubConfig) -> dict[str, Any]:
     """How many key/value heads and norms there are is said in several ways."""
-    new, one = config.get("new_decoder_architecture", False), config.get("multi_query", True)
-    heads = config.get("num_kv_heads", config.get("n_head_kv"))
+    new, one = (
+        config.get("new_decoder_architecture", False, bool),
+        config.get("multi_query", True, bool),
+    )
+    heads = config.get("num_kv_heads", config.get("n_head_kv", None, int), int)
     norms = config.get("num_ln_in_parallel_attn", 2 if new else 1)
     parallel = "separate" if new and norms == 2 else "shared"
-    if not config.get("parallel_attn", True) and not new:
+    if not config.get("parallel_attn", True, bool) and not new:
         parallel = "none"
     return {
         "attention.num_kv_heads": 1 if one and not new else heads,

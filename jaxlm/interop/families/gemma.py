@@ -17,7 +17,7 @@ from jaxlm.model.config import ModelConfig
 
 def read_activation(config: HubConfig) -> dict[str, Any]:
     """Early files say "gelu" and mean its tanh form, which hidden_activation then names."""
-    early = config.get("hidden_act")
+    early = config.get("hidden_act", None, str)
     if config.get("hidden_activation") is None and early == "gelu":
         return {"feed_forward.kind": "geglu_tanh"}
     name = "hidden_activation" if config.get("hidden_activation") else "hidden_act"
@@ -46,14 +46,14 @@ SINCE_1: tuple[Field, ...] = (
     Derived(read_activation, write_activation),
     Fixed("norm.scale_plus_one", True),
     Key("tie_word_embeddings", "embedding.tied", True),
-    Derived(lambda config: {"embedding.scale": math.sqrt(config.require("hidden_size"))}),
+    Derived(lambda config: {"embedding.scale": math.sqrt(config.require("hidden_size", int))}),
 )
 SINCE_2: tuple[Field, ...] = (
     *SINCE_1,
     Key("attn_logit_softcapping", "attention.softcap", None),
     Key("final_logit_softcapping", "embedding.logit_softcap", None),
     Derived(
-        lambda config: {"attention.scale": config.require("query_pre_attn_scalar") ** -0.5},
+        lambda config: {"attention.scale": config.require("query_pre_attn_scalar", float) ** -0.5},
         write_scale,
     ),
     Fixed("norm.placement", "sandwich"),

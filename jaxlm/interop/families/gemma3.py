@@ -17,7 +17,7 @@ from jaxlm.positions.by_kind import ByKind
 
 def read_layers(config: HubConfig) -> dict[str, Any]:
     """Of early files sliding_window_pattern says that every so many layers one sees everything."""
-    period = config.get("sliding_window_pattern", config.get("_sliding_window_pattern", 6))
+    period = config.get("sliding_window_pattern", config.get("_sliding_window_pattern", 6, int))
     return Layers(("sliding",) * (period - 1) + ("global",), listed=True).read(config)
 
 
@@ -25,13 +25,13 @@ def read_rotations(config: HubConfig) -> dict[str, Any]:
     """RoPE of full and of sliding layers: in rope_parameters by the kind of layer, in early files
     under names of their own.
     """
-    by_kind = dict(config.get("rope_parameters", {}))
+    by_kind = dict(config.get("rope_parameters", {}, dict))
     config.unread |= {f"rope_parameters.{k}" for k in by_kind.keys() - KINDS.keys()}
-    full = dict(config.get("rope_scaling", {})) | dict(by_kind.get("full_attention") or {})
+    full = dict(config.get("rope_scaling", {}, dict)) | dict(by_kind.get("full_attention") or {})
     sliding = dict(by_kind.get("sliding_attention") or {})
     encoding = ByKind(
-        read_rope(full, config, config.get("rope_theta", 1e6), 1.0),
-        read_rope(sliding, config, config.get("rope_local_base_freq", 1e4), 1.0),
+        read_rope(full, config, config.get("rope_theta", 1e6, float), 1.0),
+        read_rope(sliding, config, config.get("rope_local_base_freq", 1e4, float), 1.0),
     )
     return {"position_encoding": encoding}
 

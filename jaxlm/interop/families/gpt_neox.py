@@ -12,7 +12,9 @@ from jaxlm.model.config import ModelConfig
 LAYER = "gpt_neox.layers.{layer}."
 PARALLEL = Derived(
     lambda config: {
-        "feed_forward.parallel": "separate" if config.get("use_parallel_residual", True) else "none"
+        "feed_forward.parallel": "separate"
+        if config.get("use_parallel_residual", True, bool)
+        else "none"
     },
     lambda config: {"use_parallel_residual": config.feed_forward.parallel == "separate"},
 )

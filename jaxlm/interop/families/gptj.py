@@ -18,7 +18,7 @@ LAYER = "transformer.h.{layer}."
 
 def read_rotation(config: HubConfig) -> dict[str, Any]:
     """The first rotary_dim dims of each head are rotated."""
-    heads, width = config.require("n_head"), config.require("n_embd")
+    heads, width = config.require("n_head", int), config.require("n_embd", int)
     rotated = config.get("rotary_dim", width // heads)
     encoding = RoPE(fraction=rotated * heads / width, interleaved=True)
     return {"position_encoding": encoding}

@@ -26,7 +26,7 @@ ELSEWHERE = {"attn_impl", "attn_uses_sequence_id"}
 
 def read_attention(config: HubConfig) -> dict[str, Any]:
     """The keys within attn_config."""
-    within = HubConfig(config.get("attn_config", {}), f"{config.name}: attn_config")
+    within = HubConfig(config.get("attn_config", {}, dict), f"{config.name}: attn_config")
     values: dict[str, Any] = {}
     for field in ATTENTION:
         values |= field.read(within)

@@ -13,14 +13,17 @@ from jaxlm.model.config import ModelConfig
 
 def read_layers(config: HubConfig) -> dict[str, Any]:
     """The window counts only where use_sliding_window says so, and from max_window_layers on."""
-    first, layers = config.get("max_window_layers", 0), config.require("num_hidden_layers")
+    first, layers = (
+        config.get("max_window_layers", 0, int),
+        config.require("num_hidden_layers", int),
+    )
     listed = Layers(("global",), listed=True).read(config)
-    if not config.get("use_sliding_window", False):
+    if not config.get("use_sliding_window", False, bool):
         return layer_fields(["global"], None)
     if config.get("layer_types") is not None:
         return listed
     kinds = ["global"] * first + ["sliding"] * (layers - first)
-    return layer_fields(kinds, config.require("sliding_window"))
+    return layer_fields(kinds, config.require("sliding_window", int))
 
 
 def write_layers(config: ModelConfig) -> dict[str, Any]:

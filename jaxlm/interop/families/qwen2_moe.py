@@ -19,7 +19,7 @@ FIELDS = (
     Fixed("moe.num_shared_experts", 1),
     Fixed("moe.shared_gate", True),
     Derived(
-        lambda config: {"moe.shared_d_ff": config.require("shared_expert_intermediate_size")},
+        lambda config: {"moe.shared_d_ff": config.require("shared_expert_intermediate_size", int)},
         lambda config: {"shared_expert_intermediate_size": config.shared_d_ff},
     ),
 )

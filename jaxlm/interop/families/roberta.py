@@ -16,10 +16,10 @@ from jaxlm.positions.learned import Learned
 
 def read_positions(config: HubConfig) -> dict[str, Any]:
     """Position 0 is in the row after the padding's."""
-    offset = config.get("pad_token_id", 1) + 1
+    offset = config.get("pad_token_id", 1, int) + 1
     return {
         "position_encoding": Learned(offset=offset),
-        "context_length": config.require("max_position_embeddings") - offset,
+        "context_length": config.require("max_position_embeddings", int) - offset,
     }
 
 

@@ -9,7 +9,9 @@ from jaxlm.interop.hub_rope import Rope
 
 PARALLEL = Derived(
     lambda config: {
-        "feed_forward.parallel": "shared" if config.get("use_parallel_residual", False) else "none"
+        "feed_forward.parallel": "shared"
+        if config.get("use_parallel_residual", False, bool)
+        else "none"
     },
     lambda config: {"use_parallel_residual": config.feed_forward.parallel == "shared"},
 )

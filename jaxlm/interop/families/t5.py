@@ -32,8 +32,8 @@ def bias(bidirectional: bool) -> Field:
     """The relative bias of one half."""
 
     def read(config: HubConfig) -> dict[str, Any]:
-        buckets = config.get("relative_attention_num_buckets", 32)
-        farthest = config.get("relative_attention_max_distance", 128)
+        buckets = config.get("relative_attention_num_buckets", 32, int)
+        farthest = config.get("relative_attention_max_distance", 128, int)
         return {"position_encoding": T5(buckets, farthest, bidirectional)}
 
     def write(config: ModelConfig) -> dict[str, Any]:
@@ -71,7 +71,8 @@ DECODER: tuple[Field, ...] = (
     *HALF,
     Derived(
         lambda config: {
-            "num_layers": config.get("num_decoder_layers") or config.require("num_layers")
+            "num_layers": config.get("num_decoder_layers", None, int)
+            or config.require("num_layers", int)
         },
         lambda config: {"num_decoder_layers": config.num_layers},
     ),
@@ -82,14 +83,14 @@ DECODER: tuple[Field, ...] = (
 
 def tied(config: HubConfig) -> bool:
     """Transformers 5 ties what has no matrix of its own, whatever the key says."""
-    said = config.get("tie_word_embeddings", True)
+    said = config.get("tie_word_embeddings", True, bool)
     return "lm_head.weight" not in config.tensors if config.tensors else said
 
 
 def read_head(config: HubConfig) -> dict[str, Any]:
     """What transformers 4 says by a head's being tied, 5 says by a key."""
-    scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
-    scale = config.require("d_model") ** -0.5 if scaled else None
+    scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True, bool))
+    scale = config.require("d_model", int) ** -0.5 if scaled else None
     return {"embedding.tied": tied(config), "embedding.logit_scale": scale}
 
 
