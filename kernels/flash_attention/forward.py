@@ -41,6 +41,10 @@ from kernels.flash_attention.call import (
 from kernels.flash_attention.operands import Arrays, Operands, columns, rows_of
 from kernels.flash_attention.sinks import as_rows, block_number
 
+# jax 0.10 has it in pallas itself.
+_reciprocal: Any = getattr(pltpu, "reciprocal", None) or pl.reciprocal
+
+
 NN = (((1,), (0,)), ((), ()))
 NT = (((1,), (1,)), ((), ()))
 
@@ -197,7 +201,7 @@ def kernel(call: Call, names: tuple[str, ...], *refs: Any) -> None:
     @pl.when(call.num_stretches == 1 or j == call.num_stretches - 1)
     def finish() -> None:
         sums = total[...].sum(1, keepdims=True)
-        factor = pl.reciprocal(jnp.where(sums == 0, 1.0, sums), full_range=False)
+        factor = _reciprocal(jnp.where(sums == 0, 1.0, sums), full_range=False)
         x["out"][...] = (acc[...] * factor).astype(x["out"].dtype)
         sums, most = as_row(jnp.broadcast_to(sums, top.shape)), as_row(top[...])
         # exp2 throughout; the log-sum-exp is handed out in base e.
