@@ -119,4 +119,4 @@ class DenseCache:
     def nbytes_of(cls, config: ModelConfig, batch: int, capacity: int) -> int:
         """Bytes of keys and values that `init` would take."""
         numbers = batch * config.num_kv_heads * capacity * config.head_dim
-        return 2 * sum(stack_sizes(config)) * numbers * config.dtype.itemsize
+        return 2 * config.num_layers * numbers * config.dtype.itemsize

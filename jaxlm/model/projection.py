@@ -78,8 +78,8 @@ class Projection(nn.Module):
             y = contract(x, kernel, n)
         else:
             y = contract_quantized(x, kernel, scale, tuple(range(n)))
-            kernel = dequantized(kernel, scale, x.dtype)
         if self.has_variable("params", LORA):
+            kernel = kernel if scale is None else dequantized(kernel, scale, x.dtype)
             y = add_low_rank(x, y, kernel, self.get_variable("params", LORA), n)
         if self.bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[n:])
