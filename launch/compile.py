@@ -29,11 +29,14 @@ from launch.aot.chips import chip_of
 from launch.aot.static_cost import describe
 from launch.aot.topology import environment
 from launch.kernel_cases import select
-from launch.kernel_table import Row, compile_case, in_short, print_notes, table_of
+from launch.kernel_table import Row, compile_cases, in_short, print_notes, table_of
 
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x2", "Generation and grid of chips.")
 ONLY = flags.DEFINE_string("only", None, "Cases whose name contains this.")
 QUICK = flags.DEFINE_bool("quick", False, "The first case of each group.")
+JOBS = flags.DEFINE_integer(
+    "jobs", os.cpu_count() or 1, "Programs compiled at a time; each takes a core.", lower_bound=1
+)
 OUTPUT = flags.DEFINE_string("output", None, "File of all figures as JSON, as they come.")
 
 HONEST = (
@@ -52,11 +55,11 @@ def compile_kernels() -> bool:
     agree = kernels_agree()
     about = describe(topology)
     rows: list[Row] = []
-    for number, case in enumerate(cases, 1):
-        began = time.monotonic()
-        rows.append(compile_case(case, topology))
-        seconds = time.monotonic() - began
-        line = f"{number}/{len(cases)} {in_short(rows[-1])} [{seconds:.0f} s]"
+    began = time.monotonic()
+    for number, row in enumerate(compile_cases(cases, topology, JOBS.value), 1):
+        rows.append(row)
+        minutes = (time.monotonic() - began) / 60
+        line = f"{number}/{len(cases)} {in_short(row)} [{minutes:.1f} min]"
         print(line, file=sys.stderr, flush=True)
         if OUTPUT.value is not None:  # after each: a stopped run keeps what it has found
             write(Path(OUTPUT.value), topology, about["compiler"], rows)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -14,6 +16,8 @@ from launch.aot.chips import Chip, chip_of
 from launch.aot.cost import StaticCost
 from launch.aot.static_cost import measure
 from launch.kernel_cases import Case, Kwargs
+
+Started = Future[StaticCost]
 
 
 class Figure(NamedTuple):
@@ -81,29 +85,42 @@ class Row:
         }
 
 
-def compile_case(case: Case, topology: str) -> Row:
-    """Ours, and the peer at all of its settings."""
-    ours, peers = None, []
-    if case.function is not None:
-        ours = _measure_once(case.function, _text(case.kwargs), topology, case.scale)
-    if case.peer is not None:
-        profiled = case.peer_steps is None
-        for kwargs in case.peer_kwargs:
-            cost = _measure_once(case.peer, _text(kwargs), topology, case.scale, profiled)
-            peers.append((kwargs, cost))
-    return Row(case, ours, tuple(peers))
+def compile_cases(cases: Sequence[Case], topology: str, jobs: int) -> Iterator[Row]:
+    """Each case's row, in their order.
+
+    Args:
+        jobs: programs that are compiled at a time; each has processes of its own.
+    """
+    with ThreadPoolExecutor(jobs) as pool:
+
+        @functools.cache  # several cases are compared with one program
+        def start(function: str, kwargs: str, scale: str | None, profiled: bool) -> Started:
+            return pool.submit(measure, function, json.loads(kwargs), topology, scale, profiled)
+
+        started = [(case, _start_ours(case, start), _start_peers(case, start)) for case in cases]
+        try:
+            for case, ours, peers in started:
+                known = tuple((kwargs, cost.result()) for kwargs, cost in peers)
+                yield Row(case, ours.result() if ours else None, known)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _start_ours(case: Case, start: Callable[..., Started]) -> Started | None:
+    if case.function is None:
+        return None
+    return start(case.function, _text(case.kwargs), case.scale, True)
+
+
+def _start_peers(case: Case, start: Callable[..., Started]) -> list[tuple[Kwargs, Started]]:
+    if case.peer is None:
+        return []
+    profiled = case.peer_steps is None
+    return [(k, start(case.peer, _text(k), case.scale, profiled)) for k in case.peer_kwargs]
 
 
 def _text(kwargs: Kwargs) -> str:
     return json.dumps(kwargs, sort_keys=True)
-
-
-@functools.cache
-def _measure_once(
-    function: str, kwargs: str, topology: str, scale: str | None, profiled: bool = True
-) -> StaticCost:
-    """Several cases are compared with one program; its kwargs are JSON."""
-    return measure(function, json.loads(kwargs), topology, scale, profiled)
 
 
 def table_of(rows: list[Row], chip: Chip, title: str) -> Table:

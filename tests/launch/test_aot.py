@@ -243,13 +243,13 @@ def test_one_program_of_two_cases_is_compiled_once(monkeypatch):
 
     monkeypatch.setattr(kernel_table, "measure", measured)
     case = dataclasses.replace(CASE, kwargs={"a": 1, "b": 2}, peer_kwargs=({"c": 3},))
-    kernel_table.compile_case(case, "v5e:1x1")
     other = dataclasses.replace(case, kwargs={"b": 2, "a": 1}, peer_steps=7)
-    kernel_table.compile_case(other, "v5e:1x1")
-    assert calls == [
+    rows = list(kernel_table.compile_cases([case, other], "v5e:1x1", jobs=2))
+    assert [row.case for row in rows] == [case, other] and rows[0].ratio == (1.0, "")
+    assert sorted(calls, key=str) == [
         ("kernels.a:b", {"a": 1, "b": 2}, True),
-        ("m:p", {"c": 3}, True),
         ("m:p", {"c": 3}, False),
+        ("m:p", {"c": 3}, True),
     ]
 
 
