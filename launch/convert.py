@@ -68,6 +68,8 @@ def main(argv: list[str]) -> None:
     with console.clear_errors():
         if BASE.value is not None and not ADAPTER.value:
             raise ValueError(f"base={BASE.value!r}; allowed: only with --adapter")
+        if MAX_SHARD.present and ADAPTER.value:
+            raise ValueError(f"max_shard_bytes={MAX_SHARD.value}; allowed: without --adapter")
         if not ADAPTER.value:
             check_before_loading()
         model, params, tokenizer = jaxlm.load(

@@ -37,6 +37,16 @@ def test_convert_keeps_every_bit(converted):
     assert as_hub.fingerprint == tokenizer.fingerprint
 
 
+@pytest.mark.parametrize("flags", [["--base=owner/name"], ["--max_shard_bytes=5", "--adapter"]])
+def test_convert_refuses_flags_that_would_do_nothing(launcher, converted, tmp_path, flags):
+    result = run(
+        launcher, "convert", f"--checkpoint={converted[0]}", f"--output={tmp_path}/out", *flags
+    )
+    name, value = flags[0].removeprefix("--").split("=")
+    assert result.returncode == 1 and name in result.stderr and value in result.stderr
+    assert "; allowed: " in result.stderr and not (tmp_path / "out").exists()
+
+
 def test_layers_apart_say_the_same(converted):
     workdir, folder = converted
     model, params, tokenizer = jaxlm.load(workdir)
