@@ -108,8 +108,8 @@ def _lambda(dtype: str) -> Results:
 
 def _sampled(dtype: str) -> Results:
     q, k = normal(1, 2, 500, 64, dtype=dtype), normal(1, 1, 500, 64, dtype=dtype)
-    drawn = jnp.array([0, 2, 3], jnp.int32), jnp.array([0.0, 0.3, 0.1])
-    sample = block_sampled_attention.Sample(*drawn)
+    drawn = jnp.array([2, 3], jnp.int32), jnp.array([0.3, 0.1])
+    sample = block_sampled_attention.Sample(*drawn, num_blocks=4)
 
     def of(function: Any) -> Any:
         return lambda q, k, v: function(q, k, v, sample, scale=0.125, block=128, sink_blocks=1)
