@@ -44,11 +44,34 @@ class Case:
     target: float | None = None
     scale: str | None = None
 
+    @property
+    def kernels(self) -> set[str]:
+        """Folders of kernels/ that it runs, as ours or to compare with."""
+        return {KERNELS[f] for f in (self.function, self.peer) if f in KERNELS}
 
+
+FLASH_PROGRAMS = (
+    *("flash_attention", "packed_attention", "attention_at", "lambda_attention"),
+    *("biased_attention", "damped_attention", "fire_attention"),
+)
+QUANTIZED_PROGRAMS = ("quantized_decode_attention", "scaled_decode_attention")
 PEERS = "launch.kernel_peers"
 TRAINING = "launch.kernel_programs_training"
 FLASH = "launch.kernel_programs_attention:flash_attention"
 DECODE = "launch.kernel_programs_decode"
+# Which folder of kernels/ a program is about; those of others are not here.
+KERNELS = {
+    f"launch.kernel_programs_{file}:{program}": kernel
+    for file, kernel, programs in (
+        ("attention", "flash_attention", FLASH_PROGRAMS),
+        ("attention", "block_sampled_attention", ("block_sampled_attention",)),
+        ("training", "cross_entropy", ("cross_entropy",)),
+        ("decode", "decode_attention", ("decode_attention", "paged_decode")),
+        ("decode", "kv_quantize", ("kv_quantize",)),
+        ("decode", "quantized_decode_attention", QUANTIZED_PROGRAMS),
+    )
+    for program in programs
+}
 CAPACITIES = (2048, 32768)
 HEADS, HEAD_DIM = 8, 128
 # Of others' attention: faster than 512 at 4096 tokens on v5e, v5p and v6e.

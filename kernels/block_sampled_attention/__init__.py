@@ -40,6 +40,9 @@ def block_sampled_attention(
 ) -> tuple[jax.Array, jax.Array]:
     """Softmax attention of tokens to earlier ones in the blocks at the sample's distances.
 
+    On a TPU float32 is multiplied at jax's default precision, in one pass of bfloat16, unless
+    `jax.default_matmul_precision("highest")` is set.
+
     Args:
         q: [batch, heads, length, head_dim], bfloat16 or float32.
         k, v: [batch, kv_heads, length, head_dim], as q; heads are a multiple of kv_heads.
