@@ -179,6 +179,25 @@ def _changed_scores(function: str, about: str) -> list[Case]:
     return cases
 
 
+def _by_data(function: str, about: str) -> list[Case]:
+    """Which blocks take part is data, so there are bytes and bundles, and no cycles."""
+    cases = []
+    for backward in (False, True):
+        sizes = {"length": 4096, "heads": HEADS, "head_dim": HEAD_DIM, "backward": backward}
+        group = f"{function} {'forward + backward' if backward else 'forward'}"
+        cases.append(
+            Case(
+                name=f"{group} 4096",
+                group=group,
+                shape=f"bf16 [1, {HEADS}, 4096, {HEAD_DIM}] {about}",
+                useful_flops=causal_flops(4096, HEADS, HEAD_DIM, backward),
+                function=f"launch.kernel_programs_attention:{function}",
+                kwargs=sizes,
+            )
+        )
+    return cases
+
+
 def _sampled() -> list[Case]:
     """Which blocks are fetched is data, so there are bytes and bundles, and no cycles."""
     length, blocks = 32768, 64
@@ -240,6 +259,21 @@ def _cross_entropy() -> list[Case]:
     return cases
 
 
+def _quantize(bits: int) -> Case:
+    """What 128 new tokens of 8 sequences cost, against a copy of them."""
+    sizes = {"batch": 8, "tokens": 128, "heads": HEADS, "head_dim": HEAD_DIM}
+    return Case(
+        name=f"kv_quantize {bits} bits",
+        group="kv_quantize",
+        shape=f"bf16 [8, {HEADS}, 128, {HEAD_DIM}], keys and values, groups of 64",
+        useful_flops=0.0,
+        function=f"{DECODE}:kv_quantize",
+        kwargs={**sizes, "bits": bits},
+        peer=f"{PEERS}:plain_copy",
+        peer_kwargs=(sizes,),
+    )
+
+
 def _decode(peer: str, settings: Kwargs, rows: int | None = None) -> list[Case]:
     """`rows`: of a cache of 8 rows and HEADS heads, those that one walk of the peer's loop has, of
     as many keys as its pages.
@@ -296,6 +330,8 @@ CASES = (
     *_changed_scores("damped_attention", "factor of the distance"),
     # Which kinks a tile meets is data, so there are bytes and bundles, and no cycles.
     *_changed_scores("fire_attention", "FIRE, 32 units"),
+    *_by_data("packed_attention", "causal, packed"),
+    *_by_data("attention_at", "tokens anywhere, Λ-shaped, slopes"),
     *_sampled(),
     *_cross_entropy(),
     *_attention("splash_attention", steps=True),
@@ -304,6 +340,7 @@ CASES = (
     *_decode("plain_decode", {}),
     *_decode("paged_decode", {"page": 64, "pages": 8}, rows=1),
     *_decode("ragged_paged_decode", {"page": 64, "pages": 8}, rows=HEADS),
+    *(_quantize(bits) for bits in (8, 4, 2)),
     _quantized_decode(8, target=0.55),
     _quantized_decode(4, target=0.32),
 )
