@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from kernels.flash_attention.blocks import choose_blocks
 from launch import kernel_table
 from launch.aot import hlo, profile, traffic
 from launch.aot.chips import CHIPS, chip_of
@@ -271,7 +272,9 @@ def test_cases_are_selected():
 
 
 def test_sizes_to_try_fit_into_one_another():
-    found = candidates(1536, 8192, [256, 512, 1024], [128, 512], [512], [0, 1])
+    own = choose_blocks(1536, "v4", 256)[0]
+    lists = [256, 512, 1024], [128, 512], [512], [2048, 8192], [0, 1]
+    found = candidates(own, 1536, *lists)
     assert [(b.block_q, b.tile_q, b.early) for b in found] == [
         (512, 128, 0),
         (512, 128, 1),
@@ -279,6 +282,9 @@ def test_sizes_to_try_fit_into_one_another():
         (512, 512, 1),
     ]
     assert all(b.stretch == 1536 and b.tile_k == 512 == b.block_k for b in found)
+    assert all(b.vmem_bytes == own.vmem_bytes < 16 << 20 for b in found)
+    longer = candidates(own, 8192, *lists)
+    assert {b.stretch for b in longer} == {2048, 8192}
 
 
 HIDDEN = """
