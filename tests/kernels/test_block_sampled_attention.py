@@ -117,20 +117,31 @@ def test_no_races(capfd):
 
 
 @pytest.mark.slow
+def test_no_races_between_heads_of_a_group(capfd):
+    """Three blocks: drawn ones, a sink and one that the sample has no block for."""
+    mode = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2)
+    compare(draw(3, 1, NOWHERE), heads=(4, 2), sink_blocks=1, mode=mode)
+    assert "RACE DETECTED" not in capfd.readouterr().out
+
+
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     length=st.integers(1, 640),
+    head_dim=st.sampled_from([64, 80, 96, 128, 192, 256]),
+    dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
     heads=st.sampled_from([(1, 1), (2, 1), (4, 2)]),
     sink_blocks=st.integers(0, 3),
     seed=st.integers(0, 2**31 - 1),
     most=st.integers(1, 5),
     probability=st.sampled_from([0.2, 0.6, 1.0]),
 )
-def test_many_drawn_cases(length, heads, sink_blocks, seed, most, probability):
+def test_many_drawn_cases(length, head_dim, dtype, heads, sink_blocks, seed, most, probability):
     blocks = -(-length // 128)
     probabilities = (1.0, *[probability] * (blocks - 1))
     sample = sample_distances(jax.random.key(seed), probabilities, most=most)
-    compare(sample, length=length, heads=heads, sink_blocks=sink_blocks)
+    sizes = {"length": length, "head_dim": head_dim, "heads": heads}
+    compare(sample, **sizes, dtype=dtype, sink_blocks=sink_blocks)
 
 
 def test_the_draw_follows_from_the_key():
