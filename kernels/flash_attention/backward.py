@@ -112,7 +112,7 @@ def _spec(group: int, block: tuple[Any, ...], index: Any) -> pl.BlockSpec:
 
 def _operands(call: Call, stretch: int, x: Arrays, d: Cotangents) -> Operands:
     _, N, _, H = x.q.shape
-    n, (first, end) = call.blocks, _queries(call, stretch, x)
+    n, (first, _) = call.blocks, _queries(call, stretch, x)
     spec = functools.partial(_spec, N // x.k.shape[1])
     queries = spec((None, None, n.block_q, H), lambda b, h, head, i: (b, head, i + first, 0))
     keys = spec((None, None, n.stretch, H), lambda b, h, head, i: (b, h, stretch, 0))
@@ -127,7 +127,7 @@ def _operands(call: Call, stretch: int, x: Arrays, d: Cotangents) -> Operands:
     operands.add("lse", d.lse, row)
     operands.add("rest", d.rest, row)
     if x.segments is not None:
-        operands.prefetch("bounds", x.segments.bounds[:, first:end])
+        operands.prefetch_bounds(x.segments.bounds)
         operands.add("q_ids", rows_of(x.segments.q_ids), of_queries)
         operands.add("k_ids", columns(x.segments.k_ids), column)
     if x.places is not None:
@@ -238,7 +238,7 @@ def kernel(
             _tile(call, x, step, *at)
 
     if call.rule is None:
-        call.visit(number, stretch, call.bounds(x, b, i), work)
+        call.visit(number, stretch, call.bounds(x, b, i + first_query_block), work)
     else:
         places.visit(call, x, b, i, stretch, work)
     x["dq"][...] = (x["dq_sum"][...] * call.scale).astype(x["dq"].dtype)

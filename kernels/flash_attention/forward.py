@@ -117,7 +117,7 @@ def _operands(call: Call, x: Arrays) -> Operands:
     operands.add("k", x.k, keys)
     operands.add("v", x.v, keys)
     if x.segments is not None:
-        operands.prefetch("bounds", x.segments.bounds)
+        operands.prefetch_bounds(x.segments.bounds)
         operands.add("q_ids", columns(x.segments.q_ids), column)
         operands.add("k_ids", rows_of(x.segments.k_ids), row)
     if x.places is not None:

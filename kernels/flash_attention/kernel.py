@@ -94,8 +94,9 @@ def _call(settings: Settings, side: int, x: Trained, tokens: Tokens) -> Call:
     keys = length if s.rule is None else x.k.shape[2]
     band = Band(s.ahead, s.window, n.block_q, n.block_k, length // n.block_q, keys // n.block_k)
     segments = tokens.segment_ids is not None
-    options = (s.softcap, segments, s.prefix, s.num_sinks, s.strides, x.k.shape[2], s.rule)
-    return Call(band, n, H, s.scale, *options)
+    options = (s.softcap, segments, s.prefix, s.num_sinks, s.strides)
+    sizes = x.k.shape[2], x.q.shape[2] // n.block_q
+    return Call(band, n, H, s.scale, *options, *sizes, s.rule)
 
 
 def _arrays(call: Call, x: Trained, tokens: Tokens) -> Arrays:

@@ -446,6 +446,15 @@ def test_it_compiles_for_every_generation(topology, head_dim, dtype):
     compiles("kernel_programs_attention:flash_attention", sizes, topology)
 
 
+@pytest.mark.tpu_aot
+@needs_libtpu
+def test_many_packed_rows_fit_scalar_memory():
+    """In the shortest blocks, of which there are most: 2,048, each with three scalars."""
+    sizes = {"rows": 8, "length": 32768, "heads": 1, "head_dim": 128, "window": 128}
+    sizes["num_sinks"] = 4
+    compiles("kernel_programs_attention:packed_attention", sizes, "v5e:2x2")
+
+
 MORE = {
     "lambda_attention": {"length": 32768, "window": 4096, "num_sinks": 16},
     "biased_attention": {"length": 12288},

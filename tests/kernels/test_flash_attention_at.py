@@ -1,5 +1,6 @@
 """Attention of tokens that stand anywhere, in TPU interpret mode against the same on paper."""
 
+import functools
 import re
 
 import jax
@@ -162,6 +163,17 @@ def test_arguments_that_are_wrong(change, message):
     given = {"q_at": at(np.arange(128)), "k_at": at(np.arange(128)), **change}
     with pytest.raises(ValueError, match=re.escape(message)):
         flash_attention_at(q, k, v, **given, mask=masks.causal(), scale=1.0)
+
+
+def test_more_scalars_than_there_is_memory():
+    """A state for each pair of 1024 query blocks and 1024 key blocks, of 8 rows."""
+    x = jax.ShapeDtypeStruct((8, 1, 131072, 64), jnp.bfloat16)
+    tokens = At(*[jax.ShapeDtypeStruct((8, 131072), jnp.int32)] * 2)
+    options = {"mask": masks.causal(), "scale": 1.0, "blocks": (SMALL, SMALL)}
+    attend = functools.partial(flash_attention_at, **options)
+    message = "of them states (524288,); allowed: 1032192 bytes a call: fewer rows at a time"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        jax.eval_shape(attend, x, x, x, tokens, tokens)
 
 
 @pytest.mark.tpu_aot
