@@ -156,5 +156,7 @@ def rows_of(ids: jax.Array) -> jax.Array:
 
 
 def query_ids(ids: jax.Array) -> jax.Array:
-    """Padding as a query is of no key's segment, not of that of padding keys either."""
-    return jnp.where(ids == 0, -1, ids)
+    """Padding as a query is of no key's segment, not of that of padding keys either: its id is the
+    one that no segment has.
+    """
+    return jnp.where(ids == 0, jnp.iinfo(jnp.int32).min, ids)

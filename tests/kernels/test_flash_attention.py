@@ -1,7 +1,5 @@
 """The flash attention kernels in TPU interpret mode against attention as it is written on paper."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +18,8 @@ TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 2e-2}
 SMALL = Blocks(128, 128, 128, 128, 256)
 PACKED = np.repeat([1, 2, 3, 0], [130, 100, 200, 70]).astype(np.int32)
 TWO = np.repeat([1, 2, 0], [40, 420, 40]).astype(np.int32)
-SCATTERED = np.array([0, 5, 2, 5])[np.arange(384) // 96].astype(np.int32)
+# An id may be any number but 0 and -2³¹.
+SCATTERED = np.array([-1, 0, 2, -1])[np.arange(384) // 96].astype(np.int32)
 
 # The first in every run, the others with -m slow: five seconds each.
 CASES = {
@@ -357,82 +356,6 @@ def test_sizes_of_blocks(chip, length):
         assert padded <= max(2 * length, 128) and b.stretch <= 8192
     for b in choose_blocks(4 * 640, chip, 256, part=640):
         assert 640 % b.block_q == b.block_q % b.tile_q == b.stretch % b.block_k == 0
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"head_dim": 72}, "head_dim=72; allowed: 64, 80, 96, 128, 192, 256"),
-        ({"heads": (3, 2)}, r"\[batch, kv_heads, length, head_dim\], heads a multiple"),
-        ({"dtype": jnp.float16}, "dtypes float16, float16, float16; allowed: all bfloat16"),
-    ],
-)
-def test_unsupported(changes, message):
-    with pytest.raises(ValueError, match=message):
-        compare(**changes)
-
-
-BAD_OPTIONS = {
-    "bias of shape (2, 5); allowed: (2, 255)": {"bias": jnp.zeros((2, 5))},
-    "factor of shape (3, 255); allowed: (2, 255)": {"factor": jnp.zeros((3, 255))},
-    "fire.w_out of shape (3, 12); allowed: (2, 12)": {"fire": fire_of(jnp.ones((1, 128)), 3)},
-    "fire.reciprocal of shape (1, 5); allowed: (1, 128)": {
-        "fire": fire_of(jnp.ones((1, 128)), 2)._replace(reciprocal=jnp.ones((1, 5)))
-    },
-    "fire with sinks; allowed: one of them": {
-        "fire": fire_of(jnp.ones((1, 128)), 2),
-        "sinks": Sinks(4),
-        "window": 128,
-    },
-    "prefix=3 with ahead=0, window=200": {"prefix": 3, "window": 200},
-    "positions of shape (5,); allowed: (1, 128)": {"positions": jnp.zeros(5, jnp.int32)},
-    "sinks with window=100, ahead=0; allowed: a window of at least 128": {
-        "sinks": Sinks(4),
-        "window": 100,
-    },
-    "sinks.num=0; allowed: from 1 to the window's 128": {"sinks": Sinks(0), "window": 128},
-    "sinks.bias of shape (3,); allowed: (2,)": {
-        "sinks": Sinks(4, bias=jnp.zeros(3)),
-        "window": 128,
-    },
-}
-
-
-@pytest.mark.parametrize("message", BAD_OPTIONS)
-def test_options_that_are_wrong(message):
-    q, k, v, _ = arrays(128, (2, 1), 64, jnp.float32)
-    with pytest.raises(ValueError, match=re.escape(message)):
-        flash_attention(q, k, v, scale=1.0, **BAD_OPTIONS[message])
-
-
-@pytest.mark.parametrize(
-    ("queries", "message"),
-    [
-        (100, "first_query with 100 queries of 512 tokens; allowed: a multiple of 128"),
-        (640, "first_query with 640 queries of 512 tokens; allowed: a multiple of 128"),
-        (384, "first_query with 384 queries in blocks of 256; allowed: whole ones"),
-    ],
-)
-def test_parts_that_are_no_parts(queries, message):
-    q, k, v, _ = arrays(768, (2, 1), 64, jnp.float32)
-    keys = (x[:, :, :512] for x in (k, v))
-    blocks = (Blocks(256, 256, 128, 128, 256),) * 2
-    with pytest.raises(ValueError, match=message):
-        flash_attention(
-            q[:, :, :queries], *keys, scale=1.0, first_query=jnp.int32(0), blocks=blocks
-        )
-
-
-def test_an_unknown_chip():
-    with pytest.raises(ValueError, match="chip='v9'; allowed: v4, v5e, v5p, v6e, tpu7x"):
-        choose_blocks(128, "v9", 256)
-
-
-def test_segment_ids_of_another_shape():
-    q, k, v, _ = arrays(128, (2, 1), 64, jnp.float32)
-    ids = jnp.zeros((1, 5), jnp.int32)
-    with pytest.raises(ValueError, match=r"segment_ids of shape \(1, 5\); allowed: \(1, 128\)"):
-        flash_attention(q, k, v, ids, scale=1.0)
 
 
 @pytest.mark.tpu_aot

@@ -89,7 +89,7 @@ def compare(
     def of(function, **more):
         return lambda q, k, v: function(q, k, v, tokens, keys, **options, **more)
 
-    found, back = jax.vjp(of(flash_attention_at, blocks=blocks), q, k, v)
+    found, back = jax.vjp(of(flash_attention_at, blocks=blocks, chip="v5e"), q, k, v)
     wanted, wanted_back = jax.vjp(of(reference.flash_attention_at), q, k, v)
     grads, wanted_grads = back((d_out, d_lse)), wanted_back((d_out.astype(jnp.float32), d_lse))
     for pair in zip((*found, *grads), (*wanted, *wanted_grads), strict=True):
@@ -144,32 +144,11 @@ def test_a_block_is_hidden_or_whole_only_if_all_its_pairs_are(name):
         assert (first, end) == wanted
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            {"q_at": at(np.arange(5))},
-            "q_at.positions: int32 of shape (1, 5); allowed: int32 of shape (1, 128)",
-        ),
-        (
-            {"k_at": At(jnp.zeros((1, 128)), jnp.ones((1, 128), jnp.int32))},
-            "k_at.positions: float32 of shape (1, 128); allowed: int32",
-        ),
-        ({"slopes": jnp.zeros(3)}, "slopes of shape (3,); allowed: (2,)"),
-    ],
-)
-def test_arguments_that_are_wrong(change, message):
-    q, k, v, _ = arrays(128, (2, 1), 64, jnp.float32)
-    given = {"q_at": at(np.arange(128)), "k_at": at(np.arange(128)), **change}
-    with pytest.raises(ValueError, match=re.escape(message)):
-        flash_attention_at(q, k, v, **given, mask=masks.causal(), scale=1.0)
-
-
 def test_more_scalars_than_there_is_memory():
     """A state for each pair of 1024 query blocks and 1024 key blocks, of 8 rows."""
     x = jax.ShapeDtypeStruct((8, 1, 131072, 64), jnp.bfloat16)
     tokens = At(*[jax.ShapeDtypeStruct((8, 131072), jnp.int32)] * 2)
-    options = {"mask": masks.causal(), "scale": 1.0, "blocks": (SMALL, SMALL)}
+    options = {"mask": masks.causal(), "scale": 1.0, "blocks": (SMALL, SMALL), "chip": "v5e"}
     attend = functools.partial(flash_attention_at, **options)
     message = "of them states (524288,); allowed: 1032192 bytes a call: fewer rows at a time"
     with pytest.raises(ValueError, match=re.escape(message)):
