@@ -20,6 +20,7 @@ from kernels.flash_attention.fire import Fire, quotient
 from kernels.flash_attention.kernel import Settings, Tokens, Trained, attend
 from kernels.flash_attention.padding import whole_blocks
 from kernels.flash_attention.places import At, Mask, Rule
+from kernels.flash_attention.precision import precision_of
 
 __all__ = [
     "DTYPES",
@@ -58,7 +59,8 @@ def flash_attention(
     """Softmax attention of tokens to one another, in O(T) memory; differentiable.
 
     Args:
-        q: [batch, heads, length, head_dim], bfloat16 or float32.
+        q: [batch, heads, length, head_dim], bfloat16 or float32, which products round to bfloat16
+            unless `jax.default_matmul_precision("highest")` is set; so they do here as elsewhere.
         k, v: [batch, kv_heads, length, head_dim], as q; heads are a multiple of kv_heads.
         segment_ids: int32 [batch, length], 0 is padding, -2³¹ no id; None: one segment.
         scale, softcap: scores are s = scale·q·k, or softcap·tanh(s / softcap).
@@ -90,7 +92,7 @@ def flash_attention(
     chip, part = known_chip(chip), q.shape[2] if first_query is not None else None
     sizes = _blocks(q, k, window if sinks else None, part, chip, blocks)
     options = (softcap, prefix, sinks.num if sinks else 0, learned_bias, chip != "v4")
-    settings = Settings(ahead, window, float(scale), *options, sizes)
+    settings = Settings(ahead, window, float(scale), precision_of(q.dtype), *options, sizes)
     trained = _trained(q, k, v, bias, factor, fire, sinks)
     return _attend(settings, trained, Tokens(segment_ids, positions, first_query))
 
@@ -115,7 +117,7 @@ def flash_attention_at(
     follows the mask as far as near positions stand near one another.
 
     Args:
-        q: [batch, heads, T, head_dim], bfloat16 or float32.
+        q: [batch, heads, T, head_dim], bfloat16 or float32, as there.
         k, v: [batch, kv_heads, S, head_dim], as q; heads are a multiple of kv_heads.
         q_at, k_at: positions and segment ids of T queries and of S keys; a token sees keys of its
             own segment only, and 0 is padding, -2³¹ no id. Positions below 2²⁹ in size.
@@ -135,7 +137,7 @@ def flash_attention_at(
     chip, part = known_chip(chip), T if T < S and T % 128 == 0 else None
     sizes = _blocks(q, k, None, part, chip, blocks)
     options = (softcap, None, 0, False, chip != "v4", sizes, Rule(mask, ceiling))
-    settings = Settings(None, None, float(scale), *options)
+    settings = Settings(None, None, float(scale), precision_of(q.dtype), *options)
     tokens = Tokens(k_at.segment_ids, k_at.positions, None, q_at)
     return _attend(settings, Trained(q, k, v, slopes=slopes), tokens)
 

@@ -33,6 +33,7 @@ class Call:
         blocks: sizes.
         head_dim: H.
         scale: multiplies q·k.
+        precision: of matrix products.
         softcap: scores become softcap·tanh(scores / softcap); None: they don't.
         segments: whether there are segment ids.
         prefix: positions below it are seen by earlier tokens too; None: by none.
@@ -47,6 +48,7 @@ class Call:
     blocks: Blocks
     head_dim: int
     scale: float
+    precision: jax.lax.Precision
     softcap: float | None
     segments: bool
     prefix: int | None
@@ -182,6 +184,12 @@ class Call:
             flops=int(2 * products * pairs * H),
             transcendentals=int(pairs),
             bytes_accessed=int(arrays),
+        )
+
+    def dot(self, a: jax.Array, b: jax.Array, dims: Any) -> jax.Array:
+        """A matrix product in float32."""
+        return jax.lax.dot_general(
+            a, b, dims, precision=self.precision, preferred_element_type=jnp.float32
         )
 
     def scores(self, dots: jax.Array) -> jax.Array:
