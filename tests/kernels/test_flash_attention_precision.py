@@ -25,7 +25,9 @@ def attend(q, k, v):
 def precisions(function):
     """Of all products in the program, which are those of kernels."""
     text = str(jax.make_jaxpr(function)(X, X, X))
-    return set(re.findall(r"precision=([^\n]*)", text)), text.count("dot_general")
+    said = re.findall(r"precision=([^\n]*)", text)
+    assert len(said) == text.count("dot_general[") > 9  # one that says none has what is set by then
+    return set(said)
 
 
 def forward_asks(q, k, v):
@@ -41,12 +43,12 @@ def test_all_passes_follow_what_the_forward_pass_is_asked(recomputed):
     def gradients(q, k, v):
         return jax.grad(lambda *x: function(*x).sum(), (0, 1, 2))(q, k, v)
 
-    (default,), number = precisions(gradients)
+    (default,) = precisions(gradients)
     with jax.default_matmul_precision("highest"):
-        (highest,), same = precisions(gradients)
-    assert "DEFAULT" in default and "HIGHEST" in highest and number == same
+        (highest,) = precisions(gradients)
+    assert "DEFAULT" in default and "HIGHEST" in highest
     if not recomputed:
-        (after,), _ = precisions(forward_asks)
+        (after,) = precisions(forward_asks)
         assert after == highest
 
 
