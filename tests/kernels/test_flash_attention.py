@@ -8,25 +8,24 @@ from hypothesis import Phase, given, seed, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.flash_attention import Fire, Sinks, flash_attention, reference
+from kernels.flash_attention import HEAD_DIMS, Fire, Sinks, flash_attention, reference
 from kernels.flash_attention.blocks import TABLE, Blocks, choose_blocks
 from kernels.flash_attention.segments import count_up
 from tests.kernels.aot import TOPOLOGIES, compiles, needs_libtpu
+from tests.kernels.interpret import INTERPRET, races
 
 # float32 sums of up to 768 terms in another order: products of float32 are exact here, as on a TPU
 # they are with `jax.default_matmul_precision("highest")`. bfloat16 has 8 bits: p is rounded to it.
-TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 2e-2}
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
 SMALL = Blocks(128, 128, 128, 128, 256)
 PACKED = np.repeat([1, 2, 3, 0], [130, 100, 200, 70]).astype(np.int32)
 TWO = np.repeat([1, 2, 0], [40, 420, 40]).astype(np.int32)
 # An id may be any number but 0 and -2³¹.
 SCATTERED = np.array([-1, 0, 2, -1])[np.arange(384) // 96].astype(np.int32)
 
-# The first in every run, the others with -m slow: five seconds each.
+# The first in every run beside test_flash_attention_pairs.py, the others with -m slow: five seconds
+# each.
 CASES = {
-    "lambda_packed": {"sinks": "far", "window": 140, "segment_ids": TWO, "length": 500},
-    "packed_prefix_bias": {"prefix": 50, "bias": True, "segment_ids": PACKED, "length": 500},
-    "factor": {"factor": True, "softcap": 3.0, "length": 300},
     "fire": {"fire": True, "softcap": 3.0, "length": 300},
     "parts_lambda_packed": {
         "parts": 4,
@@ -37,6 +36,10 @@ CASES = {
         "bias": True,
     },
     "causal_ragged": {"length": 300, "blocks": (Blocks(256, 128, 128, 128, 384, early=1), SMALL)},
+    "scattered": {"segment_ids": SCATTERED, "length": 384},
+    "lambda_packed": {"sinks": "far", "window": 140, "segment_ids": TWO, "length": 500},
+    "packed_prefix_bias": {"prefix": 50, "bias": True, "segment_ids": PACKED, "length": 500},
+    "factor": {"factor": True, "softcap": 3.0, "length": 300},
     "lookahead_softcap": {"ahead": 40, "window": 70, "softcap": 2.0},
     "packed_window": {"segment_ids": PACKED, "length": 500, "window": 90},
     "grouped_bfloat16": {"heads": (4, 2), "dtype": jnp.bfloat16, "length": 256},
@@ -104,7 +107,6 @@ CASES = {
     "backward_window": {"ahead": None, "window": 100, "length": 300},
     "packed": {"segment_ids": PACKED, "length": 500},
     "packed_full": {"segment_ids": PACKED, "length": 500, "ahead": None},
-    "scattered": {"segment_ids": SCATTERED, "length": 384},
     "one_head": {"heads": (1, 1)},
     "dim_96": {"head_dim": 96},
     "dim_192": {"head_dim": 192, "length": 256},
@@ -133,7 +135,7 @@ CASES = {
     "own_blocks": {"length": 700, "blocks": None},
     "longer_blocks_backward": {"blocks": (SMALL, Blocks(256, 128, 128, 128, 256))},
 }
-IN_EVERY_RUN = 9
+IN_EVERY_RUN = 4
 
 
 def arrays(length, heads, head_dim, dtype, batch=1):
@@ -198,8 +200,17 @@ def in_parts(parts):
     return attend
 
 
-def go_back(back, *cotangents):
-    return back(cotangents)
+def results(function, x, cotangents, apart):
+    """Outputs and gradients, in few programs: one by one, the operations around the kernels take
+    longest to compile. `apart`: the backward pass has two kernels, see `in_parts`.
+    """
+
+    def go_back(back, cotangents):
+        return back(cotangents)
+
+    found, back = jax.jit(lambda x: jax.vjp(function, x))(x)
+    (grads,) = (go_back if apart else jax.jit(go_back))(back, cotangents)
+    return found, grads
 
 
 def more_arrays(keys, x, ids, *, bias, factor, fire, far):
@@ -221,7 +232,7 @@ def more_arrays(keys, x, ids, *, bias, factor, fire, far):
     return more
 
 
-def compare(
+def case_of(
     *,
     length=384,
     heads=(2, 1),
@@ -230,7 +241,7 @@ def compare(
     blocks=(SMALL, SMALL),
     segment_ids=None,
     bias=False,
-    learned_bias=True,
+    learned_bias,
     factor=False,
     fire=False,
     sinks=None,
@@ -240,7 +251,8 @@ def compare(
     parts=None,
     **options,
 ):
-    """Output, log-sum-exp and all gradients, the log-sum-exp's cotangent too.
+    """The kernels and the oracle as functions of what has a gradient, that, and the cotangents of
+    the output and of the log-sum-exp.
 
     `sinks`: "near" as ever, or "far" with queries, keys and a bias of their own. `start`: position
     of each document's first token; None: unsaid. `parts`: that the queries are cut into."""
@@ -258,14 +270,17 @@ def compare(
     num_sinks = 0 if sinks is None else num_sinks
     more = {"blocks": blocks, "learned_bias": learned_bias, "chip": chip}
     kernels = flash_attention if parts is None else in_parts(parts)
-    # In few programs: one by one, the operations around the kernels take longest to compile.
     kernel = of_arrays(kernels, num_sinks, **options, **more)
     oracle = of_arrays(reference.flash_attention, num_sinks, **options)
-    found, back = jax.jit(lambda x: jax.vjp(kernel, x))(x)
-    wanted, wanted_back = jax.jit(lambda x: jax.vjp(oracle, x))(x)
-    # Sinks have a backward kernel of their own: two in one program, see `in_parts`.
-    (grads,) = (go_back if sinks else jax.jit(go_back))(back, d_out, d_lse)
-    (wanted_grads,) = jax.jit(go_back)(wanted_back, d_out.astype(jnp.float32), d_lse)
+    return kernel, oracle, x, (d_out, d_lse)
+
+
+def compare(*, learned_bias=True, **case):
+    """Output, log-sum-exp and all gradients, the log-sum-exp's cotangent too."""
+    kernel, oracle, x, (d_out, d_lse) = case_of(learned_bias=learned_bias, **case)
+    found, grads = results(kernel, x, (d_out, d_lse), apart="sinks" in case)
+    exact = d_out.astype(jnp.float32), d_lse
+    wanted, wanted_grads = results(oracle, x, exact, apart=False)
     unlearned = ("factor", "far_factor") if learned_bias else ("factor", "far_factor", "bias")
     for name in unlearned:
         if name in x:
@@ -273,7 +288,7 @@ def compare(
             del wanted_grads[name]
     leaves = (jax.tree.leaves(all_) for all_ in ((found, grads), (wanted, wanted_grads)))
     for pair in zip(*leaves, strict=True):
-        assert_near(*pair, TOLERANCE[dtype])
+        assert_near(*pair, TOLERANCE[d_out.dtype.name])
 
 
 @pytest.mark.parametrize(
@@ -284,18 +299,27 @@ def compare(
     ],
 )
 def test_kernels_agree_with_the_reference(name):
-    parameters = pltpu.InterpretParams(uninitialized_memory="nan", dma_execution_mode="on_wait")
-    with pltpu.force_tpu_interpret_mode(parameters):
+    with pltpu.force_tpu_interpret_mode(INTERPRET):
         compare(**CASES[name])
 
 
-def test_no_races(capfd):
-    """Two cores share the grid's parallel axes, as on v4, v5p and tpu7x."""
-    parameters = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2)
-    with pltpu.force_tpu_interpret_mode(parameters):
-        ids = np.repeat([1, 2], 128).astype(np.int32)
-        compare(length=256, heads=(4, 2), segment_ids=ids)
-    assert "RACE DETECTED" not in capfd.readouterr().out
+RACED = {
+    "packed_grouped": {"heads": (6, 3), "segment_ids": np.repeat([1, 2], 128).astype(np.int32)},
+    "prefix_bias": {"prefix": 50, "bias": True},
+    "sinks": {"sinks": "near", "window": 128},
+    "first_query": {"parts": 2},
+    "fire": {"fire": True},
+}
+
+
+@pytest.mark.parametrize("name", RACED)
+def test_no_races(name):
+    """Of three kv heads: both cores have some, and were an axis parallel that must not be, they would
+    share the one in the middle.
+    """
+    case = {"length": 256, "heads": (3, 3), "learned_bias": True, **RACED[name]}
+    kernel, _, x, cotangents = case_of(**case)
+    assert not races(results, kernel, x, cotangents, "sinks" in case)
 
 
 KINDS = [
@@ -309,6 +333,10 @@ DRAWN = st.fixed_dictionaries(
         "ahead": st.one_of(st.none(), st.just(0), st.integers(0, 300)),
         "window": st.one_of(st.none(), st.integers(1, 400)),
         "softcap": st.sampled_from([None, 3.0]),
+        "head_dim": st.sampled_from(HEAD_DIMS),
+        "dtype": st.sampled_from([jnp.float32, jnp.bfloat16]),
+        "chip": st.sampled_from(["v5e", "v4"]),  # which turn rows in two ways
+        "parts": st.sampled_from([None, None, 2, 3]),
     }
 )
 
@@ -330,6 +358,10 @@ def test_many_drawn_cases(kind):
     )
     def draw(case, cuts, packed, sizes, number):
         case |= {name: name in kind for name in ("bias", "factor", "fire")}
+        if case["fire"]:
+            case["parts"] = None
+        elif case["parts"]:
+            case["length"] = case["parts"] * sizes[0]
         if "prefix" in kind:
             case |= {"ahead": 0, "window": None, "prefix": number}
         if "sinks" in kind or "far" in kind:
