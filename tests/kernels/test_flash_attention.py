@@ -314,8 +314,8 @@ RACED = {
 
 @pytest.mark.parametrize("name", RACED)
 def test_no_races(name):
-    """Of three kv heads: both cores have some, and were an axis parallel that must not be, they would
-    share the one in the middle.
+    """Of three kv heads: both cores have some, and were an axis parallel that must not be, they
+    would share the one in the middle.
     """
     case = {"length": 256, "heads": (3, 3), "learned_bias": True, **RACED[name]}
     kernel, _, x, cotangents = case_of(**case)
