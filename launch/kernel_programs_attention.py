@@ -64,6 +64,20 @@ def lambda_attention(
     return with_gradients(attend) if backward else attend, [x] * 5
 
 
+def packed_lambda_attention(
+    mesh: Mesh, rows: int, length: int, heads: int, head_dim: int, window: int, num_sinks: int
+) -> Program:
+    """Λ-attention of rows of packed documents, forward: bfloat16."""
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array) -> jax.Array:
+        chip, sinks = target_chip() or "v5e", ours.Sinks(num_sinks)
+        options: dict[str, Any] = {"scale": head_dim**-0.5, "window": window, "sinks": sinks}
+        return ours.flash_attention(q, k, v, ids, chip=chip, **options)[0]
+
+    x = struct(mesh, rows, heads, length, head_dim)
+    return attend, [x, x, x, struct(mesh, rows, length, dtype="int32")]
+
+
 def biased_attention(
     mesh: Mesh, length: int, heads: int, head_dim: int, backward: bool = False
 ) -> Program:

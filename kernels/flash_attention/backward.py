@@ -112,7 +112,7 @@ def _spec(group: int, block: tuple[Any, ...], index: Any) -> pl.BlockSpec:
 
 def _operands(call: Call, stretch: int, x: Arrays, d: Cotangents) -> Operands:
     _, N, _, H = x.q.shape
-    n, (first, end) = call.blocks, _queries(call, stretch, x)
+    n, (first, _) = call.blocks, _queries(call, stretch, x)
     spec = functools.partial(_spec, N // x.k.shape[1])
     queries = spec((None, None, n.block_q, H), lambda b, h, head, i: (b, head, i + first, 0))
     keys = spec((None, None, n.stretch, H), lambda b, h, head, i: (b, h, stretch, 0))
@@ -127,7 +127,7 @@ def _operands(call: Call, stretch: int, x: Arrays, d: Cotangents) -> Operands:
     operands.add("lse", d.lse, row)
     operands.add("rest", d.rest, row)
     if x.segments is not None:
-        operands.prefetch("bounds", x.segments.bounds[:, first:end])
+        operands.prefetch_bounds(x.segments.bounds)
         operands.add("q_ids", rows_of(x.segments.q_ids), of_queries)
         operands.add("k_ids", columns(x.segments.k_ids), column)
     if x.places is not None:
@@ -238,7 +238,7 @@ def kernel(
             _tile(call, x, step, *at)
 
     if call.rule is None:
-        call.visit(number, stretch, call.bounds(x, b, i), work)
+        call.visit(number, stretch, call.bounds(x, b, i + first_query_block), work)
     else:
         places.visit(call, x, b, i, stretch, work)
     x["dq"][...] = (x["dq_sum"][...] * call.scale).astype(x["dq"].dtype)
@@ -258,9 +258,8 @@ def _tile(
     q, k, v, d_out = (x[name] for name in ("q", "k", "v", "d_out"))
     n, (b, head, i, stretch) = call.blocks, step
     at, keys = pl.ds(rows, n.tile_q), pl.ds(base, n.tile_k)
-    f32: dict[str, Any] = {"preferred_element_type": jnp.float32}
     q_tile, k_tile, d_out_tile = q[at], k[keys], d_out[at]
-    capped = call.scores(jax.lax.dot_general(k_tile, q_tile, NT, **f32))
+    capped = call.scores(call.dot(k_tile, q_tile, NT))
     before = call.offset(i, stretch, rows, base)
     first = call.reach - before
     s, factor = _changed(call, x, capped, first)
@@ -276,8 +275,8 @@ def _tile(
     p = jnp.exp2(s - x["lse"][:1, at])
     if seen is not None:
         p = jnp.where(seen, p, 0.0)
-    x["dv_sum"][keys] += jax.lax.dot_general(p.astype(q.dtype), d_out_tile, NN, **f32)
-    dp = jax.lax.dot_general(v[keys], d_out_tile, NT, **f32)
+    x["dv_sum"][keys] += call.dot(p.astype(q.dtype), d_out_tile, NN)
+    dp = call.dot(v[keys], d_out_tile, NT)
     ds = p * (dp + x["rest"][:1, at])
     if "d_bias" in x:
         bias.add_diagonals(x["d_bias"], first, ds)
@@ -287,8 +286,8 @@ def _tile(
         x["d_reciprocal"][:1, at] += (d_quotients * x["quotient"][...]).sum(0, keepdims=True)
     ds = ds if factor is None else ds * factor
     ds = call.before_cap(ds, capped).astype(q.dtype)
-    x["dk_sum"][keys] += jax.lax.dot_general(ds, q_tile, NN, **f32)
-    x["dq_sum"][at] += jax.lax.dot_general(ds, k_tile, TN, **f32)
+    x["dk_sum"][keys] += call.dot(ds, q_tile, NN)
+    x["dq_sum"][at] += call.dot(ds, k_tile, TN)
 
 
 def _clear(x: dict[str, Any], *names: str) -> None:

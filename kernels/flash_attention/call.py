@@ -33,12 +33,14 @@ class Call:
         blocks: sizes.
         head_dim: H.
         scale: multiplies q·k.
+        precision: of matrix products.
         softcap: scores become softcap·tanh(scores / softcap); None: they don't.
         segments: whether there are segment ids.
         prefix: positions below it are seen by earlier tokens too; None: by none.
         num_sinks: first tokens of a segment that are seen from any distance.
         strides: whether the chip turns the rows of a tile by a stride.
         reach: half the length of a bias in memory, see bias.py; it is that of the padded keys.
+        num_blocks: query blocks of the call, fewer than the band's where it has a part of them.
         rule: what positions say, where they are data: then the band hides nothing; None: the band.
     """
 
@@ -46,12 +48,14 @@ class Call:
     blocks: Blocks
     head_dim: int
     scale: float
+    precision: jax.lax.Precision
     softcap: float | None
     segments: bool
     prefix: int | None
     num_sinks: int
     strides: bool
     reach: int
+    num_blocks: int
     rule: Rule | None
 
     @property
@@ -74,8 +78,9 @@ class Call:
         """
         if "bounds" not in refs:
             return 0, self.band.num_blocks_k, -(-(self.prefix or 0) // self.blocks.block_k)
-        found = refs["bounds"]
-        return found[b, i, 0], found[b, i, 1], found[b, i, 2]
+        # In one row: scalar memory pads a short last axis to 128 numbers.
+        found, at = refs["bounds"], 3 * (b * self.num_blocks + i)
+        return found[at], found[at + 1], found[at + 2]
 
     def visit(
         self, i: Any, j: Any, bounds: tuple[Any, Any, Any], work: Callable[[list[Tile]], None]
@@ -179,6 +184,12 @@ class Call:
             flops=int(2 * products * pairs * H),
             transcendentals=int(pairs),
             bytes_accessed=int(arrays),
+        )
+
+    def dot(self, a: jax.Array, b: jax.Array, dims: Any) -> jax.Array:
+        """A matrix product in float32."""
+        return jax.lax.dot_general(
+            a, b, dims, precision=self.precision, preferred_element_type=jnp.float32
         )
 
     def scores(self, dots: jax.Array) -> jax.Array:

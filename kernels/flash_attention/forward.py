@@ -117,7 +117,7 @@ def _operands(call: Call, x: Arrays) -> Operands:
     operands.add("k", x.k, keys)
     operands.add("v", x.v, keys)
     if x.segments is not None:
-        operands.prefetch("bounds", x.segments.bounds)
+        operands.prefetch_bounds(x.segments.bounds)
         operands.add("q_ids", columns(x.segments.q_ids), column)
         operands.add("k_ids", rows_of(x.segments.k_ids), row)
     if x.places is not None:
@@ -171,9 +171,7 @@ def kernel(call: Call, names: tuple[str, ...], *refs: Any) -> None:
         old = top[at]
         new = jnp.maximum(old, s.max(1, keepdims=True))
         p, shrink = jnp.exp2(s - wide(new, s.shape[1])), jnp.exp2(old - new)
-        value = jax.lax.dot_general(
-            p.astype(v.dtype), values, NN, preferred_element_type=jnp.float32
-        )
+        value = call.dot(p.astype(v.dtype), values, NN)
         top[at] = new
         total[at] = total[at] * shrink + fold(p)
         acc[at] = acc[at] * wide(shrink, call.head_dim) + value
@@ -217,8 +215,7 @@ def _scores(
     n, (b, h, i, j) = call.blocks, step
     size = (n.tile_q, n.tile_k, call.strides)
     at, keys = pl.ds(rows, n.tile_q), pl.ds(base, n.tile_k)
-    dots = jax.lax.dot_general(x["q"][at], x["k"][keys], NT, preferred_element_type=jnp.float32)
-    s = call.scores(dots)
+    s = call.scores(call.dot(x["q"][at], x["k"][keys], NT))
     before = call.offset(i, j, rows, base)
     first = call.reach + before
     if "factor" in x:
@@ -252,9 +249,7 @@ def _far_scores(call: Call, x: dict[str, Any], i: Any, rows: int) -> jax.Array:
     """Of the sinks out of the window: float32 [tile_q, sinks] in base 2, -inf where hidden."""
     n = call.blocks
     at = pl.ds(rows, n.tile_q)
-    dots = jax.lax.dot_general(
-        x["q_far"][at], x["k_sinks"][...], NT, preferred_element_type=jnp.float32
-    )
+    dots = call.dot(x["q_far"][at], x["k_sinks"][...], NT)
     slots = jnp.broadcast_to(x["sinks"][:1], dots.shape)
     seen = call.seen_sinks(i * n.block_q + rows, slots, axis=0)
     if "q_ids" in x:

@@ -29,6 +29,7 @@ class Settings:
         ahead: keys after the query that it sees, 0 is causal; None: all.
         window: keys up to the query that it sees, its own included; None: all.
         scale: multiplies q·k.
+        precision: of all matrix products, those of the backward pass too.
         softcap: scores become softcap·tanh(scores / softcap); None: they don't.
         prefix: positions below it are seen by all; None: none are.
         num_sinks: positions below it are seen from any distance.
@@ -41,6 +42,7 @@ class Settings:
     ahead: int | None
     window: int | None
     scale: float
+    precision: jax.lax.Precision
     softcap: float | None
     prefix: int | None
     num_sinks: int
@@ -94,8 +96,9 @@ def _call(settings: Settings, side: int, x: Trained, tokens: Tokens) -> Call:
     keys = length if s.rule is None else x.k.shape[2]
     band = Band(s.ahead, s.window, n.block_q, n.block_k, length // n.block_q, keys // n.block_k)
     segments = tokens.segment_ids is not None
-    options = (s.softcap, segments, s.prefix, s.num_sinks, s.strides, x.k.shape[2], s.rule)
-    return Call(band, n, H, s.scale, *options)
+    options = (s.softcap, segments, s.prefix, s.num_sinks, s.strides)
+    sizes = x.k.shape[2], x.q.shape[2] // n.block_q
+    return Call(band, n, H, s.scale, s.precision, *options, *sizes, s.rule)
 
 
 def _arrays(call: Call, x: Trained, tokens: Tokens) -> Arrays:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -12,6 +13,8 @@ from kernels.flash_attention.call import LANES, SUBLANES
 from kernels.flash_attention.fire import Quotient
 from kernels.flash_attention.places import Places
 from kernels.flash_attention.sinks import SinkRows
+
+SCALAR_BYTES = (1 << 20) - (16 << 10)  # every generation has a mebibyte, of which XLA takes a bit
 
 
 class Far(NamedTuple):
@@ -86,8 +89,23 @@ class Operands:
         self.blocks: list[tuple[str, jax.Array, pl.BlockSpec]] = []
 
     def prefetch(self, name: str, array: jax.Array) -> None:
-        """Into scalar memory, before the first grid step."""
+        """Into scalar memory, before the first grid step.
+
+        Raises:
+            ValueError: it has no room.
+        """
         self.scalars.append((name, array))
+        size = sum(_scalar_bytes(array.shape) for _, array in self.scalars)
+        if size > SCALAR_BYTES:
+            raise ValueError(
+                f"scalars of all blocks={size} bytes, of them {name} {array.shape}; allowed: "
+                f"{SCALAR_BYTES} bytes a call: fewer rows at a time, longer blocks, or a longer "
+                "window beside sinks"
+            )
+
+    def prefetch_bounds(self, bounds: jax.Array) -> None:
+        """[B, blocks, numbers], in one row: see `Call.bounds`."""
+        self.prefetch("bounds", bounds.reshape(-1))
 
     def prefetch_places(self, places: Places) -> None:
         """What of them are scalars."""
@@ -120,6 +138,13 @@ class Operands:
         return [spec for _, _, spec in self.blocks]
 
 
+def _scalar_bytes(shape: tuple[int, ...]) -> int:
+    """Of four-byte numbers in scalar memory, which pads the last axis and the one before it."""
+    sides = (SUBLANES, LANES)[-len(shape) :]
+    padded = (-(-n // side) * side for n, side in zip(shape[-2:], sides, strict=True))
+    return 4 * math.prod(shape[:-2]) * math.prod(padded)
+
+
 def columns(ids: jax.Array) -> jax.Array:
     """[B, T] → [B, T, LANES], equal lanes."""
     return jnp.broadcast_to(ids[:, :, None], (*ids.shape, LANES))
@@ -131,5 +156,7 @@ def rows_of(ids: jax.Array) -> jax.Array:
 
 
 def query_ids(ids: jax.Array) -> jax.Array:
-    """Padding as a query is of no key's segment, not of that of padding keys either."""
-    return jnp.where(ids == 0, -1, ids)
+    """Padding as a query is of no key's segment, not of that of padding keys either: its id is the
+    one that no segment has.
+    """
+    return jnp.where(ids == 0, jnp.iinfo(jnp.int32).min, ids)

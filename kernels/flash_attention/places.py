@@ -125,7 +125,7 @@ def in_words(state: jax.Array) -> jax.Array:
 def _state(call: Any, words: Any, b: Any, i: Any, kb: Any) -> Any:
     """Of query block i of row b and key block kb."""
     per_block = -(-call.band.num_blocks_k // PER_WORD)
-    word = words[(b * call.band.num_blocks_q + i) * per_block + jax.lax.div(kb, PER_WORD)]
+    word = words[(b * call.num_blocks + i) * per_block + jax.lax.div(kb, PER_WORD)]
     shift = 2 * jax.lax.rem(kb, PER_WORD)
     return jnp.right_shift(word, shift) & 3
 
@@ -151,16 +151,22 @@ def visit(
                     ]
                 )
 
-    first = jnp.maximum(x["bounds"][b, i, 0], low)
-    end = jnp.minimum(x["bounds"][b, i, 1], low + n.blocks_per_stretch)
+    first, end = _bounds(call, x, b, i)
+    first, end = jnp.maximum(first, low), jnp.minimum(end, low + n.blocks_per_stretch)
     jax.lax.fori_loop(first, end, block, None)
 
 
 def stretches(call: Any, refs: dict[str, Any], b: Any, i: Any) -> tuple[Any, Any]:
     """First and last stretch of which query block i of row b sees something."""
     per = call.blocks.blocks_per_stretch
-    first, end = refs["bounds"][b, i, 0], refs["bounds"][b, i, 1]
+    first, end = _bounds(call, refs, b, i)
     return jax.lax.div(first, per), jax.lax.div(jnp.maximum(end - 1, 0), per)
+
+
+def _bounds(call: Any, refs: dict[str, Any], b: Any, i: Any) -> tuple[Any, Any]:
+    """`bounds` of query block i of row b."""
+    at = 2 * (b * call.num_blocks + i)
+    return refs["bounds"][at], refs["bounds"][at + 1]
 
 
 def penalty(rule: Rule, slope: Any, i: jax.Array, j: jax.Array) -> jax.Array:

@@ -103,7 +103,6 @@ def kernel(call: Call, names: tuple[str, ...], *refs: Any) -> None:
     x = dict(zip(names, refs, strict=True))
     i, g = call.number(x, pl.program_id(2)), pl.program_id(3)
     n = call.blocks
-    f32: dict[str, Any] = {"preferred_element_type": jnp.float32}
 
     @pl.when(g == 0)
     def start() -> None:
@@ -121,7 +120,7 @@ def kernel(call: Call, names: tuple[str, ...], *refs: Any) -> None:
         for rows in range(0, n.block_q, n.tile_q):
             at = pl.ds(rows, n.tile_q)
             q_tile, d_out_tile = x["q"][at], x["d_out"][at]
-            dots = jax.lax.dot_general(x["k"][...], q_tile, NT, **f32)
+            dots = call.dot(x["k"][...], q_tile, NT)
             s = capped = call.scores(dots)
             if "factor" in x:
                 s = capped * x["factor"][:1, at]
@@ -130,13 +129,12 @@ def kernel(call: Call, names: tuple[str, ...], *refs: Any) -> None:
             if "q_ids" in x:
                 seen &= wide(x["k_ids"][...], n.tile_q) == x["q_ids"][:1, at]
             p = jnp.where(seen, p, 0.0)
-            x["dv"][...] += jax.lax.dot_general(p.astype(q_tile.dtype), d_out_tile, NN, **f32)
-            dp = jax.lax.dot_general(x["v"][...], d_out_tile, NT, **f32)
+            x["dv"][...] += call.dot(p.astype(q_tile.dtype), d_out_tile, NN)
+            dp = call.dot(x["v"][...], d_out_tile, NT)
             ds = p * (dp + x["rest"][:1, at])
             x["d_bias"][:1, at] = ds.sum(0, keepdims=True)
             if "factor" in x:
                 ds *= x["factor"][:1, at]
             ds = (call.before_cap(ds, capped) * call.scale).astype(q_tile.dtype)
-            x["dk"][...] += jax.lax.dot_general(ds, q_tile, NN, **f32)
-            dq = jax.lax.dot_general(ds, x["k"][...], TN, **f32)
-            x["dq"][at] = dq.astype(q_tile.dtype)
+            x["dk"][...] += call.dot(ds, q_tile, NN)
+            x["dq"][at] = call.dot(ds, x["k"][...], TN).astype(q_tile.dtype)
