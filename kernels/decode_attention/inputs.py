@@ -7,9 +7,7 @@ import jax.numpy as jnp
 
 from kernels.decode_attention.scoring import EMPTY, Queries, Slots
 
-SUBLANES = 8
 MOST_TOKENS = 128
-MOST_ROWS = 8192
 CACHE_DTYPES = (jnp.bfloat16, jnp.float32, jnp.float8_e4m3fn)
 
 
@@ -29,8 +27,6 @@ def check_shapes(q: jax.Array, k: tuple[int, ...], v: tuple[int, ...]) -> None:
         raise ValueError(f"q={q.shape}; allowed: N a multiple of k's K={k[1]}")
     if not 1 <= T <= MOST_TOKENS:
         raise ValueError(f"q={q.shape}; allowed: T from 1 to {MOST_TOKENS}, more is prefill")
-    if N * T > MOST_ROWS:
-        raise ValueError(f"q={q.shape}; allowed: N·T at most {MOST_ROWS}, or the state fills VMEM")
     if H % 8 or H > 256:
         raise ValueError(f"q={q.shape}; allowed: H a multiple of 8 up to 256")
     if q.dtype not in (jnp.bfloat16, jnp.float32):
@@ -81,11 +77,11 @@ def check_slots(q: jax.Array, queries: Queries, slots: Slots, S: int, slot_bytes
         )
 
 
-def pack_rows(q: jax.Array, kv_heads: int) -> jax.Array:
-    """[B, N, T, H] → [B, K, R, H]: a group's query heads one after the other, padded."""
+def pack_rows(q: jax.Array, kv_heads: int, rows: int) -> jax.Array:
+    """[B, N, T, H] → [B, K, rows, H]: a group's query heads one after the other, padded."""
     B, N, T, H = q.shape
     q = q.reshape(B, kv_heads, N // kv_heads * T, H)
-    return jnp.pad(q, ((0, 0), (0, 0), (0, -q.shape[2] % SUBLANES), (0, 0)))
+    return jnp.pad(q, ((0, 0), (0, 0), (0, rows - q.shape[2]), (0, 0)))
 
 
 def unpack_rows(x: jax.Array, num_heads: int, length: int) -> jax.Array:
@@ -95,10 +91,10 @@ def unpack_rows(x: jax.Array, num_heads: int, length: int) -> jax.Array:
     return x.reshape(B, num_heads, length, *x.shape[3:])
 
 
-def pack_bias(bias: jax.Array, kv_heads: int, slots: int) -> jax.Array:
-    """[B, N, T, S] → [B, K, R, slots]: rows as `pack_rows` has them."""
+def pack_bias(bias: jax.Array, kv_heads: int, rows: int, slots: int) -> jax.Array:
+    """[B, N, T, S] → [B, K, rows, slots]: rows as `pack_rows` has them."""
     pad = ((0, 0), (0, 0), (0, 0), (0, slots - bias.shape[3]))
-    return jnp.pad(pack_rows(bias, kv_heads), pad)
+    return jnp.pad(pack_rows(bias, kv_heads, rows), pad)
 
 
 def describe_rows(queries: Queries, group: int, rows: int) -> jax.Array:

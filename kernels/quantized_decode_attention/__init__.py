@@ -13,6 +13,8 @@ Codes become numbers in VMEM only; scales are not multiplied into keys or values
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,12 +23,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from kernels.decode_attention import inputs
+from kernels.decode_attention.blocks import Cut, chip_or_target, cuts, state_bytes, vmem_bytes
 from kernels.decode_attention.merge import merge_splits
 from kernels.decode_attention.scoring import Queries, Scoring, Slots
 from kernels.decode_attention.softmax import LANES
 from kernels.kv_quantize.layout import BLOCK, Quantized
 from kernels.kv_quantize.scaled import Scaled
-from kernels.quantized_decode_attention.kernel import MOST_ROWS, Plan, call
+from kernels.quantized_decode_attention.kernel import PLAIN_TILES, Plan, call
 from kernels.quantized_decode_attention.reference import reference
 from kernels.quantized_decode_attention.zone import Kept, Zone
 
@@ -42,10 +45,14 @@ __all__ = [
 
 # Most of a grid step: its fixed part, ~0.5 µs on v5e, is then small beside the rest with 4 bits.
 BLOCK_TOKENS = 16384
-BLOCK_BYTES = 1 << 20  # of codes: four such blocks and the scores fit the 16 MiB of a v4
+BLOCK_BYTES = 1 << 20  # of codes
 # Most that exist at one time. Softmax and matmul wait for each other between tiles, so one tile a
 # block is best where rows are few.
 MOST_SCORES = 1 << 16
+MOST_TILES = 8  # of a block: no more are needed for a step to be long
+WORKED_OUT = 8 << 20  # bytes, about, of a tile's numbers, scores and weights
+# Whose matrix units are as wide as the vectors are; those of later ones are twice as wide.
+NARROW = ("v4", "v5e", "v5p")
 
 
 def quantized_decode_attention(
@@ -54,6 +61,7 @@ def quantized_decode_attention(
     scoring: Scoring,
     queries: Queries,
     *,
+    chip: str | None = None,
     interpret: Any = False,
 ) -> tuple[jax.Array, jax.Array]:
     """One softmax over all slots of all zones, as `kernels.decode_attention` defines it.
@@ -63,6 +71,7 @@ def quantized_decode_attention(
         zones: any number, each of a multiple of 128 slots.
         scoring: which slots are seen, and what becomes of q·k.
         queries: what is known of them.
+        chip: TPU generation, for the sizes of blocks; None: that which is traced for.
         interpret: for tests only.
 
     Returns:
@@ -76,21 +85,20 @@ def quantized_decode_attention(
     B, N, T, _ = q.shape
     for zone in zones:
         _check(q, zone, queries)
-    K = _shape(zones[0].keys)[1]
-    rows = inputs.pack_rows(q, K)
-    R = rows.shape[2]
-    plans = _plans(zones, R)
-    # As in decode_attention: two cores share what is independent.
-    splits = 2 if B % 2 and B < 8 and sum(plan.count for plan in plans) > 1 else 1
+    K, chip = _shape(zones[0].keys)[1], chip_or_target(chip)
+    plans, cut, splits = _fit(q, zones, chip)
+    R = cut.all_rows
     out, lse = call(
         scoring,
         plans,
+        cut,
         splits,
         _blocks_in_use(zones, plans, B),
         inputs.describe_rows(queries, N // K, R),
-        rows,
-        [_arrays(zone, K) for zone in zones],
+        inputs.pack_rows(q, K, R),
+        [_arrays(zone, K, R) for zone in zones],
         cost_estimate(q, zones),
+        vmem_bytes(chip),
         interpret,
     )
     out, lse = merge_splits(out, lse, N, T)
@@ -144,26 +152,111 @@ def _check(q: jax.Array, zone: Zone, queries: Queries) -> None:
     inputs.check_slots(q, queries, zone.slots, shape[2], slot_bytes)
 
 
-def _plans(zones: Sequence[Zone], rows: int) -> tuple[Plan, ...]:
+def _fit(q: jax.Array, zones: Sequence[Zone], chip: str) -> tuple[tuple[Plan, ...], Cut, int]:
+    """Zones cut into blocks, queries into pieces, and the number of splits: the largest blocks, and
+    of them the coarsest cut, that fit into the chip's VMEM.
+
+    Raises:
+        ValueError: none does.
+    """
+    (B, N, T, H), K = q.shape, _shape(zones[0].keys)[1]
+    # With groups of 16 the compiler spills up to a third more than `_worked_out` knows of.
+    limit = vmem_bytes(chip) * 3 // 4
+    least = max(_block_bytes(zone, LANES, H) for zone in zones)
+    most = max(BLOCK_BYTES, least)
+    while most >= least:
+        for cut in cuts(K, N // K * T):
+            plans = _plans(zones, cut, most, q, chip)
+            # As in decode_attention: two cores share what is independent.
+            pieces, count = B * cut.pieces, sum(plan.count for plan in plans)
+            splits = 2 if pieces % 2 and pieces < 8 and count > 1 else 1
+            if _step_bytes(zones, plans, cut, splits, q, K) <= limit:
+                return plans, cut, splits
+        most //= 2
+    raise ValueError(
+        f"zones: {len(zones)}, q={q.shape}; allowed: fewer zones, whose blocks fit {limit} bytes "
+        f"of VMEM on {chip}"
+    )
+
+
+def _step_bytes(
+    zones: Sequence[Zone], plans: Sequence[Plan], cut: Cut, splits: int, q: jax.Array, K: int
+) -> int:
+    """Of VMEM that a call takes."""
+    H, itemsize = q.shape[3], q.dtype.itemsize
+    blocks = sum(
+        _block_bytes(zone, plan.block, H) + plan.biased * cut.piece_rows * plan.block * 4
+        for zone, plan in zip(zones, plans, strict=True)
+    )
+    worked_out = max(plan.tile * _worked_out(plan, cut.tile, H, itemsize) for plan in plans)
+    return 2 * blocks + worked_out + state_bytes(cut, K // cut.heads, H, itemsize, splits)
+
+
+def _worked_out(plan: Plan, rows: int, H: int, itemsize: int) -> int:
+    """Bytes for each token of a tile: twice the operands and results of its matmuls."""
+    # A float32 operand of a matmul is split into three of bfloat16.
+    operand = 4 + 3 * 2 if itemsize == 4 else 2
+    numbers = max(H, LANES) * (2 + operand)
+    if plan.bits is None:
+        return 2 * (numbers + rows * (3 * 4 + operand))
+    of_keys, of_values = LANES // plan.key_group * rows * 4, H // plan.value_group * rows
+    return 2 * (numbers + of_keys + of_values * (4 + operand) + rows * 3 * 4)
+
+
+def _block_bytes(zone: Zone, tokens: int, H: int) -> int:
+    """Of positions, keys, values and their scales, as they lie in VMEM: 8 rows of 128 lanes."""
+    width, described = max(H, LANES), 8 * 4 * tokens
+    keys, values = zone.keys, zone.values
+    if isinstance(keys, Quantized) and isinstance(values, Quantized):
+        affine = _up8(tokens // keys.group) * width * 4 + _up8(H // values.group) * tokens * 4
+        return described + 2 * tokens * width * keys.bits // 8 + affine
+    numbers, *scales = _arrays_of(keys)
+    return described + 2 * tokens * (width * numbers.dtype.itemsize + 8 * 4 * len(scales))
+
+
+def _up8(n: int) -> int:
+    return -(-n // 8) * 8
+
+
+def _plans(
+    zones: Sequence[Zone], cut: Cut, most_bytes: int, q: jax.Array, chip: str
+) -> tuple[Plan, ...]:
     plans: list[Plan] = []
     for zone in zones:
-        plans.append(_plan(zone, sum(plan.count for plan in plans), rows))
+        first = sum(plan.count for plan in plans)
+        plans.append(_plan(zone, first, cut, most_bytes, q, chip))
     return tuple(plans)
 
 
-def _plan(zone: Zone, first: int, rows: int) -> Plan:
+def _plan(zone: Zone, first: int, cut: Cut, most_bytes: int, q: jax.Array, chip: str) -> Plan:
     S, H = _shape(zone.keys)[2:]
     bits, groups = None, (1, H)
     if isinstance(zone.keys, Quantized) and isinstance(zone.values, Quantized):
         bits, groups = zone.keys.bits, (zone.keys.group, zone.values.group)
     codes, *scales = _arrays_of(zone.keys)
     scaled = bool(scales) and bits is None
-    most = min(BLOCK_TOKENS, BLOCK_BYTES * S * codes.shape[0] * codes.shape[1] // codes.nbytes)
-    block = next(n for n in range(min(most // LANES * LANES, S), 0, -LANES) if S % n == 0)
-    most = MOST_SCORES // min(rows, MOST_ROWS)
-    tile = next(n for n in range(min(most, block), 0, -LANES) if block % n == 0)
-    biased = zone.slots.bias is not None
-    return Plan(bits, scaled, *groups, block, tile, first, S // block, biased)
+    most = min(BLOCK_TOKENS, most_bytes * S * codes.shape[0] * codes.shape[1] // codes.nbytes)
+    whole = Plan(bits, scaled, *groups, LANES, S, S, first, 1, zone.slots.bias is not None)
+    tile = min(
+        MOST_SCORES // cut.tile, WORKED_OUT // _worked_out(whole, cut.tile, H, q.dtype.itemsize)
+    )
+    tile = max(LANES, tile // LANES * LANES)
+    block, tile = _divided(S, min(most, MOST_TILES * tile), tile, groups[0])
+    run = LANES if chip in NARROW else math.gcd(tile, 2 * LANES)
+    return dataclasses.replace(whole, run=run, block=block, tile=tile, count=S // block)
+
+
+def _divided(S: int, most: int, longest: int, group: int) -> tuple[int, int]:
+    """The longest block that divides S, at most `most` if that is LANES or more, and of it the
+    longest tile. The scales of a tile in a loop start where a register does.
+    """
+    return next(
+        (block, tile)
+        for block in range(max(most // LANES, 1) * LANES, 0, -LANES)
+        if S % block == 0
+        for tile in range(min(longest, block), 0, -LANES)
+        if block % tile == 0 and (block // tile <= PLAIN_TILES or tile % (8 * group) == 0)
+    )
 
 
 def _blocks_in_use(zones: Sequence[Zone], plans: Sequence[Plan], batch: int) -> jax.Array | None:
@@ -179,12 +272,12 @@ def _blocks_in_use(zones: Sequence[Zone], plans: Sequence[Plan], batch: int) -> 
     return jnp.stack(found)
 
 
-def _arrays(zone: Zone, kv_heads: int) -> list[jax.Array]:
+def _arrays(zone: Zone, kv_heads: int, rows: int) -> list[jax.Array]:
     S, bias = zone.num_slots, zone.slots.bias
     found = [inputs.describe_keys(zone.slots, S)]
     for x in (zone.keys, zone.values):
         found += _arrays_of(x)
-    return found if bias is None else [*found, inputs.pack_bias(bias, kv_heads, S)]
+    return found if bias is None else [*found, inputs.pack_bias(bias, kv_heads, rows, S)]
 
 
 def _arrays_of(x: Kept) -> list[jax.Array]:

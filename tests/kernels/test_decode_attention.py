@@ -17,20 +17,26 @@ from kernels.decode_attention import (
     Slots,
     attend_new,
     decode_attention,
+    dense_layouts,
+    fit,
     merge,
     paged_decode_attention,
+    paged_layouts,
     reference,
 )
+from kernels.decode_attention.blocks import VMEM_BYTES, Cut, vmem_bytes
 from tests.kernels.aot import LIKE_8B, LIKE_70B, TOPOLOGIES, compiles, needs_libtpu
 from tests.kernels.interpret import INTERPRET, RACES, assert_close, random
 
 # float32: sums in another order. bfloat16: weights are rounded to 8 bits before they meet the
 # values, and so is the result: 2**-8 of numbers of order 1; seldom all errors go one way.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1.5e-2}
+FLOAT32 = {"dtype": "float32", "query_dtype": "float32"}
 SMALL_BLOCKS = 128 * 128 * 4  # bytes
 
 
 SCORING = Scoring(0.1)
+SLOW = pytest.mark.slow
 
 
 def arrays(seed=0, B=2, N=4, K=2, T=1, S=256, H=128, dtype="float32", cache=None, bias=False):
@@ -93,6 +99,19 @@ def test_kernel_agrees_with_the_reference(name, monkeypatch):
     agree(inputs, queries, slots, Scoring(0.1, **options))
 
 
+# (heads, rows, tiles, tile): both axes in pieces, and a loop in each; then one by one.
+CUTS = [(2, 2, 2, 16), *(pytest.param(c, marks=SLOW) for c in ((2, 1, 1, 40), (1, 3, 1, 16)))]
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_queries_in_pieces(cut, monkeypatch):
+    """As where VMEM is too small for the state of all: 40 rows a head."""
+    monkeypatch.setattr(kernels.decode_attention, "BLOCK_BYTES", SMALL_BLOCKS)
+    monkeypatch.setattr(kernels.decode_attention, "cuts", lambda *_: [Cut(*cut)])
+    inputs, queries, slots = arrays(T=20, S=300, bias=True)
+    agree(inputs, queries, slots._replace(lengths=jnp.array([290, 130])), Scoring(0.1, window=99))
+
+
 def test_a_ring_of_packed_documents_with_padding():
     """Slots in another order, some empty; one query is padding, one document is unseen."""
     inputs, queries, slots = arrays(T=3, bias=True)
@@ -131,12 +150,18 @@ def test_a_query_that_sees_nothing_gives_zeros():
 
 @pytest.mark.parametrize(
     ("page", "ragged"),
-    [(64, True), *(pytest.param(p, r, marks=pytest.mark.slow) for p in (16, 128) for r in (0, 1))],
+    [
+        (64, True),
+        *(pytest.param(page, ragged, marks=SLOW) for page in (16, 128, 256) for ragged in (0, 1)),
+    ],
 )
 def test_pages(page, ragged, monkeypatch):
     monkeypatch.setattr(kernels.decode_attention, "BLOCK_BYTES", SMALL_BLOCKS)
     rng = np.random.default_rng(0)
+    # Of a page of 256 a block is a half.
     B, K, pages, H = 2, 2, 512 // page + 1, 64
+    if page == 256:
+        monkeypatch.setattr(kernels.decode_attention, "WORKED_OUT", vmem_bytes("v5e") - (1 << 20))
     pool = [random(rng, B * pages + 3, K, page, H) for _ in range(2)]
     table = jnp.asarray(rng.permutation(B * pages + 3)[: B * pages].reshape(B, pages))
     dense = [x[table].swapaxes(1, 2).reshape(B, K, -1, H) for x in pool]
@@ -243,6 +268,25 @@ def test_pages_of_an_odd_size_are_refused():
         paged_decode_attention(q, k[:, :, :48], v[:, :, :48], table, SCORING, queries, slots)
 
 
+@pytest.mark.parametrize("chip", VMEM_BYTES)
+def test_all_shapes_fit_every_chip(chip):
+    """The widest and longest of each kind: the smallest blocks and pieces are small enough."""
+    for K, G, T, biased in ((1, 256, 128, False), (64, 2, 128, False), (8, 4, 128, True)):
+        q = jax.ShapeDtypeStruct((1, K * G, T, 256), jnp.float32)
+        k = jax.ShapeDtypeStruct((1, K, 1 << 20, 256), jnp.float32)
+        pool = jax.ShapeDtypeStruct((9, K, 1 << 16, 256), jnp.float32)
+        for layouts in (dense_layouts(k, False), paged_layouts(pool, 16, False)):
+            layout, cut = fit(layouts, q, k, biased, vmem_bytes(chip))
+            assert cut.all_rows >= G * T
+            assert K % (cut.heads * layout.heads) == 0
+
+
+def test_an_unknown_chip_is_refused():
+    inputs, queries, slots = arrays()
+    with pytest.raises(ValueError, match="chip='v3'; allowed: v4, v5e"):
+        decode_attention(*inputs, SCORING, queries, slots, chip="v3")
+
+
 @pytest.mark.slow
 @hypothesis.settings(max_examples=40, deadline=None)
 @hypothesis.given(st.data())
@@ -280,8 +324,13 @@ def test_anything(data):
         {**LIKE_8B, "batch": 1, "capacity": 2000, "head_dim": 80, "queries": 128},
         {**LIKE_8B, "batch": 8, "capacity": 32768, "ragged": True, "biased": True},
         {**LIKE_70B, "batch": 1, "capacity": 2000, "queries": 16, "biased": True},
+        {**LIKE_70B, "batch": 1, "capacity": 32768, "queries": 128},
+        {**LIKE_70B, "batch": 1, "capacity": 8200, "queries": 128, "head_dim": 256, **FLOAT32},
     ],
-    ids=["8B_32k_ragged", "70B_1M", "70B_32k_tree", "8B_32k_float8", "odd", "bias", "bias_tree"],
+    ids=[
+        *("8B_32k_ragged", "70B_1M", "70B_32k_tree", "8B_32k_float8", "odd", "bias", "bias_tree"),
+        *("70B_tree_of_128", "tree_of_128_float32_256"),
+    ],
 )
 def test_compiles(topology, sizes):
     compiles("kernel_programs_decode:decode_attention", sizes, topology)
@@ -295,8 +344,9 @@ def test_compiles(topology, sizes):
     [
         {**LIKE_8B, "batch": 8, "capacity": 32768, "page": 64},
         {**LIKE_70B, "batch": 1, "capacity": 1 << 20, "page": 128},
+        {**LIKE_8B, "batch": 2, "capacity": 8192, "page": 2048, "head_dim": 256, **FLOAT32},
     ],
-    ids=["8B_32k", "70B_1M"],
+    ids=["8B_32k", "70B_1M", "long_pages"],
 )
 def test_pages_compile(topology, sizes):
     compiles("kernel_programs_decode:paged_decode", sizes, topology)

@@ -13,6 +13,7 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 
 import kernels.quantized_decode_attention
 from kernels import kv_quantize
+from kernels.decode_attention.blocks import Cut
 from kernels.kv_quantize.reference import quantize_keys, quantize_values
 from kernels.quantized_decode_attention import (
     Queries,
@@ -30,6 +31,7 @@ from tests.kernels.interpret import INTERPRET, RACES, assert_close, random
 # result: 2**-8 of numbers of order 1; seldom all errors go one way.
 TOLERANCE = {"float32": 3e-5, "bfloat16": 1.5e-2}
 STAIRCASE = ((None, 128), (8, 128), (4, 128), (2, 128))
+WIDE_FLOAT32 = {"head_dim": 256, "query_dtype": "float32", "group": 16}
 FLOAT8 = (("float8", 128), (4, 128))
 
 
@@ -70,8 +72,8 @@ def with_slots(zone, **changes):
     return dataclasses.replace(zone, slots=zone.slots._replace(**changes))
 
 
-def agree(q, zones, queries, scoring=SCORING):
-    run = functools.partial(quantized_decode_attention, interpret=INTERPRET)
+def agree(q, zones, queries, scoring=SCORING, chip="v5e"):
+    run = functools.partial(quantized_decode_attention, interpret=INTERPRET, chip=chip)
     actual = jax.jit(run, static_argnums=2)(q, zones, scoring, queries)
     assert actual[0].dtype == q.dtype
     expected = jax.jit(reference, static_argnums=2)(q, zones, scoring, queries)
@@ -93,6 +95,29 @@ def agree(q, zones, queries, scoring=SCORING):
 )
 def test_precisions_have_one_softmax(zones, dtype, heads):
     agree(*make(zones, dtype=dtype, B=1, N=heads[0], K=heads[1], group=(64, 64)))
+
+
+@pytest.mark.parametrize(
+    "chip", ["v6e", *(pytest.param(c, marks=pytest.mark.slow) for c in ("v5e", "v4"))]
+)
+def test_both_widths_of_matrix_units(chip):
+    """On v6e 256 tokens meet the queries in one product, elsewhere 128."""
+    agree(*make(((2, 256), (4, 384)), B=1, N=2, K=1, group=(32, 64)), chip=chip)
+
+
+# (heads, rows, tiles, tile): both axes in pieces, and a loop in each; then one by one.
+CUTS = [
+    (2, 2, 2, 16),
+    *(pytest.param(c, marks=pytest.mark.slow) for c in ((2, 1, 1, 40), (1, 3, 1, 16))),
+]
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_queries_in_pieces(cut, monkeypatch):
+    """As where VMEM is too small for the state of all: 40 rows a head."""
+    monkeypatch.setattr(kernels.quantized_decode_attention, "cuts", lambda *_: [Cut(*cut)])
+    q, zones, queries = make(((4, 128), (None, 128)), B=1, T=20, H=64)
+    agree(q, [with_slots(z, lengths=jnp.array([100])) for z in zones], queries)
 
 
 @pytest.mark.slow
@@ -163,6 +188,8 @@ def test_errors_name_what_is_allowed():
 
     with pytest.raises(ValueError, match="at least one Zone"):
         attend(q, [])
+    with pytest.raises(ValueError, match=r"zones: 300, .*; allowed: fewer zones"):
+        quantized_decode_attention(q, zones[:1] * 300, SCORING, queries, chip="v4")
     with pytest.raises(ValueError, match="keys of 4, values of 8; allowed: equal precision"):
         attend(q, [Zone(zones[0].keys, zones[1].values, zones[0].slots)])
     with pytest.raises(ValueError, match="allowed: N a multiple of k's K=2"):
@@ -211,8 +238,13 @@ def test_anything(data):
         {**LIKE_70B, "batch": 1, "capacity": 1 << 20},
         {**LIKE_70B, "batch": 8, "capacity": 2048, "queries": 16},
         {**LIKE_8B, "batch": 8, "capacity": 32768, "ragged": True, "biased": True},
+        {**LIKE_70B, "batch": 1, "capacity": 8192, "queries": 128},
+        {**LIKE_70B, "batch": 1, "capacity": 8192, "queries": 128, **WIDE_FLOAT32},
     ],
-    ids=["8B_32k_ragged", "70B_1M", "70B_2k_tree", "bias"],
+    ids=[
+        *("8B_32k_ragged", "70B_1M", "70B_2k_tree", "bias"),
+        *("70B_tree_of_128", "tree_of_128_float32_256"),
+    ],
 )
 def test_compiles(topology, bits, sizes):
     compiles("kernel_programs_decode:quantized_decode_attention", {**sizes, "bits": bits}, topology)
