@@ -78,9 +78,11 @@ def decode_attention(
     Raises:
         ValueError: a shape, dtype or combination that is not supported.
     """
-    _check(q, k, v, queries, slots, k.shape[2])
+    _check(q, k, v, queries, slots)
     if k_rows is None and k.shape[0] != q.shape[0]:
         raise ValueError(f"k={k.shape}; allowed: q's B={q.shape[0]} sequences, or k_rows")
+    if k_rows is not None:
+        inputs.check_integers("k_rows", k_rows, q.shape[:1])
     layouts = dense_layouts(k, slots.lengths is not None)
     rows = None if k_rows is None else k_rows.astype(jnp.int32)
     return _run(scoring, layouts, q, k, v, rows, queries, slots, chip, interpret)
@@ -108,24 +110,35 @@ def paged_decode_attention(
             Every entry is a page that exists, also those past the length.
         slots: max_pages·page of each sequence.
     """
-    page = k.shape[2]
-    _check(q, k, v, queries, slots, page_table.shape[1] * page)
+    if k.ndim != 4 or page_table.ndim != 2 or page_table.shape[1] == 0:
+        raise ValueError(
+            f"k={k.shape}, page_table={page_table.shape}; allowed: [P, K, page, H] and [B, pages]"
+        )
+    page, pages = k.shape[2], page_table.shape[1]
+    inputs.check_integers("page_table", page_table, (q.shape[0], pages))
+    _check(q, k, v, queries, slots, pages * page)
     if page % 16 or (LANES % page and page % LANES):
         raise ValueError(
             f"k={k.shape}; allowed: pages of 16, 32, 64 or a multiple of 128 tokens, not {page}"
         )
-    layouts = paged_layouts(k, page_table.shape[1], slots.lengths is not None)
+    layouts = paged_layouts(k, pages, slots.lengths is not None)
     table = page_table.astype(jnp.int32)
     return _run(scoring, layouts, q, k, v, table, queries, slots, chip, interpret)
 
 
 def _check(
-    q: jax.Array, k: jax.Array, v: jax.Array, queries: Queries, slots: Slots, S: int
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    queries: Queries,
+    slots: Slots,
+    num_slots: int | None = None,
 ) -> None:
+    """`num_slots`: of a sequence; None: k's S."""
     inputs.check_shapes(q, k.shape, v.shape)
-    inputs.check_cache_dtype(k.dtype)
+    inputs.check_cache_dtypes(k.dtype, v.dtype)
     slot_bytes = k.shape[1] * k.shape[3] * (k.dtype.itemsize + v.dtype.itemsize)
-    inputs.check_slots(q, queries, slots, S, slot_bytes)
+    inputs.check_slots(q, queries, slots, num_slots or k.shape[2], slot_bytes)
 
 
 def dense_layouts(k: jax.Array, ragged: bool) -> Iterator[Layout]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from kernels.kv_quantize.kernel import call
-from kernels.kv_quantize.layout import BITS, BLOCK, Quantized, pack, unpack
+from kernels.kv_quantize.layout import BITS, BLOCK, GROUPS, Quantized, pack, unpack
 from kernels.kv_quantize.reference import dequantize_keys, dequantize_values
 from kernels.kv_quantize.scaled import Scaled, from_float8, to_float8
 
@@ -34,7 +34,6 @@ __all__ = [
     "unpack",
 ]
 
-GROUPS = (16, 32, 64, 128)
 MOST_TOKENS = 1024  # of a grid step
 
 

@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 
 BITS = (8, 4, 2)
+GROUPS = (16, 32, 64, 128)
 BLOCK = 128  # tokens come in multiples of it
 UPPER = -(1 << 16)  # mask of the upper half of a word
 
@@ -69,6 +70,11 @@ def rows_of_codes(tokens: int, bits: int) -> int:
     return tokens if bits == 8 else tokens * bits // 32
 
 
+def tokens_of_codes(rows: int, bits: int) -> int:
+    """Tokens that `rows` rows hold."""
+    return rows if bits == 8 else rows * 32 // bits
+
+
 def pack(codes: jax.Array, bits: int) -> jax.Array:
     """int32 [..., T, H] → [..., rows, H]."""
     if bits == 8:
@@ -93,7 +99,7 @@ def unpack(words: jax.Array, bits: int) -> jax.Array:
     shifts = bits * jnp.arange(fields)[:, None] + 16 * jnp.arange(2)[None]
     shifts = shifts.reshape((1,) * len(lead) + (1, fields, 1, 2, 1))
     codes = jnp.right_shift(x, shifts.astype(jnp.int32)) & ((1 << bits) - 1)
-    return codes.reshape(*lead, rows * 32 // bits, H)
+    return codes.reshape(*lead, tokens_of_codes(rows, bits), H)
 
 
 def affine_from(low: jax.Array, high: jax.Array, bits: int) -> jax.Array:

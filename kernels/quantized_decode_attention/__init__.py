@@ -27,11 +27,12 @@ from kernels.decode_attention.blocks import Cut, chip_or_target, cuts, state_byt
 from kernels.decode_attention.merge import merge_splits
 from kernels.decode_attention.scoring import Queries, Scoring, Slots
 from kernels.decode_attention.softmax import LANES
-from kernels.kv_quantize.layout import BLOCK, Quantized
+from kernels.kv_quantize.layout import Quantized
 from kernels.kv_quantize.scaled import Scaled
+from kernels.quantized_decode_attention.check import check
 from kernels.quantized_decode_attention.kernel import PLAIN_TILES, Plan, call
 from kernels.quantized_decode_attention.reference import reference
-from kernels.quantized_decode_attention.zone import Kept, Zone
+from kernels.quantized_decode_attention.zone import Kept, Zone, cache_shape
 
 __all__ = [
     "Queries",
@@ -80,12 +81,9 @@ def quantized_decode_attention(
     Raises:
         ValueError: a shape, dtype or combination that is not supported.
     """
-    if not zones:
-        raise ValueError("zones=[]; allowed: at least one Zone")
+    check(q, zones, queries)
     B, N, T, _ = q.shape
-    for zone in zones:
-        _check(q, zone, queries)
-    K, chip = _shape(zones[0].keys)[1], chip_or_target(chip)
+    K, chip = cache_shape(zones[0].keys)[1], chip_or_target(chip)
     plans, cut, splits = _fit(q, zones, chip)
     R = cut.all_rows
     out, lse = call(
@@ -118,40 +116,6 @@ def cost_estimate(q: jax.Array, zones: Sequence[Zone]) -> pl.CostEstimate:
     )
 
 
-def _shape(x: Kept) -> tuple[int, ...]:
-    """[B, K, S, H]."""
-    if isinstance(x, Scaled):
-        return x.numbers.shape
-    if isinstance(x, Quantized):
-        B, K, rows, H = x.codes.shape
-        return B, K, rows if x.bits == 8 else rows * 32 // x.bits, H
-    return x.shape
-
-
-def _check(q: jax.Array, zone: Zone, queries: Queries) -> None:
-    keys, values, S = zone.keys, zone.values, zone.num_slots
-    shape, dtypes = _shape(keys), list[int | str]()
-    inputs.check_shapes(q, shape, _shape(values))
-    for x in (keys, values):
-        if isinstance(x, Quantized):
-            dtypes.append(x.bits)
-        else:
-            dtypes.append(f"scaled {x.numbers.dtype}" if isinstance(x, Scaled) else str(x.dtype))
-    if dtypes[0] != dtypes[1]:
-        raise ValueError(f"keys of {dtypes[0]}, values of {dtypes[1]}; allowed: equal precision")
-    if not isinstance(keys, Quantized):
-        inputs.check_cache_dtype((keys.numbers if isinstance(keys, Scaled) else keys).dtype)
-    if shape[0] != q.shape[0] or S % BLOCK:
-        raise ValueError(
-            f"keys={shape}; allowed: [B, K, S, H] with q's B={q.shape[0]} and S a multiple of "
-            f"{BLOCK}"
-        )
-    if q.shape[3] not in (64, 128, 256):
-        raise ValueError(f"q={q.shape}; allowed: H 64, 128 or 256")
-    slot_bytes = (keys.nbytes + values.nbytes) // (shape[0] * S)
-    inputs.check_slots(q, queries, zone.slots, shape[2], slot_bytes)
-
-
 def _fit(q: jax.Array, zones: Sequence[Zone], chip: str) -> tuple[tuple[Plan, ...], Cut, int]:
     """Zones cut into blocks, queries into pieces, and the number of splits: the largest blocks, and
     of them the coarsest cut, that fit into the chip's VMEM.
@@ -159,7 +123,7 @@ def _fit(q: jax.Array, zones: Sequence[Zone], chip: str) -> tuple[tuple[Plan, ..
     Raises:
         ValueError: none does.
     """
-    (B, N, T, H), K = q.shape, _shape(zones[0].keys)[1]
+    (B, N, T, H), K = q.shape, cache_shape(zones[0].keys)[1]
     # With groups of 16 the compiler spills up to a third more than `_worked_out` knows of.
     limit = vmem_bytes(chip) * 3 // 4
     least = max(_block_bytes(zone, LANES, H) for zone in zones)
@@ -229,7 +193,7 @@ def _plans(
 
 
 def _plan(zone: Zone, first: int, cut: Cut, most_bytes: int, q: jax.Array, chip: str) -> Plan:
-    S, H = _shape(zone.keys)[2:]
+    S, H = cache_shape(zone.keys)[2:]
     bits, groups = None, (1, H)
     if isinstance(zone.keys, Quantized) and isinstance(zone.values, Quantized):
         bits, groups = zone.keys.bits, (zone.keys.group, zone.values.group)

@@ -24,6 +24,7 @@ from kernels.decode_attention import (
     paged_layouts,
     reference,
 )
+from kernels.decode_attention import inputs as decode_inputs
 from kernels.decode_attention.blocks import VMEM_BYTES, Cut, vmem_bytes
 from tests.kernels.aot import LIKE_8B, LIKE_70B, TOPOLOGIES, compiles, needs_libtpu
 from tests.kernels.interpret import INTERPRET, RACES, assert_close, random
@@ -229,43 +230,98 @@ def test_no_races(monkeypatch):
     assert not interpret_pallas_call.races.races_found
 
 
-@pytest.mark.parametrize(
-    ("sizes", "slots", "message"),
-    [
-        ({"N": 3}, {}, "allowed: N a multiple of k's K=2"),
-        ({"T": 129}, {}, "allowed: T from 1 to 128"),
-        ({"H": 260}, {}, "allowed: H a multiple of 8 up to 256"),
-        ({"cache": "int8"}, {}, "k.dtype=int8; allowed: bfloat16"),
-        ({}, {"lengths": jnp.zeros(3, jnp.int32)}, r"lengths of shape \(3,\); allowed: \(2,\)"),
-        ({}, {"positions": jnp.zeros((2, 9))}, r"positions of shape \(2, 9\); allowed: \(2, 256\)"),
-        ({}, {"segment_ids": jnp.ones((2, 256))}, "segment_ids; allowed: of the queries and of"),
-        ({}, {"bias": jnp.zeros((2, 1, 1, 256))}, r"bias of shape .*; allowed: \(2, 4, 1, 256\)"),
-        ({}, {"bias": jnp.zeros((2, 4, 1, 256), jnp.bfloat16)}, "bias.dtype=bfloat16; allowed"),
-        (
-            {"T": 9, "H": 8, "bias": True},
-            {},
-            "bias of 144 bytes a slot; allowed: at most 128, those of its keys and values",
-        ),
-    ],
-)
-def test_errors_name_what_is_allowed(sizes, slots, message):
+INT = jnp.int32
+# What is wrong of (sizes, queries, slots, k_rows), and what the error says.
+BAD_CALLS = [
+    ({"N": 3}, {}, {}, "allowed: N a multiple of k's K=2"),
+    ({"T": 129}, {}, {}, "allowed: T from 1 to 128"),
+    ({"T": 0}, {}, {}, "allowed: no axis of length 0"),
+    ({"S": 0}, {}, {}, "allowed: no axis of length 0"),
+    ({"H": 260}, {}, {}, "allowed: H a multiple of 8 up to 256"),
+    ({"cache": "int8"}, {}, {}, "k.dtype=int8; allowed: bfloat16"),
+    ({}, {}, {"lengths": jnp.zeros(3, INT)}, r"slots.lengths of shape \(3,\); allowed: \(2,\)"),
+    ({}, {}, {"lengths": jnp.zeros(2)}, "slots.lengths.dtype=float32; allowed: int32"),
+    ({}, {}, {"positions": jnp.zeros((2, 9), INT)}, r"slots.positions of shape \(2, 9\); allowed"),
+    ({}, {}, {"positions": jnp.zeros((2, 256))}, "slots.positions.dtype=float32; allowed: int32"),
+    ({}, {"positions": jnp.zeros((1, 1), INT)}, {}, r"queries.positions of shape \(1, 1\)"),
+    ({}, {"positions": jnp.zeros((2, 1))}, {}, "queries.positions.dtype=float32; allowed: int32"),
+    ({}, {"segment_ids": jnp.ones((2, 3), INT)}, {}, r"queries.segment_ids of shape \(2, 3\)"),
+    ({}, {}, {"segment_ids": jnp.ones((2, 256), INT)}, "segment_ids; allowed: of the queries and"),
+    ({}, {}, {"bias": jnp.zeros((2, 1, 1, 256))}, r"bias of shape .*; allowed: \(2, 4, 1, 256\)"),
+    ({}, {}, {"bias": jnp.zeros((2, 4, 1, 256), jnp.bfloat16)}, "bias.dtype=bfloat16; allowed"),
+    (
+        {"T": 9, "H": 8, "bias": True},
+        *({}, {}),
+        "bias of 144 bytes a slot; allowed: at most 128, those of its keys and values",
+    ),
+]
+
+
+@pytest.mark.parametrize(("sizes", "changed", "slots", "message"), BAD_CALLS)
+def test_errors_name_what_is_allowed(sizes, changed, slots, message):
     inputs, queries, whole = arrays(**sizes)
     with pytest.raises(ValueError, match=message):
-        decode_attention(*inputs, SCORING, queries, whole._replace(**slots))
+        decode_attention(*inputs, SCORING, queries._replace(**changed), whole._replace(**slots))
 
 
-def test_scorings_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match="window=0; allowed"):
-        Scoring(0.1, window=0)
-    with pytest.raises(ValueError, match="num_sinks=4; allowed"):
-        Scoring(0.1, num_sinks=4)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"v": jnp.zeros((2, 2, 256, 128), jnp.bfloat16)}, "v.dtype=bfloat16; allowed: k's, float"),
+        ({"k": jnp.zeros((2, 256))}, r"k=\(2, 256\), v=.*; allowed: .* rank 4"),
+        ({"k_rows": jnp.zeros(5, INT)}, r"k_rows of shape \(5,\); allowed: \(2,\)"),
+        ({"k_rows": jnp.zeros(2)}, "k_rows.dtype=float32; allowed: int32"),
+    ],
+)
+def test_keys_and_values_that_do_not_fit_are_refused(change, message):
+    (q, k, v), queries, slots = arrays()
+    call = {"q": q, "k": k, "v": v, "scoring": SCORING, "queries": queries, "slots": slots}
+    with pytest.raises(ValueError, match=message):
+        decode_attention(**{**call, **change})
 
 
-def test_pages_of_an_odd_size_are_refused():
-    (q, k, v), queries, _ = arrays()
-    table, slots = jnp.zeros((2, 1), jnp.int32), Slots(jnp.zeros((2, 48)))
-    with pytest.raises(ValueError, match="allowed: pages of 16, 32, 64 or a multiple of 128"):
-        paged_decode_attention(q, k[:, :, :48], v[:, :, :48], table, SCORING, queries, slots)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window": 0}, "window=0; allowed: None or an integer >= 1"),
+        ({"window": 1.5}, "window=1.5; allowed: None or an integer >= 1"),
+        ({"num_sinks": 4}, "num_sinks=4; allowed: 0 where there is no window"),
+        ({"num_sinks": -1, "window": 5}, "num_sinks=-1; allowed: an integer >= 0"),
+        ({"softcap": 0.0}, "softcap=0.0; allowed: None or a finite number > 0"),
+        ({"scale": float("nan")}, "scale=nan; allowed: a finite number"),
+    ],
+)
+def test_scorings_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Scoring(**{"scale": 0.1, **options})
+
+
+@pytest.mark.parametrize(
+    ("page", "pool", "table", "message"),
+    [
+        (48, 3, jnp.zeros((2, 1), INT), "pages of 16, 32, 64 or a multiple of 128 tokens, not 48"),
+        (0, 3, jnp.zeros((2, 1), INT), "allowed: no axis of length 0"),
+        (64, 0, jnp.zeros((2, 1), INT), "allowed: no axis of length 0"),
+        (64, 3, jnp.zeros((2, 0), INT), r"page_table=\(2, 0\); allowed"),
+        (64, 3, jnp.zeros(2, INT), r"page_table=\(2,\); allowed"),
+        (64, 3, jnp.zeros((3, 1), INT), r"page_table of shape \(3, 1\); allowed: \(2, 1\)"),
+        (64, 3, jnp.zeros((2, 1)), "page_table.dtype=float32; allowed: int32"),
+    ],
+)
+def test_pages_that_make_no_sense_are_refused(page, pool, table, message):
+    (q, _, _), queries, _ = arrays()
+    k, slots = jnp.zeros((pool, 2, page, 128)), Slots(jnp.zeros((2, page), jnp.int32))
+    with pytest.raises(ValueError, match=message):
+        paged_decode_attention(q, k, k, table, SCORING, queries, slots)
+
+
+@pytest.mark.parametrize("position", [-1, -2, -(2**31)])
+def test_a_query_below_zero_sees_no_empty_slot(position):
+    """The description of rows and keys, by the kernel's own rule: no difference wraps around."""
+    queries, slots = Queries(jnp.full((1, 8), position)), Slots(jnp.array([[-1, 0, 5, 2**31 - 2]]))
+    rows = decode_inputs.describe_rows(queries, 1, 8)[0]
+    keys = decode_inputs.describe_keys(slots, 128)[0]
+    assert (SCORING(jnp.zeros((8, 128)), rows, keys, None) == -jnp.inf).all()
 
 
 @pytest.mark.parametrize("chip", VMEM_BYTES)

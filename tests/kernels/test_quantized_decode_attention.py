@@ -190,17 +190,61 @@ def test_errors_name_what_is_allowed():
         attend(q, [])
     with pytest.raises(ValueError, match=r"zones: 300, .*; allowed: fewer zones"):
         quantized_decode_attention(q, zones[:1] * 300, SCORING, queries, chip="v4")
-    with pytest.raises(ValueError, match="keys of 4, values of 8; allowed: equal precision"):
+    with pytest.raises(
+        ValueError, match="keys of 4 bits, values of 8 bits; allowed: equal precision"
+    ):
         attend(q, [Zone(zones[0].keys, zones[1].values, zones[0].slots)])
     with pytest.raises(ValueError, match="allowed: N a multiple of k's K=2"):
         attend(q[:, :3], zones)
     with pytest.raises(ValueError, match=r"lengths of shape \(3,\); allowed: \(2,\)"):
-        attend(q, [with_slots(z, lengths=jnp.zeros(3)) for z in zones])
+        attend(q, [with_slots(z, lengths=jnp.zeros(3, jnp.int32)) for z in zones])
     with pytest.raises(ValueError, match="S a multiple of 128"):
         k = jnp.zeros((2, 2, 100, 128))
         attend(q, [Zone(k, k, Slots(zones[0].slots.positions[:, :100]))])
     with pytest.raises(ValueError, match="segment_ids; allowed: of the queries and of all slots"):
         attend(q, [with_slots(z, segment_ids=jnp.ones((2, 128), jnp.int32)) for z in zones])
+
+
+def replaced(zone, part, **changes):
+    return dataclasses.replace(zone, **{part: dataclasses.replace(getattr(zone, part), **changes)})
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        (
+            "keys",
+            {"group": 64},
+            r"keys.affine=int32\(2, 2, 4, 128\); allowed: int32\(2, 2, 2",
+        ),
+        ("keys", {"group": 0}, "keys.group=0; allowed: 16, 32, 64, 128"),
+        ("values", {"group": 128}, r"values.affine=int32\(2, 2, 2, 128\); allowed: int32\(2, 2, 1"),
+        ("values", {"affine": jnp.zeros((2, 2, 2, 128))}, r"values.affine=float32\(2, 2, 2, 128\)"),
+        (
+            "keys",
+            {"codes": jnp.zeros((2, 2, 16, 128), jnp.int8)},
+            "codes=int8.*; allowed: int32",
+        ),
+        ("keys", {"codes": jnp.zeros((2, 2, 9, 128), jnp.int32)}, "rows a multiple of 16"),
+        ("keys", {"bits": 3}, "keys of 3 bits, values of 4 bits; allowed: equal precision"),
+    ],
+)
+def test_scales_that_do_not_fit_are_refused(part, change, message):
+    """Else they would be read as those of other groups: wrong numbers, and no error."""
+    q, [zone], queries = make(((4, 128),))
+    with pytest.raises(ValueError, match=message):
+        quantized_decode_attention(q, [replaced(zone, part, **change)], SCORING, queries)
+
+
+def test_zones_that_do_not_belong_together_are_refused():
+    q, [two], queries = make(((None, 128),))
+    _, [four], _ = make(((None, 128),), K=4)
+    with pytest.raises(ValueError, match="zones of K=2 and K=4; allowed: one K in all zones"):
+        quantized_decode_attention(q, [two, four], SCORING, queries)
+    _, [kept], _ = make((("float8", 128),))
+    wrong = replaced(kept, "keys", scale=jnp.zeros((2, 2, 128, 1)))
+    with pytest.raises(ValueError, match=r"keys.scale=float32\(2, 2, 128, 1\); allowed: float32\("):
+        quantized_decode_attention(q, [wrong], SCORING, queries)
 
 
 @pytest.mark.slow
