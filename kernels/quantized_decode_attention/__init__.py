@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -51,7 +51,6 @@ BLOCK_BYTES = 1 << 20  # of codes
 # block is best where rows are few.
 MOST_SCORES = 1 << 16
 MOST_TILES = 8  # of a block: no more are needed for a step to be long
-WORKED_OUT = 8 << 20  # bytes, about, of a tile's numbers, scores and weights
 # Whose matrix units are as wide as the vectors are; those of later ones are twice as wide.
 NARROW = ("v4", "v5e", "v5p")
 
@@ -124,8 +123,7 @@ def _fit(q: jax.Array, zones: Sequence[Zone], chip: str) -> tuple[tuple[Plan, ..
         ValueError: none does.
     """
     (B, N, T, H), K = q.shape, cache_shape(zones[0].keys)[1]
-    # With groups of 16 the compiler spills up to a third more than `_worked_out` knows of.
-    limit = vmem_bytes(chip) * 3 // 4
+    limit = _limit(chip)
     least = max(_block_bytes(zone, LANES, H) for zone in zones)
     most = max(BLOCK_BYTES, least)
     while most >= least:
@@ -138,9 +136,14 @@ def _fit(q: jax.Array, zones: Sequence[Zone], chip: str) -> tuple[tuple[Plan, ..
                 return plans, cut, splits
         most //= 2
     raise ValueError(
-        f"zones: {len(zones)}, q={q.shape}; allowed: fewer zones, whose blocks fit {limit} bytes "
-        f"of VMEM on {chip}"
+        f"zones of S={[zone.num_slots for zone in zones]}, q={q.shape}; allowed: what fits {limit} "
+        f"bytes of VMEM on {chip}: fewer zones, of S a multiple of 8 groups of keys"
     )
+
+
+def _limit(chip: str) -> int:
+    """Of `_step_bytes`: with groups of 16 the compiler spills up to a third more."""
+    return vmem_bytes(chip) * 3 // 4
 
 
 def _step_bytes(
@@ -152,7 +155,9 @@ def _step_bytes(
         _block_bytes(zone, plan.block, H) + plan.biased * cut.piece_rows * plan.block * 4
         for zone, plan in zip(zones, plans, strict=True)
     )
-    worked_out = max(plan.tile * _worked_out(plan, cut.tile, H, itemsize) for plan in plans)
+    worked_out = max(
+        plan.tile * _worked_out(plan, cut.tile, H, itemsize) * plan.copies for plan in plans
+    )
     return 2 * blocks + worked_out + state_bytes(cut, K // cut.heads, H, itemsize, splits)
 
 
@@ -201,26 +206,31 @@ def _plan(zone: Zone, first: int, cut: Cut, most_bytes: int, q: jax.Array, chip:
     scaled = bool(scales) and bits is None
     most = min(BLOCK_TOKENS, most_bytes * S * codes.shape[0] * codes.shape[1] // codes.nbytes)
     whole = Plan(bits, scaled, *groups, LANES, S, S, first, 1, zone.slots.bias is not None)
-    tile = min(
-        MOST_SCORES // cut.tile, WORKED_OUT // _worked_out(whole, cut.tile, H, q.dtype.itemsize)
-    )
+    # Half is for what is worked out, half for blocks and state.
+    room = _limit(chip) // 2
+    tile = min(MOST_SCORES // cut.tile, room // _worked_out(whole, cut.tile, H, q.dtype.itemsize))
     tile = max(LANES, tile // LANES * LANES)
-    block, tile = _divided(S, min(most, MOST_TILES * tile), tile, groups[0])
+    block, tile = divided(S, min(most, MOST_TILES * tile), tile, groups[0])
     run = LANES if chip in NARROW else math.gcd(tile, 2 * LANES)
     return dataclasses.replace(whole, run=run, block=block, tile=tile, count=S // block)
 
 
-def _divided(S: int, most: int, longest: int, group: int) -> tuple[int, int]:
-    """The longest block that divides S, at most `most` if that is LANES or more, and of it the
-    longest tile. The scales of a tile in a loop start where a register does.
+def divided(S: int, most: int, longest: int, group: int) -> tuple[int, int]:
+    """The longest block of about `most` tokens that divides S, and of it the longest tile; if there
+    is one, a block whose tiles a loop can take.
     """
-    return next(
-        (block, tile)
-        for block in range(max(most // LANES, 1) * LANES, 0, -LANES)
-        if S % block == 0
-        for tile in range(min(longest, block), 0, -LANES)
-        if block % tile == 0 and (block // tile <= PLAIN_TILES or tile % (8 * group) == 0)
-    )
+
+    def divisors(n: int, most: int) -> Iterator[int]:
+        return (d for d in range(min(most, n) // LANES * LANES, 0, -LANES) if n % d == 0)
+
+    # A block's scales of keys are whole registers, or all that there are.
+    blocks = [n for n in divisors(S, S) if n == S or n % (8 * group) == 0]
+    fitting = [n for n in blocks if n <= most] or blocks[-1:]
+    for block in fitting:
+        for tile in divisors(block, longest):
+            if block // tile <= PLAIN_TILES or tile % (8 * group) == 0:
+                return block, tile
+    return fitting[0], next(divisors(fitting[0], longest))
 
 
 def _blocks_in_use(zones: Sequence[Zone], plans: Sequence[Plan], batch: int) -> jax.Array | None:

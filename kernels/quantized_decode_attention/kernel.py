@@ -66,6 +66,16 @@ class Plan:
         """That are fetched for it: positions, keys and values, their scales, and a bias."""
         return (3 if self.bits is None and not self.scaled else 5) + self.biased
 
+    @property
+    def looped(self) -> bool:
+        """Whether its tiles are turns of a loop: several, whose scales begin where a register does."""
+        return self.block // self.tile > PLAIN_TILES and self.tile % (8 * self.key_group) == 0
+
+    @property
+    def copies(self) -> int:
+        """Pairs of tiles whose spills the compiler keeps apart."""
+        return 1 if self.looped else -(-self.block // self.tile // PLAIN_TILES)
+
 
 Part = tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]
 
@@ -109,7 +119,7 @@ def each_tile_of_keys(plan: Plan, step: Callable[[Any], None]) -> None:
     spills is that of one turn.
     """
     count = plan.block // plan.tile
-    if count > PLAIN_TILES:
+    if plan.looped:
         pl.loop(0, count)(step)
         return
     for t in range(count):

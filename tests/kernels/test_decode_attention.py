@@ -221,12 +221,27 @@ def test_twice_the_same_bits():
     assert all((a == b).all() for a, b in zip(one, two, strict=True))
 
 
-def test_no_races(monkeypatch):
+@pytest.mark.parametrize(
+    "form", ["dense", *(pytest.param(f, marks=SLOW) for f in ("ring", "paged", "float8", "pieces"))]
+)
+def test_no_races(form, monkeypatch):
+    """Several blocks, with lengths; two cores share sequences, splits and pieces."""
     monkeypatch.setattr(kernels.decode_attention, "BLOCK_BYTES", SMALL_BLOCKS)
-    inputs, queries, slots = arrays(B=1, S=300, N=1, K=1, bias=True)
+    if form == "pieces":
+        monkeypatch.setattr(kernels.decode_attention, "cuts", lambda *_: [Cut(2, 2, 2, 16)])
+    sizes = {"T": 20, "N": 4, "K": 2} if form == "pieces" else {"N": 1, "K": 1}
+    cache = "float8_e4m3fn" if form == "float8" else None
+    (q, k, v), queries, slots = arrays(B=1, S=300, H=64, cache=cache, **sizes)
     slots = slots._replace(lengths=jnp.array([200]))
-    run = functools.partial(decode_attention, interpret=RACES)
-    jax.jit(run, static_argnums=3)(*inputs, SCORING, queries, slots)
+    if form == "ring":
+        slots = slots._replace(positions=jnp.roll(slots.positions, 77, 1), lengths=None)
+    run, call = decode_attention, (q, k, v)
+    if form == "paged":
+        pool = random(np.random.default_rng(0), 5, 1, 64, 64)
+        run, call = paged_decode_attention, (q, pool, -pool, jnp.array([[4, 1, 2, 0, 3]]))
+        slots = slots._replace(positions=jnp.arange(320, dtype=jnp.int32)[None])
+    run = functools.partial(run, interpret=RACES)
+    jax.jit(run, static_argnums=len(call))(*call, SCORING, queries, slots)
     assert not interpret_pallas_call.races.races_found
 
 
@@ -380,7 +395,7 @@ def test_anything(data):
         {**LIKE_8B, "batch": 1, "capacity": 2000, "head_dim": 80, "queries": 128},
         {**LIKE_8B, "batch": 8, "capacity": 32768, "ragged": True, "biased": True},
         {**LIKE_70B, "batch": 1, "capacity": 2000, "queries": 16, "biased": True},
-        {**LIKE_70B, "batch": 1, "capacity": 32768, "queries": 128},
+        {**LIKE_70B, "batch": 1, "capacity": 1 << 20, "queries": 128},
         {**LIKE_70B, "batch": 1, "capacity": 8200, "queries": 128, "head_dim": 256, **FLOAT32},
     ],
     ids=[

@@ -20,6 +20,7 @@ from kernels.quantized_decode_attention import (
     Scoring,
     Slots,
     Zone,
+    divided,
     quantized_decode_attention,
     reference,
 )
@@ -112,6 +113,20 @@ CUTS = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("S", "longest", "group", "expected"),
+    [
+        (32768, 8192, 64, (16384, 8192)),  # two tiles
+        (32768, 1024, 64, (16384, 1024)),  # a loop
+        (8192, 256, 64, (512, 256)),  # a loop's tile would start within a register: two again
+        (128 * 131, 8192, 64, (128 * 131, 128)),  # no other divisor but 128: scales of two rows
+        (384, 8192, 128, (384, 384)),
+    ],
+)
+def test_blocks_and_tiles(S, longest, group, expected):
+    assert divided(S, 16384, longest, group) == expected
+
+
 @pytest.mark.parametrize("cut", CUTS, ids=str)
 def test_queries_in_pieces(cut, monkeypatch):
     """As where VMEM is too small for the state of all: 40 rows a head."""
@@ -143,7 +158,7 @@ def test_blocks_past_the_lengths_are_not_read(zones, monkeypatch):
     """Several blocks of several tiles; what is not in use is no number, were it looked at."""
     monkeypatch.setattr(kernels.quantized_decode_attention, "BLOCK_TOKENS", 256)
     monkeypatch.setattr(kernels.quantized_decode_attention, "MOST_SCORES", 1024)
-    q, zones, queries = make(zones, N=2, K=1, H=64, group=(64, 64), more=("bias",))
+    q, zones, queries = make(zones, N=2, K=1, H=64, group=(32, 64), more=("bias",))
     first = with_slots(zones[0], lengths=jnp.array([200, 0]))
     oracle = jax.jit(reference, static_argnums=2)
     expected = oracle(q, [first, *zones[1:]], SCORING, queries)
@@ -171,10 +186,15 @@ def test_window_sinks_softcap_bias_segments_and_empty_slots():
     agree(q, zones, queries, Scoring(0.1, softcap=3.0, window=180, num_sinks=4))
 
 
-def test_no_races(monkeypatch):
+@pytest.mark.parametrize(
+    "zones",
+    [((4, 256),), *(pytest.param(z, marks=pytest.mark.slow) for z in (STAIRCASE, FLOAT8))],
+    ids=str,
+)
+def test_no_races(zones, monkeypatch):
     monkeypatch.setattr(kernels.quantized_decode_attention, "BLOCK_TOKENS", 128)
-    q, zones, queries = make(((4, 256),), B=1, N=1, K=1, H=64)
-    zones = [with_slots(zones[0], lengths=jnp.array([100]))]
+    q, zones, queries = make(zones, B=1, N=1, K=1, H=64, group=(32, 32))
+    zones = [with_slots(zones[0], lengths=jnp.array([100])), *zones[1:]]
     run = functools.partial(quantized_decode_attention, interpret=RACES)
     jax.jit(run, static_argnums=2)(q, zones, SCORING, queries)
     assert not interpret_pallas_call.races.races_found
@@ -188,7 +208,7 @@ def test_errors_name_what_is_allowed():
 
     with pytest.raises(ValueError, match="at least one Zone"):
         attend(q, [])
-    with pytest.raises(ValueError, match=r"zones: 300, .*; allowed: fewer zones"):
+    with pytest.raises(ValueError, match=r"zones of S=.*; allowed: .*: fewer zones"):
         quantized_decode_attention(q, zones[:1] * 300, SCORING, queries, chip="v4")
     with pytest.raises(
         ValueError, match="keys of 4 bits, values of 8 bits; allowed: equal precision"
