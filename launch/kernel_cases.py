@@ -302,7 +302,7 @@ def _decode(peer: str, settings: Kwargs, rows: int | None = None) -> list[Case]:
     return cases
 
 
-def _quantized_decode(bits: int, target: float) -> Case:
+def _quantized_decode(bits: int, target: float | None = None) -> Case:
     """Against our own kernel on a bfloat16 cache."""
     sizes = _cache(32768)
     return Case(
@@ -315,6 +315,22 @@ def _quantized_decode(bits: int, target: float) -> Case:
         peer=f"{DECODE}:decode_attention",
         peer_kwargs=(sizes,),
         target=target,
+        scale="heads",
+    )
+
+
+def _float8_decode() -> Case:
+    """As `_quantized_decode`."""
+    sizes = _cache(32768)
+    return Case(
+        name="quantized_decode float8",
+        group="quantized_decode float8",
+        shape=f"float8 cache [8, {HEADS}, 32768, {HEAD_DIM}], a scale per token",
+        useful_flops=4.0 * 8 * HEADS * 32768 * HEAD_DIM,
+        function=f"{DECODE}:scaled_decode_attention",
+        kwargs=sizes,
+        peer=f"{DECODE}:decode_attention",
+        peer_kwargs=(sizes,),
         scale="heads",
     )
 
@@ -343,6 +359,8 @@ CASES = (
     *(_quantize(bits) for bits in (8, 4, 2)),
     _quantized_decode(8, target=0.55),
     _quantized_decode(4, target=0.32),
+    _quantized_decode(2),
+    _float8_decode(),
 )
 
 

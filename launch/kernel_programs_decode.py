@@ -27,6 +27,7 @@ def decode_attention(
     query_heads: int | None = None,
     queries: int = 1,
     dtype: str = "bfloat16",
+    query_dtype: str = "bfloat16",
     ragged: bool = False,
     biased: bool = False,
 ) -> Program:
@@ -41,7 +42,7 @@ def decode_attention(
         slots = Slots(j, **dict(zip(more, rest, strict=True)))
         return attend_dense(q, k, v, Scoring(head_dim**-0.5), Queries(i), slots)[0]
 
-    q = struct(mesh, batch, query_heads or heads, queries, head_dim)
+    q = struct(mesh, batch, query_heads or heads, queries, head_dim, dtype=query_dtype)
     cache = struct(mesh, batch, heads, capacity, head_dim, dtype=jnp.dtype(dtype))
     return attend, [q, cache, cache, *_positions(mesh, batch, queries, capacity), *more.values()]
 
@@ -54,6 +55,8 @@ def paged_decode(
     head_dim: int,
     page: int,
     query_heads: int | None = None,
+    dtype: str = "bfloat16",
+    query_dtype: str = "bfloat16",
 ) -> Program:
     """kernels.decode_attention against full pages."""
 
@@ -62,8 +65,8 @@ def paged_decode(
     ) -> jax.Array:
         return attend_paged(q, k, v, table, Scoring(head_dim**-0.5), Queries(i), Slots(j))[0]
 
-    q = struct(mesh, batch, query_heads or heads, 1, head_dim)
-    pool = struct(mesh, batch * capacity // page, heads, page, head_dim)
+    q = struct(mesh, batch, query_heads or heads, 1, head_dim, dtype=query_dtype)
+    pool = struct(mesh, batch * capacity // page, heads, page, head_dim, dtype=dtype)
     table = struct(mesh, batch, capacity // page, dtype=jnp.int32)
     return attend, [q, pool, pool, table, *_positions(mesh, batch, 1, capacity)]
 
@@ -126,6 +129,7 @@ def quantized_decode_attention(
     group: int = 64,
     query_heads: int | None = None,
     queries: int = 1,
+    query_dtype: str = "bfloat16",
     ragged: bool = False,
     biased: bool = False,
 ) -> Program:
@@ -146,7 +150,7 @@ def quantized_decode_attention(
     rows, dtype = rows_of_codes(capacity, bits), jnp.int8 if bits == 8 else jnp.int32
     codes = integers(heads, rows, head_dim, dtype=dtype)
     return attend, [
-        struct(mesh, batch, query_heads or heads, queries, head_dim),
+        struct(mesh, batch, query_heads or heads, queries, head_dim, dtype=query_dtype),
         *(codes, integers(heads, capacity // group, head_dim)),
         *(codes, integers(heads, head_dim // group, capacity)),
         *_positions(mesh, batch, queries, capacity),

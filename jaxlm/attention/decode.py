@@ -15,7 +15,6 @@ from jaxlm.attention.on_mesh import on_mesh
 from jaxlm.attention.reference import attend_reference, with_position
 from kernels.chip import target_chip
 from kernels.decode_attention import (
-    MOST_ROWS,
     MOST_TOKENS,
     Queries,
     Scoring,
@@ -31,8 +30,8 @@ def unsupported(spec: AttentionSpec, new: AttentionInputs, cached: CachedLayer) 
     if target_chip() is None:
         return "a device that is no TPU"
     T, N, H = new.q.shape[1:]
-    if T > MOST_TOKENS or N * T > MOST_ROWS:
-        return f"{T} tokens of {N} heads at once: that is prefill"
+    if T > MOST_TOKENS:
+        return f"{T} tokens at once: that is prefill"
     if H % 8 or H > 256:
         return f"head_dim={H}"
     if new.q.dtype not in (jnp.bfloat16, jnp.float32):
@@ -140,4 +139,5 @@ def _attend_layer(
         Queries(q_positions, q_segment_ids),
         Slots(k_positions, k_segment_ids, lengths, bias),
         k_rows=layer * B + jnp.arange(B),
+        chip=target_chip(),
     )

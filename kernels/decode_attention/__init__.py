@@ -9,6 +9,8 @@ A ring is a dense cache whose slots hold the positions in another order: say so 
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -16,7 +18,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from kernels.decode_attention import inputs
-from kernels.decode_attention.inputs import MOST_ROWS, MOST_TOKENS, bias_fits
+from kernels.decode_attention.blocks import Cut, chip_or_target, cuts, state_bytes, vmem_bytes
+from kernels.decode_attention.inputs import MOST_TOKENS, bias_fits
 from kernels.decode_attention.kernel import Layout, call
 from kernels.decode_attention.merge import merge, merge_splits
 from kernels.decode_attention.new_tokens import attend_new
@@ -25,7 +28,6 @@ from kernels.decode_attention.scoring import Queries, Scoring, Slots
 from kernels.decode_attention.softmax import LANES
 
 __all__ = [
-    "MOST_ROWS",
     "MOST_TOKENS",
     "Queries",
     "Scoring",
@@ -41,6 +43,7 @@ __all__ = [
 
 # A copy of 1 MiB takes 1.3 µs on v5e; a grid step, ~0.35 µs beside its work.
 BLOCK_BYTES = 1 << 20  # of keys, or of values, of one grid step
+WORKED_OUT = 2 << 20  # bytes of scores and weights of a tile, and of what the compiler spills
 
 
 def decode_attention(
@@ -52,6 +55,7 @@ def decode_attention(
     slots: Slots,
     *,
     k_rows: jax.Array | None = None,
+    chip: str | None = None,
     interpret: Any = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Attention to a dense cache, or to a ring. Slots that no query sees must hold finite numbers.
@@ -64,6 +68,7 @@ def decode_attention(
         queries, slots: what is known of them.
         k_rows: int [B], the row of k and v that a sequence reads, such as its own in one layer of
             [layers·B, K, S, H]: a layer cut out of that would be copied first.
+        chip: TPU generation, for the sizes of blocks; None: that which is traced for.
         interpret: for tests only.
 
     Returns:
@@ -73,12 +78,14 @@ def decode_attention(
     Raises:
         ValueError: a shape, dtype or combination that is not supported.
     """
-    _check(q, k, v, queries, slots, k.shape[2])
+    _check(q, k, v, queries, slots)
     if k_rows is None and k.shape[0] != q.shape[0]:
         raise ValueError(f"k={k.shape}; allowed: q's B={q.shape[0]} sequences, or k_rows")
-    layout = dense_layout(q.shape[0], k, slots.lengths is not None)
+    if k_rows is not None:
+        inputs.check_integers("k_rows", k_rows, q.shape[:1])
+    layouts = dense_layouts(k, slots.lengths is not None)
     rows = None if k_rows is None else k_rows.astype(jnp.int32)
-    return _run(scoring, layout, q, k, v, rows, queries, slots, interpret)
+    return _run(scoring, layouts, q, k, v, rows, queries, slots, chip, interpret)
 
 
 def paged_decode_attention(
@@ -90,6 +97,7 @@ def paged_decode_attention(
     queries: Queries,
     slots: Slots,
     *,
+    chip: str | None = None,
     interpret: Any = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Attention to pages of a common pool. As `decode_attention`, except for:
@@ -102,53 +110,108 @@ def paged_decode_attention(
             Every entry is a page that exists, also those past the length.
         slots: max_pages·page of each sequence.
     """
-    page = k.shape[2]
-    _check(q, k, v, queries, slots, page_table.shape[1] * page)
+    if k.ndim != 4 or page_table.ndim != 2 or page_table.shape[1] == 0:
+        raise ValueError(
+            f"k={k.shape}, page_table={page_table.shape}; allowed: [P, K, page, H] and [B, pages]"
+        )
+    page, pages = k.shape[2], page_table.shape[1]
+    inputs.check_integers("page_table", page_table, (q.shape[0], pages))
+    _check(q, k, v, queries, slots, pages * page)
     if page % 16 or (LANES % page and page % LANES):
         raise ValueError(
             f"k={k.shape}; allowed: pages of 16, 32, 64 or a multiple of 128 tokens, not {page}"
         )
-    layout = paged_layout(k, q.shape[0], page_table.shape[1], slots.lengths is not None)
-    pages = layout.num_blocks * layout.parts
-    # Pages that make up the last block: any page will do, its keys have no position.
-    table = jnp.pad(page_table.astype(jnp.int32), ((0, 0), (0, pages - page_table.shape[1])))
-    return _run(scoring, layout, q, k, v, table, queries, slots, interpret)
+    layouts = paged_layouts(k, pages, slots.lengths is not None)
+    table = page_table.astype(jnp.int32)
+    return _run(scoring, layouts, q, k, v, table, queries, slots, chip, interpret)
 
 
 def _check(
-    q: jax.Array, k: jax.Array, v: jax.Array, queries: Queries, slots: Slots, S: int
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    queries: Queries,
+    slots: Slots,
+    num_slots: int | None = None,
 ) -> None:
+    """`num_slots`: of a sequence; None: k's S."""
     inputs.check_shapes(q, k.shape, v.shape)
-    inputs.check_cache_dtype(k.dtype)
+    inputs.check_cache_dtypes(k.dtype, v.dtype)
     slot_bytes = k.shape[1] * k.shape[3] * (k.dtype.itemsize + v.dtype.itemsize)
-    inputs.check_slots(q, queries, slots, S, slot_bytes)
+    inputs.check_slots(q, queries, slots, num_slots or k.shape[2], slot_bytes)
 
 
-def dense_layout(batch: int, k: jax.Array, ragged: bool) -> Layout:
-    """Blocks of one head, of about BLOCK_BYTES."""
+def dense_layouts(k: jax.Array, ragged: bool) -> Iterator[Layout]:
+    """Blocks of one head, of about BLOCK_BYTES, and smaller ones."""
     S, H = k.shape[2:]
     most = BLOCK_BYTES // (max(H, LANES) * k.dtype.itemsize)
     block = max(LANES, min(most, -(-S // LANES) * LANES))
     # A last block that is full spares all others the test where the array ends.
     block = next((n for n in range(block, block // 2, -LANES) if S % n == 0), block)
-    return Layout(S, block, 1, 1, _splits(batch, -(-S // block)), ragged)
+    yield Layout(S, block, 1, 1, 1, 1, ragged)
+    while block > LANES:
+        block = block // 2 // LANES * LANES or LANES
+        yield Layout(S, block, 1, 1, 1, 1, ragged)
 
 
-def paged_layout(k: jax.Array, batch: int, pages: int, ragged: bool) -> Layout:
-    """Blocks of several pages with all, or at most 8, of their heads."""
+def paged_layouts(k: jax.Array, pages: int, ragged: bool) -> Iterator[Layout]:
+    """Blocks of several pages, or of a part of one, with all, or at most 8, of their heads; then
+    smaller ones, then those of fewer heads.
+    """
     _, K, page, H = k.shape
-    heads = max(n for n in range(1, 9) if K % n == 0)
-    most = BLOCK_BYTES // (heads * page * max(H, LANES) * k.dtype.itemsize)
-    least = max(1, LANES // page)
-    parts = max(least, min(8, most) // least * least)
-    num_blocks = -(-pages // parts)
-    block = parts * page
-    return Layout(num_blocks * block, block, parts, heads, _splits(batch, num_blocks), ragged)
+    least = max(1, LANES // page)  # pages of a block of LANES tokens
+    for heads in (n for n in range(8, 0, -1) if K % n == 0):
+        most = BLOCK_BYTES // (heads * max(H, LANES) * k.dtype.itemsize)
+        parts = max(least, min(8, most // page) // least * least)
+        while parts > least:
+            yield _pages(pages, page, parts, 1, heads, ragged)
+            parts = parts // 2 // least * least or least
+        for blocks in (n for n in range(1, max(1, page // LANES) + 1) if page // LANES % n == 0):
+            yield _pages(pages, page, least, blocks, heads, ragged)
 
 
-def _splits(batch: int, blocks: int) -> int:
-    """Two cores share what is independent; of an odd number one gets a sequence more."""
-    return 2 if batch % 2 and batch < 8 and blocks > 1 else 1
+def _pages(pages: int, page: int, parts: int, blocks: int, heads: int, ragged: bool) -> Layout:
+    block = parts * page // blocks
+    num_slots = -(-pages // parts) * parts * page
+    return Layout(num_slots, block, parts, blocks, heads, 1, ragged)
+
+
+def fit(
+    layouts: Iterable[Layout], q: jax.Array, k: jax.Array, biased: bool, limit: int
+) -> tuple[Layout, Cut]:
+    """The first layout, and the coarsest cut, that fit into `limit` bytes of VMEM.
+
+    Raises:
+        ValueError: none does.
+    """
+    B, N, T, _ = q.shape
+    K = k.shape[1]
+    for layout in layouts:
+        for cut in cuts(K // layout.heads, N // K * T):
+            splits = _splits(B * cut.pieces, layout.num_blocks)
+            fitting = dataclasses.replace(layout, splits=splits)
+            if step_bytes(fitting, cut, q, k, biased) <= limit:
+                return fitting, cut
+    raise ValueError(f"q={q.shape}, k={k.shape}; allowed: what fits {limit} bytes of VMEM")
+
+
+def step_bytes(layout: Layout, cut: Cut, q: jax.Array, k: jax.Array, biased: bool) -> int:
+    """Of VMEM that a call takes."""
+    H, n = q.shape[3], layout.heads
+    heads = k.shape[1] // cut.heads
+    width = -(-H // LANES) * LANES
+    cached = 2 * n * layout.block * width * k.dtype.itemsize
+    described = 8 * layout.block * 4
+    bias = n * cut.piece_rows * layout.block * 4 if biased else 0
+    # Keys and values of a block, where they are put together or converted; and scores.
+    worked_out = 2 * layout.block * width * q.dtype.itemsize + WORKED_OUT
+    state = state_bytes(cut, heads, H, q.dtype.itemsize, layout.splits)
+    return 2 * (cached + described + bias) + worked_out + state
+
+
+def _splits(pieces: int, blocks: int) -> int:
+    """Two cores share what is independent; of an odd number one gets a piece more."""
+    return 2 if pieces % 2 and pieces < 8 and blocks > 1 else 1
 
 
 def cost_estimate(q: jax.Array, k: jax.Array, v: jax.Array, slots: Slots) -> pl.CostEstimate:
@@ -166,18 +229,24 @@ def cost_estimate(q: jax.Array, k: jax.Array, v: jax.Array, slots: Slots) -> pl.
 
 def _run(
     scoring: Scoring,
-    layout: Layout,
+    layouts: Iterable[Layout],
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
     table: jax.Array | None,
     queries: Queries,
     slots: Slots,
+    chip: str | None,
     interpret: Any,
 ) -> tuple[jax.Array, jax.Array]:
+    limit = vmem_bytes(chip_or_target(chip))
+    layout, cut = fit(layouts, q, k, slots.bias is not None, limit)
     N, T = q.shape[1:3]
-    K, number = k.shape[1], layout.num_blocks * layout.block
-    rows = inputs.pack_rows(q, K)
+    K, R, number = k.shape[1], cut.all_rows, layout.num_blocks * layout.block
+    if table is not None and table.ndim == 2:
+        # Pages that make up the last block: any page will do, its keys have no position.
+        missing = layout.num_slots // k.shape[2] - table.shape[1]
+        table = jnp.pad(table, ((0, 0), (0, missing)))
     num_blocks = None
     if slots.lengths is not None:
         num_blocks = (slots.lengths.astype(jnp.int32) + layout.block - 1) // layout.block
@@ -186,15 +255,17 @@ def _run(
     out, lse = call(
         scoring,
         layout,
+        cut,
         num_blocks,
         table,
-        inputs.describe_rows(queries, N // K, rows.shape[2]),
+        inputs.describe_rows(queries, N // K, R),
         inputs.describe_keys(slots, number),
-        rows,
-        None if slots.bias is None else inputs.pack_bias(slots.bias, K, number),
+        inputs.pack_rows(q, K, R),
+        None if slots.bias is None else inputs.pack_bias(slots.bias, K, R, number),
         k,
         v,
         cost_estimate(q, k, v, slots),
+        limit,
         interpret,
     )
     out, lse = merge_splits(out, lse, N, T)

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 
 from kernels.decode_attention.scoring import EMPTY, Queries, Slots
 
-SUBLANES = 8
 MOST_TOKENS = 128
-MOST_ROWS = 8192
+INTEGERS = (jnp.int32, jnp.int16, jnp.int8)
 CACHE_DTYPES = (jnp.bfloat16, jnp.float32, jnp.float8_e4m3fn)
 
 
@@ -24,28 +23,43 @@ def check_shapes(q: jax.Array, k: tuple[int, ...], v: tuple[int, ...]) -> None:
             f"q={q.shape}, k={k}, v={v}; allowed: [B, N, T, H] and two equal shapes of rank 4 "
             "that end in the same H"
         )
+    if 0 in q.shape or 0 in k:
+        raise ValueError(f"q={q.shape}, k={k}; allowed: no axis of length 0")
     N, T, H = q.shape[1:]
     if N % k[1]:
         raise ValueError(f"q={q.shape}; allowed: N a multiple of k's K={k[1]}")
-    if not 1 <= T <= MOST_TOKENS:
+    if T > MOST_TOKENS:
         raise ValueError(f"q={q.shape}; allowed: T from 1 to {MOST_TOKENS}, more is prefill")
-    if N * T > MOST_ROWS:
-        raise ValueError(f"q={q.shape}; allowed: N·T at most {MOST_ROWS}, or the state fills VMEM")
     if H % 8 or H > 256:
         raise ValueError(f"q={q.shape}; allowed: H a multiple of 8 up to 256")
     if q.dtype not in (jnp.bfloat16, jnp.float32):
         raise ValueError(f"q.dtype={q.dtype}; allowed: bfloat16, float32")
 
 
-def check_cache_dtype(dtype: jnp.dtype) -> None:
+def check_cache_dtypes(k: jnp.dtype, v: jnp.dtype) -> None:
     """Of keys and values that are not quantized.
 
     Raises:
-        ValueError: another dtype than those that are converted in VMEM.
+        ValueError: another dtype than those that are converted in VMEM, or two of them.
     """
-    if dtype not in CACHE_DTYPES:
+    if k not in CACHE_DTYPES:
         names = ", ".join(jnp.dtype(d).name for d in CACHE_DTYPES)
-        raise ValueError(f"k.dtype={dtype}; allowed: {names}")
+        raise ValueError(f"k.dtype={k}; allowed: {names}")
+    if v != k:
+        raise ValueError(f"v.dtype={v}; allowed: k's, {k}")
+
+
+def check_integers(name: str, array: jax.Array, shape: tuple[int, ...]) -> None:
+    """Of numbers that a kernel has as int32.
+
+    Raises:
+        ValueError: another shape, or no integers of at most 32 bits.
+    """
+    if array.shape != shape:
+        raise ValueError(f"{name} of shape {array.shape}; allowed: {shape}")
+    if array.dtype not in INTEGERS:
+        names = ", ".join(jnp.dtype(d).name for d in INTEGERS)
+        raise ValueError(f"{name}.dtype={array.dtype}; allowed: {names}")
 
 
 def bias_fits(num_heads: int, length: int, slot_bytes: int) -> bool:
@@ -65,15 +79,21 @@ def check_slots(q: jax.Array, queries: Queries, slots: Slots, S: int, slot_bytes
         ValueError: arrays that do not belong together, or a bias that is too large.
     """
     B, N, T, _ = q.shape
-    shapes = {"positions": (B, S), "segment_ids": (B, S), "lengths": (B,), "bias": (B, N, T, S)}
-    for name, shape in shapes.items():
-        array = getattr(slots, name)
-        if array is not None and array.shape != shape:
-            raise ValueError(f"{name} of shape {array.shape}; allowed: {shape}")
+    for name, integers, shape in (
+        ("queries.positions", queries.positions, (B, T)),
+        ("queries.segment_ids", queries.segment_ids, (B, T)),
+        ("slots.positions", slots.positions, (B, S)),
+        ("slots.segment_ids", slots.segment_ids, (B, S)),
+        ("slots.lengths", slots.lengths, (B,)),
+    ):
+        if integers is not None:
+            check_integers(name, integers, shape)
+    if slots.bias is not None and slots.bias.shape != (B, N, T, S):
+        raise ValueError(f"slots.bias of shape {slots.bias.shape}; allowed: {(B, N, T, S)}")
     if (queries.segment_ids is None) != (slots.segment_ids is None):
         raise ValueError("segment_ids; allowed: of the queries and of all slots, or none")
     if slots.bias is not None and slots.bias.dtype != jnp.float32:
-        raise ValueError(f"bias.dtype={slots.bias.dtype}; allowed: float32")
+        raise ValueError(f"slots.bias.dtype={slots.bias.dtype}; allowed: float32")
     if slots.bias is not None and not bias_fits(N, T, slot_bytes):
         raise ValueError(
             f"bias of {4 * N * T} bytes a slot; allowed: at most {slot_bytes}, those of its keys "
@@ -81,11 +101,11 @@ def check_slots(q: jax.Array, queries: Queries, slots: Slots, S: int, slot_bytes
         )
 
 
-def pack_rows(q: jax.Array, kv_heads: int) -> jax.Array:
-    """[B, N, T, H] → [B, K, R, H]: a group's query heads one after the other, padded."""
+def pack_rows(q: jax.Array, kv_heads: int, rows: int) -> jax.Array:
+    """[B, N, T, H] → [B, K, rows, H]: a group's query heads one after the other, padded."""
     B, N, T, H = q.shape
     q = q.reshape(B, kv_heads, N // kv_heads * T, H)
-    return jnp.pad(q, ((0, 0), (0, 0), (0, -q.shape[2] % SUBLANES), (0, 0)))
+    return jnp.pad(q, ((0, 0), (0, 0), (0, rows - q.shape[2]), (0, 0)))
 
 
 def unpack_rows(x: jax.Array, num_heads: int, length: int) -> jax.Array:
@@ -95,18 +115,19 @@ def unpack_rows(x: jax.Array, num_heads: int, length: int) -> jax.Array:
     return x.reshape(B, num_heads, length, *x.shape[3:])
 
 
-def pack_bias(bias: jax.Array, kv_heads: int, slots: int) -> jax.Array:
-    """[B, N, T, S] → [B, K, R, slots]: rows as `pack_rows` has them."""
+def pack_bias(bias: jax.Array, kv_heads: int, rows: int, slots: int) -> jax.Array:
+    """[B, N, T, S] → [B, K, rows, slots]: rows as `pack_rows` has them."""
     pad = ((0, 0), (0, 0), (0, 0), (0, slots - bias.shape[3]))
-    return jnp.pad(pack_rows(bias, kv_heads), pad)
+    return jnp.pad(pack_rows(bias, kv_heads, rows), pad)
 
 
 def describe_rows(queries: Queries, group: int, rows: int) -> jax.Array:
     """int32 [B, R, 1 or 2]: position and segment of each row's query; padding sees nothing."""
-    columns = [queries.positions]
+    # Below -1, the distance to an empty slot's position would be more than an int32 holds.
+    columns = [jnp.maximum(queries.positions.astype(jnp.int32), -1)]
     if queries.segment_ids is not None:
-        columns.append(queries.segment_ids)
-    x = jnp.tile(jnp.stack(columns, -1).astype(jnp.int32), (1, group, 1))
+        columns.append(queries.segment_ids.astype(jnp.int32))
+    x = jnp.tile(jnp.stack(columns, -1), (1, group, 1))
     return jnp.pad(x, ((0, 0), (0, rows - x.shape[1]), (0, 0)), constant_values=-1)
 
 

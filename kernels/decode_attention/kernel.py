@@ -1,6 +1,6 @@
 """A few queries a sequence against a long cache: keys and values stream through VMEM once.
 
-    grid (sequence, split, block of keys, kv heads)
+    grid (piece of the queries of a sequence, split, block of keys, kv heads)
 
     rows of one matmul          blocks of keys of one kv head
     ┌────────────────────┐     ┌──────────┬──────────┬──────────┬──────────┐
@@ -25,13 +25,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from kernels.decode_attention.blocks import Cut
 from kernels.decode_attention.call import call_kernel
 from kernels.decode_attention.scoring import Scoring
 from kernels.decode_attention.softmax import LANES, finish, start, weigh, wide
@@ -49,6 +50,7 @@ class Layout:
         num_slots: S.
         block: keys of a grid step.
         parts: arrays that make a block, 1 or the pages in it.
+        page_blocks: blocks that make a page, 1 where a block is of whole pages.
         heads: kv heads of a grid step; more than one only if they lie side by side.
         splits: independent ranges of blocks.
         ragged: whether the blocks in use are data.
@@ -57,6 +59,7 @@ class Layout:
     num_slots: int
     block: int
     parts: int
+    page_blocks: int
     heads: int
     splits: int
     ragged: bool
@@ -85,23 +88,32 @@ def dot(a: jax.Array, b: jax.Array, dims: Any) -> jax.Array:
     return jax.lax.dot_general(a, b, dims, precision, preferred_element_type=jnp.float32)
 
 
-def tiles(rows: int, keys: int) -> Iterator[tuple[slice, slice]]:
-    """Pieces of a block's scores, small enough to live in registers."""
-    tile_rows = min(rows, 128)
-    tile_keys = min(keys, max(LANES, MOST_SCORES // tile_rows // LANES * LANES))
-    for row in range(0, rows, tile_rows):
-        for key in range(0, keys, tile_keys):
-            yield slice(row, min(row + tile_rows, rows)), slice(key, min(key + tile_keys, keys))
+def each_tile_of_rows(cut: Cut, step: Callable[[Any], None]) -> None:
+    """A loop, of which the compiler has one turn in VMEM; a single tile is plain code."""
+    if cut.tiles == 1:
+        step(slice(0, cut.tile))
+        return
+
+    @pl.loop(0, cut.tiles)
+    def _(t: Any) -> None:
+        step(pl.ds(pl.multiple_of(t * cut.tile, cut.tile), cut.tile))
 
 
-def body(scoring: Scoring, layout: Layout, num_scalars: int, *all_refs: Any) -> None:
-    """Body of the grid step (sequence b, split s, block j, heads h)."""
+def tiles_of_keys(rows: int, keys: int) -> list[slice]:
+    """Of a block: so many that the scores of a tile live in registers."""
+    tile = min(keys, max(LANES, MOST_SCORES // rows // LANES * LANES))
+    return [slice(key, min(key + tile, keys)) for key in range(0, keys, tile)]
+
+
+def body(scoring: Scoring, layout: Layout, cut: Cut, num_scalars: int, *all_refs: Any) -> None:
+    """Body of the grid step (piece, split s, block j, heads h of the piece)."""
     scalars, refs = all_refs[:num_scalars], list(all_refs[num_scalars:])
     (rows_ref, q_ref, keys_ref), cached = refs[:3], refs[3:-5]
     out_ref, lse_ref, top_ref, total_ref, acc_ref = refs[-5:]
     bias_ref = cached.pop() if len(cached) > 2 * layout.parts else None
     k_refs, v_refs = cached[: layout.parts], cached[layout.parts :]
-    b, s, j, h = (pl.program_id(axis) for axis in range(4))
+    piece, s, j, h = (pl.program_id(axis) for axis in range(4))
+    b = piece // cut.pieces
     block = s * layout.blocks_per_split + j
     heads = [(i, h * layout.heads + i) for i in range(layout.heads)]
 
@@ -112,19 +124,22 @@ def body(scoring: Scoring, layout: Layout, num_scalars: int, *all_refs: Any) -> 
             acc_ref[head] = jnp.zeros(acc_ref.shape[1:], jnp.float32)
 
     def attend(i: int, head: Any) -> None:
-        k = jnp.concatenate([part[i] for part in k_refs]).astype(q_ref.dtype)
-        v = jnp.concatenate([part[i] for part in v_refs]).astype(q_ref.dtype)
-        if layout.num_slots % layout.block:
-            # What lies past the array is not a number, perhaps, and zero times that isn't zero.
-            slot = jax.lax.broadcasted_iota(jnp.int32, v.shape, 0) + block * layout.block
-            v = jnp.where(slot < layout.num_slots, v, jnp.zeros_like(v))
-        for at, keys in tiles(q_ref.shape[1], layout.block):
-            dots = dot(q_ref[head, at], k[keys], NT)
-            bias = None if bias_ref is None else bias_ref[i, at, keys]
-            scores = scoring(dots, rows_ref[at], keys_ref[:, keys], bias)
-            p, shrink = weigh(top_ref.at[head], total_ref.at[head], at, scores)
-            values = dot(p.astype(v.dtype), v[keys], NN)
-            acc_ref[head, at] = acc_ref[head, at] * wide(shrink, values.shape[1]) + values
+        def rows(at: Any) -> None:
+            k = jnp.concatenate([part[i] for part in k_refs]).astype(q_ref.dtype)
+            v = jnp.concatenate([part[i] for part in v_refs]).astype(q_ref.dtype)
+            if layout.num_slots % layout.block:
+                # What lies past the array is not a number, perhaps, and zero times that isn't zero.
+                slot = jax.lax.broadcasted_iota(jnp.int32, v.shape, 0) + block * layout.block
+                v = jnp.where(slot < layout.num_slots, v, jnp.zeros_like(v))
+            for keys in tiles_of_keys(cut.tile, layout.block):
+                dots = dot(q_ref[head, at], k[keys], NT)
+                bias = None if bias_ref is None else bias_ref[i, at, keys]
+                scores = scoring(dots, rows_ref[at], keys_ref[:, keys], bias)
+                p, shrink = weigh(top_ref.at[head], total_ref.at[head], at, scores)
+                values = dot(p.astype(v.dtype), v[keys], NN)
+                acc_ref[head, at] = acc_ref[head, at] * wide(shrink, values.shape[1]) + values
+
+        each_tile_of_rows(cut, rows)
 
     def step() -> None:
         for i, head in heads:
@@ -147,6 +162,7 @@ def body(scoring: Scoring, layout: Layout, num_scalars: int, *all_refs: Any) -> 
 def call(
     scoring: Scoring,
     layout: Layout,
+    cut: Cut,
     num_blocks: jax.Array | None,
     table: jax.Array | None,
     rows: jax.Array,
@@ -156,6 +172,7 @@ def call(
     k: jax.Array,
     v: jax.Array,
     cost: pl.CostEstimate,
+    vmem_bytes: int,
     interpret: Any,
 ) -> tuple[jax.Array, jax.Array]:
     """Attention within each split.
@@ -176,31 +193,36 @@ def call(
     scalars = [x for x in (num_blocks, table) if x is not None]
 
     def cached(part: int) -> pl.BlockSpec:
-        def index(b: Any, s: Any, j: Any, h: Any, *scalars: Any) -> Any:
+        def index(b: Any, s: Any, j: Any, h: Any, r: Any, *scalars: Any) -> Any:
             block = layout.held(b, s, j, scalars)
             if table is None:
                 return b, h, block, 0
             if table.ndim == 1:
                 return scalars[-1][b], h, block, 0
-            return scalars[-1][b, block * parts + part], h, 0, 0
+            page, at = block * parts + part, 0
+            if layout.page_blocks > 1:
+                page, at = page // layout.page_blocks, page % layout.page_blocks
+            return scalars[-1][b, page], h, at, 0
 
         return pl.BlockSpec((None, n, layout.block // parts, H), index)
 
     shape = (None, keys.shape[1], layout.block)
-    described = pl.BlockSpec(shape, lambda b, s, j, h, *p: (b, 0, layout.held(b, s, j, p)))
+    described = pl.BlockSpec(shape, lambda b, s, j, h, r, *p: (b, 0, layout.held(b, s, j, p)))
     arrays = [(described, keys), *((cached(part), x) for x in (k, v) for part in range(parts))]
     if bias is not None:
-        tile = (None, n, q.shape[2], layout.block)
-        beside = pl.BlockSpec(tile, lambda b, s, j, h, *p: (b, h, 0, layout.held(b, s, j, p)))
+        tile = (None, n, cut.piece_rows, layout.block)
+        beside = pl.BlockSpec(tile, lambda b, s, j, h, r, *p: (b, h, r, layout.held(b, s, j, p)))
         arrays.append((beside, bias))
     return call_kernel(
-        functools.partial(body, scoring, layout, len(scalars)),
+        functools.partial(body, scoring, layout, cut, len(scalars)),
         "decode_attention",
+        cut,
         (layout.splits, layout.blocks_per_split, K // n),
         scalars,
         rows,
         q,
         arrays,
         cost,
+        vmem_bytes,
         interpret,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ class Queries(NamedTuple):
     """What a call knows of its queries, beside themselves.
 
     Attributes:
-        positions: int [B, T].
+        positions: int [B, T]; below 0 for a query that sees nothing.
         segment_ids: int [B, T], or None; given if those of the slots are.
     """
 
@@ -56,7 +57,7 @@ class Scoring:
         window, num_sinks: see above.
 
     Raises:
-        ValueError: a window below 1, or sinks without one.
+        ValueError: a number that makes no sense, or sinks without a window.
     """
 
     scale: float
@@ -65,8 +66,14 @@ class Scoring:
     num_sinks: int = 0
 
     def __post_init__(self) -> None:
-        if self.window is not None and self.window < 1:
+        if not math.isfinite(self.scale):
+            raise ValueError(f"scale={self.scale}; allowed: a finite number")
+        if self.softcap is not None and not 0 < self.softcap < math.inf:
+            raise ValueError(f"softcap={self.softcap}; allowed: None or a finite number > 0")
+        if self.window is not None and (self.window < 1 or self.window != int(self.window)):
             raise ValueError(f"window={self.window}; allowed: None or an integer >= 1")
+        if self.num_sinks < 0 or self.num_sinks != int(self.num_sinks):
+            raise ValueError(f"num_sinks={self.num_sinks}; allowed: an integer >= 0")
         if self.num_sinks and self.window is None:
             raise ValueError(f"num_sinks={self.num_sinks}; allowed: 0 where there is no window")
 

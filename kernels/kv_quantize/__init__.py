@@ -4,6 +4,9 @@ Keys share a scale per channel over consecutive tokens, because their large numb
 channels; values per token over channels (KIVI, arXiv 2402.02750). scale and minimum are bfloat16.
 |x̂ − x| ≤ scale/2, where scale is at most (max − min)/(2**bits − 1), one bfloat16 rounding of the
 minimum and one of the scale above it. The layout of the bits is in `layout`.
+
+That holds of groups of finite numbers with max − min < 2**126. A group that has a NaN, an infinity
+or a wider range comes back as NaN, all of it: never as another number.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from kernels.kv_quantize.kernel import call
-from kernels.kv_quantize.layout import BITS, BLOCK, Quantized, pack, unpack
+from kernels.kv_quantize.layout import BITS, BLOCK, GROUPS, Quantized, pack, unpack
 from kernels.kv_quantize.reference import dequantize_keys, dequantize_values
 from kernels.kv_quantize.scaled import Scaled, from_float8, to_float8
 
@@ -34,7 +37,6 @@ __all__ = [
     "unpack",
 ]
 
-GROUPS = (16, 32, 64, 128)
 MOST_TOKENS = 1024  # of a grid step
 
 
@@ -57,8 +59,6 @@ def quantize_values(
     x: jax.Array, *, bits: int, group: int = 64, interpret: Any = False
 ) -> Quantized:
     """Values, a scale per token of `group` channels. As `quantize_keys`; `group` divides H."""
-    if x.shape[-1] % group:
-        raise ValueError(f"group={group}; allowed: a divisor of x's H={x.shape[-1]}")
     return _quantize(x, bits, group, True, interpret)
 
 
@@ -73,10 +73,12 @@ def _quantize(x: jax.Array, bits: int, group: int, turned: bool, interpret: Any)
         raise ValueError(f"bits={bits}; allowed: {', '.join(map(str, BITS))}")
     if group not in GROUPS:
         raise ValueError(f"group={group}; allowed: {', '.join(map(str, GROUPS))}")
-    if x.ndim != 4 or x.shape[2] % BLOCK or x.shape[3] not in (64, 128, 256):
+    if x.ndim != 4 or 0 in x.shape or x.shape[2] % BLOCK or x.shape[3] not in (64, 128, 256):
         raise ValueError(
-            f"x={x.shape}; allowed: [B, K, T, H], T a multiple of {BLOCK}, H 64, 128 or 256"
+            f"x={x.shape}; allowed: [B, K, T, H], none 0, T a multiple of {BLOCK}, H 64, 128 or 256"
         )
+    if turned and x.shape[3] % group:
+        raise ValueError(f"group={group}; allowed: a divisor of x's H={x.shape[3]}")
     if x.dtype not in (jnp.bfloat16, jnp.float32):
         raise ValueError(f"x.dtype={x.dtype}; allowed: bfloat16, float32")
     T = x.shape[2]

@@ -18,7 +18,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.kv_quantize.in_vmem import store
-from kernels.kv_quantize.layout import affine_from, codes_for, rows_of_codes, scale_and_minimum
+from kernels.kv_quantize.layout import (
+    affine_from,
+    bounds,
+    codes_for,
+    rows_of_codes,
+    scale_and_minimum,
+)
 
 
 def body(bits: int, group: int, turned: bool, x_ref: Any, codes_ref: Any, affine_ref: Any) -> None:
@@ -26,7 +32,7 @@ def body(bits: int, group: int, turned: bool, x_ref: Any, codes_ref: Any, affine
     x = x_ref[...].astype(jnp.float32)
     x = x.T if turned else x
     grouped = x.reshape(x.shape[0] // group, group, x.shape[1])
-    affine = affine_from(grouped.min(1), grouped.max(1), bits)
+    affine = affine_from(*bounds(grouped, 1), bits)
     scale, minimum = scale_and_minimum(affine)
     codes = codes_for(grouped, scale[:, None], minimum[:, None], bits)
     codes = codes.astype(jnp.float32).reshape(x.shape)

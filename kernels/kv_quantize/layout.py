@@ -33,7 +33,10 @@ import jax
 import jax.numpy as jnp
 
 BITS = (8, 4, 2)
+GROUPS = (16, 32, 64, 128)
 BLOCK = 128  # tokens come in multiples of it
+RANGE = 2.0**126  # of a group: twice as much is still a number while codes become numbers
+NAN = 0x7FC00000
 UPPER = -(1 << 16)  # mask of the upper half of a word
 
 
@@ -69,6 +72,11 @@ def rows_of_codes(tokens: int, bits: int) -> int:
     return tokens if bits == 8 else tokens * bits // 32
 
 
+def tokens_of_codes(rows: int, bits: int) -> int:
+    """Tokens that `rows` rows hold."""
+    return rows if bits == 8 else rows * 32 // bits
+
+
 def pack(codes: jax.Array, bits: int) -> jax.Array:
     """int32 [..., T, H] → [..., rows, H]."""
     if bits == 8:
@@ -93,19 +101,27 @@ def unpack(words: jax.Array, bits: int) -> jax.Array:
     shifts = bits * jnp.arange(fields)[:, None] + 16 * jnp.arange(2)[None]
     shifts = shifts.reshape((1,) * len(lead) + (1, fields, 1, 2, 1))
     codes = jnp.right_shift(x, shifts.astype(jnp.int32)) & ((1 << bits) - 1)
-    return codes.reshape(*lead, rows * 32 // bits, H)
+    return codes.reshape(*lead, tokens_of_codes(rows, bits), H)
+
+
+def bounds(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    """Minimum and maximum of float32 along an axis; NaN for the latter if any is no finite number,
+    of which a TPU's own minimum and maximum need not tell.
+    """
+    return x.min(axis), x.max(axis) + (x * 0.0).sum(axis)
 
 
 def affine_from(low: jax.Array, high: jax.Array, bits: int) -> jax.Array:
     """Words for numbers in [low, high], float32: the least bfloat16 scale from the largest
     bfloat16 minimum that cover them. So no number is clipped, and if all are one bfloat16 the
-    scale is 0 and they come back exactly.
+    scale is 0 and they come back exactly. If high is NaN or as far as RANGE from low, so is the
+    scale NaN, and all that is made of it.
     """
     b = jax.lax.bitcast_convert_type(low, jnp.int32)
     minimum = (b + jnp.where(low < 0, ~UPPER, 0)) & UPPER  # away from zero below it, so: down
     room = high - jax.lax.bitcast_convert_type(minimum, jnp.float32)
     s = jax.lax.bitcast_convert_type(room * (1 / ((1 << bits) - 1)), jnp.int32)
-    scale = (s + ~UPPER) & UPPER  # up
+    scale = jnp.where(room < RANGE, (s + ~UPPER) & UPPER, NAN)  # up
     return scale | jax.lax.shift_right_logical(minimum, jnp.full_like(minimum, 16))
 
 
@@ -118,4 +134,5 @@ def scale_and_minimum(affine: jax.Array) -> tuple[jax.Array, jax.Array]:
 def codes_for(x: jax.Array, scale: jax.Array, minimum: jax.Array, bits: int) -> jax.Array:
     """The nearest codes, int32: of float32 that broadcast with each other."""
     q = jnp.floor((x - minimum) / jnp.where(scale == 0, 1.0, scale) + 0.5)
-    return jnp.clip(q, 0.0, float((1 << bits) - 1)).astype(jnp.int32)
+    q = jnp.where(q > 0, q, 0.0)  # 0 also for NaN
+    return jnp.minimum(q, float((1 << bits) - 1)).astype(jnp.int32)

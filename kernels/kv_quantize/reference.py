@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from kernels.kv_quantize.layout import (
     Quantized,
     affine_from,
+    bounds,
     codes_for,
     pack,
     scale_and_minimum,
@@ -19,7 +20,7 @@ def quantize_keys(x: jax.Array, bits: int, group: int) -> Quantized:
     """[..., T, H]: a scale and a minimum per channel of `group` consecutive tokens."""
     *lead, T, H = x.shape
     grouped = x.astype(jnp.float32).reshape(*lead, T // group, group, H)
-    affine = affine_from(grouped.min(-2), grouped.max(-2), bits)
+    affine = affine_from(*bounds(grouped, -2), bits)
     scale, minimum = (a[..., None, :] for a in scale_and_minimum(affine))
     codes = codes_for(grouped, scale, minimum, bits).reshape(x.shape)
     return Quantized(pack(codes, bits), affine, bits, group)
@@ -29,7 +30,7 @@ def quantize_values(x: jax.Array, bits: int, group: int) -> Quantized:
     """[..., T, H]: a scale and a minimum per token of `group` channels."""
     *lead, T, H = x.shape
     grouped = x.astype(jnp.float32).reshape(*lead, T, H // group, group)
-    affine = affine_from(grouped.min(-1), grouped.max(-1), bits)
+    affine = affine_from(*bounds(grouped, -1), bits)
     scale, minimum = (a[..., None] for a in scale_and_minimum(affine))
     codes = codes_for(grouped, scale, minimum, bits).reshape(x.shape)
     return Quantized(pack(codes, bits), affine.swapaxes(-1, -2), bits, group)

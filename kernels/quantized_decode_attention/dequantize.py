@@ -20,35 +20,32 @@ Letters: R rows, W tokens of a tile, H head dim.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from kernels.chip import target_chip
 from kernels.decode_attention.kernel import NN, NT, dot
 from kernels.decode_attention.softmax import LANES, fold
 from kernels.kv_quantize.in_vmem import load, offset
 from kernels.kv_quantize.layout import scale_and_minimum
 
-# Whose matrix units are as wide as the vectors are; those of later ones are twice as wide.
-NARROW = ("v4", "v5e", "v5p")
 
-
-def dots(q: jax.Array, words: jax.Array, affine: jax.Array, bits: int, group: int) -> jax.Array:
+def dots(
+    q: jax.Array, words: jax.Array, affine: jax.Array, bits: int, group: int, tokens: int
+) -> jax.Array:
     """q·k̂, float32 [R, W].
 
     Args:
         q: [R, H].
         words: the codes of W tokens, a multiple of 128.
         affine: int32 [W/group, H].
+        tokens: of one matmul, a multiple of 128 that divides W.
     """
     codes = load(words, bits).astype(q.dtype)
     scale, minimum = scale_and_minimum(affine)
     wide, R = q.astype(jnp.float32), q.shape[0]
     groups, results = LANES // group, []
-    tokens = math.gcd(codes.shape[0], LANES if target_chip() in NARROW else 2 * LANES)
     for start in range(0, codes.shape[0], tokens):
         of = slice(start // group, (start + tokens) // group)
         queries = times(wide, scale[of]).astype(q.dtype)

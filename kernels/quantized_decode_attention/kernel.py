@@ -1,6 +1,6 @@
 """Zones of several precisions, one after the other through VMEM, under one softmax.
 
-    grid (sequence, split, block, kv heads)
+    grid (piece of the queries of a sequence, split, block, kv heads)
 
     blocks   ┌────────┬────────┬────────┬────────┬────────┬────────┐
              │ full   │ 8 bits │ 4 bits │ 4 bits │ 2 bits │ 2 bits │
@@ -24,14 +24,15 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from kernels.decode_attention.blocks import Cut
 from kernels.decode_attention.call import call_kernel
-from kernels.decode_attention.kernel import NN, NT, dot
+from kernels.decode_attention.kernel import NN, NT, dot, each_tile_of_rows
 from kernels.decode_attention.scoring import Scoring
 from kernels.decode_attention.softmax import finish, start, weigh, wide
 from kernels.kv_quantize.layout import rows_of_codes
 from kernels.quantized_decode_attention.dequantize import dots, weighed
 
-MOST_ROWS = 128  # whose scores exist at one time
+PLAIN_TILES = 2  # of a block, whose code is not a loop's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Plan:
         bits: of a code; None: keys and values are numbers.
         scaled: whether these have a scale per token.
         key_group, value_group: numbers that share a scale.
+        run: tokens whose products with the queries are one matmul, for quantized keys.
         block: tokens of a grid step.
         tile: tokens whose scores exist at one time, a divisor of the block.
         first, count: blocks of all zones before it, and of its own.
@@ -52,6 +54,7 @@ class Plan:
     scaled: bool
     key_group: int
     value_group: int
+    run: int
     block: int
     tile: int
     first: int
@@ -63,11 +66,21 @@ class Plan:
         """That are fetched for it: positions, keys and values, their scales, and a bias."""
         return (3 if self.bits is None and not self.scaled else 5) + self.biased
 
+    @property
+    def looped(self) -> bool:
+        """Whether its tiles are turns of a loop: several, whose scales begin where a register does."""
+        return self.block // self.tile > PLAIN_TILES and self.tile % (8 * self.key_group) == 0
+
+    @property
+    def copies(self) -> int:
+        """Pairs of tiles whose spills the compiler keeps apart."""
+        return 1 if self.looped else -(-self.block // self.tile // PLAIN_TILES)
+
 
 Part = tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array]]
 
 
-def numbers(plan: Plan, t: int, dtype: Any, k: Any, v: Any) -> Part:
+def numbers(plan: Plan, t: Any, dtype: Any, k: Any, v: Any) -> Part:
     """Of tile t as it is: queries → q·k, weights → p·v, by matmuls of dtype."""
     at = _range(t, plan.tile)
     return (
@@ -76,41 +89,57 @@ def numbers(plan: Plan, t: int, dtype: Any, k: Any, v: Any) -> Part:
     )
 
 
-def scaled(plan: Plan, t: int, dtype: Any, k: Any, k_scale: Any, v: Any, v_scale: Any) -> Part:
+def scaled(plan: Plan, t: Any, dtype: Any, k: Any, k_scale: Any, v: Any, v_scale: Any) -> Part:
     """The same of numbers with a scale per token, which is that of a column of scores."""
     at = _range(t, plan.tile)
     score, combine = numbers(plan, t, dtype, k, v)
     return lambda q: score(q) * k_scale[:, at], lambda p: combine(p * v_scale[:, at])
 
 
-def codes(plan: Plan, t: int, dtype: Any, *refs: Any) -> Part:
+def codes(plan: Plan, t: Any, dtype: Any, *refs: Any) -> Part:
     """The same of quantized ones."""
     bits = plan.bits or 8
     k, k_affine, v, v_affine = refs
     rows = _range(t, rows_of_codes(plan.tile, bits))
     groups, tokens = _range(t, plan.tile // plan.key_group), _range(t, plan.tile)
     return (
-        lambda q: dots(q, k[rows], k_affine[groups], bits, plan.key_group),
+        lambda q: dots(q, k[rows], k_affine[groups], bits, plan.key_group, plan.run),
         lambda p: weighed(p, v[rows], v_affine[:, tokens], bits, plan.value_group, dtype),
     )
 
 
-def _range(t: int, length: int) -> slice:
-    return slice(t * length, (t + 1) * length)
+def _range(t: Any, length: int) -> Any:
+    if isinstance(t, int):
+        return slice(t * length, (t + 1) * length)
+    return pl.ds(pl.multiple_of(t * length, length), length)
+
+
+def each_tile_of_keys(plan: Plan, step: Callable[[Any], None]) -> None:
+    """Plain code for few, which are scheduled together; a loop for more, so that what the compiler
+    spills is that of one turn.
+    """
+    count = plan.block // plan.tile
+    if plan.looped:
+        pl.loop(0, count)(step)
+        return
+    for t in range(count):
+        step(t)
 
 
 def body(
     scoring: Scoring,
     plans: Sequence[Plan],
+    cut: Cut,
     blocks_per_split: int,
     num_scalars: int,
     *all_refs: Any,
 ) -> None:
-    """Body of the grid step (sequence b, split s, block j, head h)."""
+    """Body of the grid step (piece, split s, block j, head h of the piece)."""
     used, refs = all_refs[:num_scalars], list(all_refs[num_scalars:])
     rows_ref, q_ref = refs[:2]
     cached, (out_ref, lse_ref, top_ref, total_ref, acc_ref) = refs[2:-5], refs[-5:]
-    b, s, j, head = (pl.program_id(axis) for axis in range(4))
+    piece, s, j, head = (pl.program_id(axis) for axis in range(4))
+    b = piece // cut.pieces
     block = s * blocks_per_split + j
     top, total, acc = (ref.at[head] for ref in (top_ref, total_ref, acc_ref))
 
@@ -119,19 +148,21 @@ def body(
         start(top, total)
         acc[...] = jnp.zeros_like(acc)
 
-    def attend(plan: Plan, t: int, keys_ref: Any, *arrays: Any) -> None:
+    def attend(plan: Plan, t: Any, keys_ref: Any, *arrays: Any) -> None:
         """Tile t of a block, against all rows."""
         bias_ref, arrays = (arrays[-1], arrays[:-1]) if plan.biased else (None, arrays)
         part = codes if plan.bits is not None else scaled if plan.scaled else numbers
         score, combine = part(plan, t, q_ref.dtype, *arrays)
         tokens = _range(t, plan.tile)
-        for row in range(0, q_ref.shape[1], MOST_ROWS):
-            at = slice(row, min(row + MOST_ROWS, q_ref.shape[1]))
+
+        def rows(at: Any) -> None:
             bias = None if bias_ref is None else bias_ref[at, tokens]
             scores = scoring(score(q_ref[head, at]), rows_ref[at], keys_ref[:, tokens], bias)
             p, shrink = weigh(top, total, at, scores)
             values = combine(p)
             acc[at] = acc[at] * wide(shrink, values.shape[1]) + values
+
+        each_tile_of_rows(cut, rows)
 
     for z, plan in enumerate(plans):
         arrays, cached = cached[: plan.num_arrays], cached[plan.num_arrays :]
@@ -139,8 +170,7 @@ def body(
 
         @pl.when((plan.first <= block) & (block < plan.first + count))
         def _(plan: Plan = plan, arrays: Any = arrays) -> None:
-            for t in range(plan.block // plan.tile):
-                attend(plan, t, *arrays)
+            each_tile_of_keys(plan, lambda t: attend(plan, t, *arrays))
 
     @pl.when(j == blocks_per_split - 1)
     def _() -> None:
@@ -151,7 +181,9 @@ def body(
 def specs(
     z: int, plan: Plan, blocks_per_split: int, description: int, R: int, H: int
 ) -> list[pl.BlockSpec]:
-    """Of the arrays of zone z, whose keys are described by one number or two, for R rows."""
+    """Of the arrays of zone z, whose keys are described by one number or two, for pieces
+    of R rows.
+    """
 
     def at(b: Any, s: Any, j: Any, scalars: Any) -> Any:
         last = jnp.maximum(scalars[0][z, b], 1) - 1 if scalars else plan.count - 1
@@ -159,15 +191,17 @@ def specs(
 
     def down(rows: int) -> pl.BlockSpec:
         shape = (None, None, rows, H)
-        return pl.BlockSpec(shape, lambda b, s, j, h, *p: (b, h, at(b, s, j, p), 0))
+        return pl.BlockSpec(shape, lambda b, s, j, h, r, *p: (b, h, at(b, s, j, p), 0))
 
     def across(rows: int) -> pl.BlockSpec:
         shape = (None, None, rows, plan.block)
-        return pl.BlockSpec(shape, lambda b, s, j, h, *p: (b, h, 0, at(b, s, j, p)))
+        return pl.BlockSpec(shape, lambda b, s, j, h, r, *p: (b, h, 0, at(b, s, j, p)))
 
     shape = (None, description, plan.block)
-    keys = pl.BlockSpec(shape, lambda b, s, j, h, *p: (b, 0, at(b, s, j, p)))
-    bias = [across(R)] if plan.biased else []
+    keys = pl.BlockSpec(shape, lambda b, s, j, h, r, *p: (b, 0, at(b, s, j, p)))
+    tile = (None, None, R, plan.block)
+    beside = pl.BlockSpec(tile, lambda b, s, j, h, r, *p: (b, h, r, at(b, s, j, p)))
+    bias = [beside] if plan.biased else []
     if plan.scaled:
         return [keys, *[down(plan.block), across(1)] * 2, *bias]
     if plan.bits is None:
@@ -182,12 +216,14 @@ def specs(
 def call(
     scoring: Scoring,
     plans: Sequence[Plan],
+    cut: Cut,
     splits: int,
     used: jax.Array | None,
     rows: jax.Array,
     q: jax.Array,
     zones: Sequence[Sequence[jax.Array]],
     cost: pl.CostEstimate,
+    vmem_bytes: int,
     interpret: Any,
 ) -> tuple[jax.Array, jax.Array]:
     """Attention within each split.
@@ -204,7 +240,7 @@ def call(
         out [splits, B, K, R, H] in q's dtype (float32 if there are several splits), and
         lse float32 [splits, B, K, R].
     """
-    K, R, H = q.shape[1:]
+    K, _, H = q.shape[1:]
     blocks_per_split = -(-sum(plan.count for plan in plans) // splits)
 
     scalars = [] if used is None else [used]
@@ -212,17 +248,21 @@ def call(
         (spec, array)
         for z, (plan, arrays) in enumerate(zip(plans, zones, strict=True))
         for spec, array in zip(
-            specs(z, plan, blocks_per_split, rows.shape[2], R, H), arrays, strict=True
+            specs(z, plan, blocks_per_split, rows.shape[2], cut.piece_rows, H),
+            arrays,
+            strict=True,
         )
     ]
     return call_kernel(
-        functools.partial(body, scoring, plans, blocks_per_split, len(scalars)),
+        functools.partial(body, scoring, plans, cut, blocks_per_split, len(scalars)),
         "quantized_decode_attention",
+        cut,
         (splits, blocks_per_split, K),
         scalars,
         rows,
         q,
         cached,
         cost,
+        vmem_bytes,
         interpret,
     )

@@ -7,7 +7,7 @@ import dataclasses
 import jax
 
 from kernels.decode_attention.scoring import Slots
-from kernels.kv_quantize.layout import Quantized
+from kernels.kv_quantize.layout import Quantized, tokens_of_codes
 from kernels.kv_quantize.scaled import Scaled
 
 Kept = jax.Array | Quantized | Scaled
@@ -31,3 +31,13 @@ class Zone:
     def num_slots(self) -> int:
         """S."""
         return self.slots.positions.shape[1]
+
+
+def cache_shape(x: Kept) -> tuple[int, ...]:
+    """[B, K, S, H]."""
+    if isinstance(x, Scaled):
+        return x.numbers.shape
+    if isinstance(x, Quantized):
+        B, K, rows, H = x.codes.shape
+        return B, K, tokens_of_codes(rows, x.bits), H
+    return x.shape

@@ -17,20 +17,27 @@ from kernels.decode_attention import (
     Slots,
     attend_new,
     decode_attention,
+    dense_layouts,
+    fit,
     merge,
     paged_decode_attention,
+    paged_layouts,
     reference,
 )
+from kernels.decode_attention import inputs as decode_inputs
+from kernels.decode_attention.blocks import VMEM_BYTES, Cut, vmem_bytes
 from tests.kernels.aot import LIKE_8B, LIKE_70B, TOPOLOGIES, compiles, needs_libtpu
 from tests.kernels.interpret import INTERPRET, RACES, assert_close, random
 
 # float32: sums in another order. bfloat16: weights are rounded to 8 bits before they meet the
 # values, and so is the result: 2**-8 of numbers of order 1; seldom all errors go one way.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1.5e-2}
+FLOAT32 = {"dtype": "float32", "query_dtype": "float32"}
 SMALL_BLOCKS = 128 * 128 * 4  # bytes
 
 
 SCORING = Scoring(0.1)
+SLOW = pytest.mark.slow
 
 
 def arrays(seed=0, B=2, N=4, K=2, T=1, S=256, H=128, dtype="float32", cache=None, bias=False):
@@ -93,6 +100,19 @@ def test_kernel_agrees_with_the_reference(name, monkeypatch):
     agree(inputs, queries, slots, Scoring(0.1, **options))
 
 
+# (heads, rows, tiles, tile): both axes in pieces, and a loop in each; then one by one.
+CUTS = [(2, 2, 2, 16), *(pytest.param(c, marks=SLOW) for c in ((2, 1, 1, 40), (1, 3, 1, 16)))]
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_queries_in_pieces(cut, monkeypatch):
+    """As where VMEM is too small for the state of all: 40 rows a head."""
+    monkeypatch.setattr(kernels.decode_attention, "BLOCK_BYTES", SMALL_BLOCKS)
+    monkeypatch.setattr(kernels.decode_attention, "cuts", lambda *_: [Cut(*cut)])
+    inputs, queries, slots = arrays(T=20, S=300, bias=True)
+    agree(inputs, queries, slots._replace(lengths=jnp.array([290, 130])), Scoring(0.1, window=99))
+
+
 def test_a_ring_of_packed_documents_with_padding():
     """Slots in another order, some empty; one query is padding, one document is unseen."""
     inputs, queries, slots = arrays(T=3, bias=True)
@@ -131,12 +151,18 @@ def test_a_query_that_sees_nothing_gives_zeros():
 
 @pytest.mark.parametrize(
     ("page", "ragged"),
-    [(64, True), *(pytest.param(p, r, marks=pytest.mark.slow) for p in (16, 128) for r in (0, 1))],
+    [
+        (64, True),
+        *(pytest.param(page, ragged, marks=SLOW) for page in (16, 128, 256) for ragged in (0, 1)),
+    ],
 )
 def test_pages(page, ragged, monkeypatch):
     monkeypatch.setattr(kernels.decode_attention, "BLOCK_BYTES", SMALL_BLOCKS)
     rng = np.random.default_rng(0)
+    # Of a page of 256 a block is a half.
     B, K, pages, H = 2, 2, 512 // page + 1, 64
+    if page == 256:
+        monkeypatch.setattr(kernels.decode_attention, "WORKED_OUT", vmem_bytes("v5e") - (1 << 20))
     pool = [random(rng, B * pages + 3, K, page, H) for _ in range(2)]
     table = jnp.asarray(rng.permutation(B * pages + 3)[: B * pages].reshape(B, pages))
     dense = [x[table].swapaxes(1, 2).reshape(B, K, -1, H) for x in pool]
@@ -195,52 +221,141 @@ def test_twice_the_same_bits():
     assert all((a == b).all() for a, b in zip(one, two, strict=True))
 
 
-def test_no_races(monkeypatch):
+@pytest.mark.parametrize(
+    "form", ["dense", *(pytest.param(f, marks=SLOW) for f in ("ring", "paged", "float8", "pieces"))]
+)
+def test_no_races(form, monkeypatch):
+    """Several blocks, with lengths; two cores share sequences, splits and pieces."""
     monkeypatch.setattr(kernels.decode_attention, "BLOCK_BYTES", SMALL_BLOCKS)
-    inputs, queries, slots = arrays(B=1, S=300, N=1, K=1, bias=True)
+    if form == "pieces":
+        monkeypatch.setattr(kernels.decode_attention, "cuts", lambda *_: [Cut(2, 2, 2, 16)])
+    sizes = {"T": 20, "N": 4, "K": 2} if form == "pieces" else {"N": 1, "K": 1}
+    cache = "float8_e4m3fn" if form == "float8" else None
+    (q, k, v), queries, slots = arrays(B=1, S=300, H=64, cache=cache, **sizes)
     slots = slots._replace(lengths=jnp.array([200]))
-    run = functools.partial(decode_attention, interpret=RACES)
-    jax.jit(run, static_argnums=3)(*inputs, SCORING, queries, slots)
+    if form == "ring":
+        slots = slots._replace(positions=jnp.roll(slots.positions, 77, 1), lengths=None)
+    run, call = decode_attention, (q, k, v)
+    if form == "paged":
+        pool = random(np.random.default_rng(0), 5, 1, 64, 64)
+        run, call = paged_decode_attention, (q, pool, -pool, jnp.array([[4, 1, 2, 0, 3]]))
+        slots = slots._replace(positions=jnp.arange(320, dtype=jnp.int32)[None])
+    run = functools.partial(run, interpret=RACES)
+    jax.jit(run, static_argnums=len(call))(*call, SCORING, queries, slots)
     assert not interpret_pallas_call.races.races_found
 
 
-@pytest.mark.parametrize(
-    ("sizes", "slots", "message"),
-    [
-        ({"N": 3}, {}, "allowed: N a multiple of k's K=2"),
-        ({"T": 129}, {}, "allowed: T from 1 to 128"),
-        ({"H": 260}, {}, "allowed: H a multiple of 8 up to 256"),
-        ({"cache": "int8"}, {}, "k.dtype=int8; allowed: bfloat16"),
-        ({}, {"lengths": jnp.zeros(3, jnp.int32)}, r"lengths of shape \(3,\); allowed: \(2,\)"),
-        ({}, {"positions": jnp.zeros((2, 9))}, r"positions of shape \(2, 9\); allowed: \(2, 256\)"),
-        ({}, {"segment_ids": jnp.ones((2, 256))}, "segment_ids; allowed: of the queries and of"),
-        ({}, {"bias": jnp.zeros((2, 1, 1, 256))}, r"bias of shape .*; allowed: \(2, 4, 1, 256\)"),
-        ({}, {"bias": jnp.zeros((2, 4, 1, 256), jnp.bfloat16)}, "bias.dtype=bfloat16; allowed"),
-        (
-            {"T": 9, "H": 8, "bias": True},
-            {},
-            "bias of 144 bytes a slot; allowed: at most 128, those of its keys and values",
-        ),
-    ],
-)
-def test_errors_name_what_is_allowed(sizes, slots, message):
+INT = jnp.int32
+# What is wrong of (sizes, queries, slots, k_rows), and what the error says.
+BAD_CALLS = [
+    ({"N": 3}, {}, {}, "allowed: N a multiple of k's K=2"),
+    ({"T": 129}, {}, {}, "allowed: T from 1 to 128"),
+    ({"T": 0}, {}, {}, "allowed: no axis of length 0"),
+    ({"S": 0}, {}, {}, "allowed: no axis of length 0"),
+    ({"H": 260}, {}, {}, "allowed: H a multiple of 8 up to 256"),
+    ({"cache": "int8"}, {}, {}, "k.dtype=int8; allowed: bfloat16"),
+    ({}, {}, {"lengths": jnp.zeros(3, INT)}, r"slots.lengths of shape \(3,\); allowed: \(2,\)"),
+    ({}, {}, {"lengths": jnp.zeros(2)}, "slots.lengths.dtype=float32; allowed: int32"),
+    ({}, {}, {"positions": jnp.zeros((2, 9), INT)}, r"slots.positions of shape \(2, 9\); allowed"),
+    ({}, {}, {"positions": jnp.zeros((2, 256))}, "slots.positions.dtype=float32; allowed: int32"),
+    ({}, {"positions": jnp.zeros((1, 1), INT)}, {}, r"queries.positions of shape \(1, 1\)"),
+    ({}, {"positions": jnp.zeros((2, 1))}, {}, "queries.positions.dtype=float32; allowed: int32"),
+    ({}, {"segment_ids": jnp.ones((2, 3), INT)}, {}, r"queries.segment_ids of shape \(2, 3\)"),
+    ({}, {}, {"segment_ids": jnp.ones((2, 256), INT)}, "segment_ids; allowed: of the queries and"),
+    ({}, {}, {"bias": jnp.zeros((2, 1, 1, 256))}, r"bias of shape .*; allowed: \(2, 4, 1, 256\)"),
+    ({}, {}, {"bias": jnp.zeros((2, 4, 1, 256), jnp.bfloat16)}, "bias.dtype=bfloat16; allowed"),
+    (
+        {"T": 9, "H": 8, "bias": True},
+        *({}, {}),
+        "bias of 144 bytes a slot; allowed: at most 128, those of its keys and values",
+    ),
+]
+
+
+@pytest.mark.parametrize(("sizes", "changed", "slots", "message"), BAD_CALLS)
+def test_errors_name_what_is_allowed(sizes, changed, slots, message):
     inputs, queries, whole = arrays(**sizes)
     with pytest.raises(ValueError, match=message):
-        decode_attention(*inputs, SCORING, queries, whole._replace(**slots))
+        decode_attention(*inputs, SCORING, queries._replace(**changed), whole._replace(**slots))
 
 
-def test_scorings_that_make_no_sense_are_refused():
-    with pytest.raises(ValueError, match="window=0; allowed"):
-        Scoring(0.1, window=0)
-    with pytest.raises(ValueError, match="num_sinks=4; allowed"):
-        Scoring(0.1, num_sinks=4)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"v": jnp.zeros((2, 2, 256, 128), jnp.bfloat16)}, "v.dtype=bfloat16; allowed: k's, float"),
+        ({"k": jnp.zeros((2, 256))}, r"k=\(2, 256\), v=.*; allowed: .* rank 4"),
+        ({"k_rows": jnp.zeros(5, INT)}, r"k_rows of shape \(5,\); allowed: \(2,\)"),
+        ({"k_rows": jnp.zeros(2)}, "k_rows.dtype=float32; allowed: int32"),
+    ],
+)
+def test_keys_and_values_that_do_not_fit_are_refused(change, message):
+    (q, k, v), queries, slots = arrays()
+    call = {"q": q, "k": k, "v": v, "scoring": SCORING, "queries": queries, "slots": slots}
+    with pytest.raises(ValueError, match=message):
+        decode_attention(**{**call, **change})
 
 
-def test_pages_of_an_odd_size_are_refused():
-    (q, k, v), queries, _ = arrays()
-    table, slots = jnp.zeros((2, 1), jnp.int32), Slots(jnp.zeros((2, 48)))
-    with pytest.raises(ValueError, match="allowed: pages of 16, 32, 64 or a multiple of 128"):
-        paged_decode_attention(q, k[:, :, :48], v[:, :, :48], table, SCORING, queries, slots)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window": 0}, "window=0; allowed: None or an integer >= 1"),
+        ({"window": 1.5}, "window=1.5; allowed: None or an integer >= 1"),
+        ({"num_sinks": 4}, "num_sinks=4; allowed: 0 where there is no window"),
+        ({"num_sinks": -1, "window": 5}, "num_sinks=-1; allowed: an integer >= 0"),
+        ({"softcap": 0.0}, "softcap=0.0; allowed: None or a finite number > 0"),
+        ({"scale": float("nan")}, "scale=nan; allowed: a finite number"),
+    ],
+)
+def test_scorings_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Scoring(**{"scale": 0.1, **options})
+
+
+@pytest.mark.parametrize(
+    ("page", "pool", "table", "message"),
+    [
+        (48, 3, jnp.zeros((2, 1), INT), "pages of 16, 32, 64 or a multiple of 128 tokens, not 48"),
+        (0, 3, jnp.zeros((2, 1), INT), "allowed: no axis of length 0"),
+        (64, 0, jnp.zeros((2, 1), INT), "allowed: no axis of length 0"),
+        (64, 3, jnp.zeros((2, 0), INT), r"page_table=\(2, 0\); allowed"),
+        (64, 3, jnp.zeros(2, INT), r"page_table=\(2,\); allowed"),
+        (64, 3, jnp.zeros((3, 1), INT), r"page_table of shape \(3, 1\); allowed: \(2, 1\)"),
+        (64, 3, jnp.zeros((2, 1)), "page_table.dtype=float32; allowed: int32"),
+    ],
+)
+def test_pages_that_make_no_sense_are_refused(page, pool, table, message):
+    (q, _, _), queries, _ = arrays()
+    k, slots = jnp.zeros((pool, 2, page, 128)), Slots(jnp.zeros((2, page), jnp.int32))
+    with pytest.raises(ValueError, match=message):
+        paged_decode_attention(q, k, k, table, SCORING, queries, slots)
+
+
+@pytest.mark.parametrize("position", [-1, -2, -(2**31)])
+def test_a_query_below_zero_sees_no_empty_slot(position):
+    """The description of rows and keys, by the kernel's own rule: no difference wraps around."""
+    queries, slots = Queries(jnp.full((1, 8), position)), Slots(jnp.array([[-1, 0, 5, 2**31 - 2]]))
+    rows = decode_inputs.describe_rows(queries, 1, 8)[0]
+    keys = decode_inputs.describe_keys(slots, 128)[0]
+    assert (SCORING(jnp.zeros((8, 128)), rows, keys, None) == -jnp.inf).all()
+
+
+@pytest.mark.parametrize("chip", VMEM_BYTES)
+def test_all_shapes_fit_every_chip(chip):
+    """The widest and longest of each kind: the smallest blocks and pieces are small enough."""
+    for K, G, T, biased in ((1, 256, 128, False), (64, 2, 128, False), (8, 4, 128, True)):
+        q = jax.ShapeDtypeStruct((1, K * G, T, 256), jnp.float32)
+        k = jax.ShapeDtypeStruct((1, K, 1 << 20, 256), jnp.float32)
+        pool = jax.ShapeDtypeStruct((9, K, 1 << 16, 256), jnp.float32)
+        for layouts in (dense_layouts(k, False), paged_layouts(pool, 16, False)):
+            layout, cut = fit(layouts, q, k, biased, vmem_bytes(chip))
+            assert cut.all_rows >= G * T
+            assert K % (cut.heads * layout.heads) == 0
+
+
+def test_an_unknown_chip_is_refused():
+    inputs, queries, slots = arrays()
+    with pytest.raises(ValueError, match="chip='v3'; allowed: v4, v5e"):
+        decode_attention(*inputs, SCORING, queries, slots, chip="v3")
 
 
 @pytest.mark.slow
@@ -280,8 +395,13 @@ def test_anything(data):
         {**LIKE_8B, "batch": 1, "capacity": 2000, "head_dim": 80, "queries": 128},
         {**LIKE_8B, "batch": 8, "capacity": 32768, "ragged": True, "biased": True},
         {**LIKE_70B, "batch": 1, "capacity": 2000, "queries": 16, "biased": True},
+        {**LIKE_70B, "batch": 1, "capacity": 1 << 20, "queries": 128},
+        {**LIKE_70B, "batch": 1, "capacity": 8200, "queries": 128, "head_dim": 256, **FLOAT32},
     ],
-    ids=["8B_32k_ragged", "70B_1M", "70B_32k_tree", "8B_32k_float8", "odd", "bias", "bias_tree"],
+    ids=[
+        *("8B_32k_ragged", "70B_1M", "70B_32k_tree", "8B_32k_float8", "odd", "bias", "bias_tree"),
+        *("70B_tree_of_128", "tree_of_128_float32_256"),
+    ],
 )
 def test_compiles(topology, sizes):
     compiles("kernel_programs_decode:decode_attention", sizes, topology)
@@ -295,8 +415,9 @@ def test_compiles(topology, sizes):
     [
         {**LIKE_8B, "batch": 8, "capacity": 32768, "page": 64},
         {**LIKE_70B, "batch": 1, "capacity": 1 << 20, "page": 128},
+        {**LIKE_8B, "batch": 2, "capacity": 8192, "page": 2048, "head_dim": 256, **FLOAT32},
     ],
-    ids=["8B_32k", "70B_1M"],
+    ids=["8B_32k", "70B_1M", "long_pages"],
 )
 def test_pages_compile(topology, sizes):
     compiles("kernel_programs_decode:paged_decode", sizes, topology)

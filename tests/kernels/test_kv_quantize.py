@@ -87,6 +87,28 @@ def test_a_constant_group_is_exact(kind, bits):
     assert (back(oracle(x, bits, 64), jnp.bfloat16) == x).all()
 
 
+WRONG = [jnp.nan, jnp.inf, -jnp.inf, 3e38]
+
+
+@pytest.mark.parametrize("bits", [4, *(pytest.param(b, marks=pytest.mark.slow) for b in (8, 2))])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_group_that_has_no_scale_is_nan(kind, bits):
+    """All of it, and no other group; by the kernel as by the oracle."""
+    kernel, oracle, back = KINDS[kind]
+    x = random(np.random.default_rng(0), 1, 1, 128, 64)
+    for number, wrong in enumerate(WRONG):
+        x = x.at[0, 0, 33 * number, 16 * number].set(wrong)
+    kept = kernel(x, bits=bits, group=32, interpret=INTERPRET)
+    expected = oracle(x, bits, 32)
+    assert (kept.codes == expected.codes).all()
+    assert (kept.affine == expected.affine).all()
+    axis = 2 if kind == "keys" else 3
+    grouped = (1, 1, 4, 32, 64) if kind == "keys" else (1, 1, 128, 2, 32)
+    fine = (jnp.abs(x) < 1e38).reshape(grouped).all(axis + 1, keepdims=True)
+    actual = jnp.isfinite(back(kept)).reshape(grouped)
+    assert (actual == fine).all()
+
+
 def test_bytes():
     x = jnp.zeros((1, 1, 128, 128), jnp.bfloat16)
     for bits in BITS:
@@ -112,6 +134,14 @@ def test_errors_name_what_is_allowed():
     ):
         with pytest.raises(ValueError, match=message):
             kv_quantize.quantize_keys(wrong, **options)
+    for kind in ("keys", "values"):
+        for wrong, group, message in (
+            (x, 0, "group=0; allowed: 16, 32, 64, 128"),
+            (x[:, :, :0], 64, r"x=\(1, 1, 0, 128\); allowed: \[B, K, T, H\], none 0"),
+            (x[0, 0, 0, 0], 64, r"x=\(\); allowed: \[B, K, T, H\]"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                KINDS[kind][0](wrong, bits=4, group=group)
     with pytest.raises(ValueError, match="group=128; allowed: a divisor of x's H=64"):
         kv_quantize.quantize_values(x[..., :64], bits=4, group=128)
 
@@ -124,10 +154,12 @@ def test_errors_name_what_is_allowed():
     st.sampled_from(sorted(KINDS)),
     st.integers(0, 99),
     st.floats(1e-3, 1e3),
+    st.sampled_from(["float32", "bfloat16"]),
+    st.sampled_from([64, 128, 256]),
 )
-def test_anything(bits, group, kind, seed, size):
+def test_anything(bits, group, kind, seed, size, dtype, H):
     kernel, oracle, _ = KINDS[kind]
-    x = random(np.random.default_rng(seed), 1, 1, 128, 64) * size
+    x = (random(np.random.default_rng(seed), 1, 1, 128, H) * size).astype(dtype)
     actual, expected = (
         kernel(x, bits=bits, group=group, interpret=INTERPRET),
         oracle(x, bits, group),

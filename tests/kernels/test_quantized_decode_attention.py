@@ -13,12 +13,14 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 
 import kernels.quantized_decode_attention
 from kernels import kv_quantize
+from kernels.decode_attention.blocks import Cut
 from kernels.kv_quantize.reference import quantize_keys, quantize_values
 from kernels.quantized_decode_attention import (
     Queries,
     Scoring,
     Slots,
     Zone,
+    divided,
     quantized_decode_attention,
     reference,
 )
@@ -30,6 +32,7 @@ from tests.kernels.interpret import INTERPRET, RACES, assert_close, random
 # result: 2**-8 of numbers of order 1; seldom all errors go one way.
 TOLERANCE = {"float32": 3e-5, "bfloat16": 1.5e-2}
 STAIRCASE = ((None, 128), (8, 128), (4, 128), (2, 128))
+WIDE_FLOAT32 = {"head_dim": 256, "query_dtype": "float32", "group": 16}
 FLOAT8 = (("float8", 128), (4, 128))
 
 
@@ -70,8 +73,8 @@ def with_slots(zone, **changes):
     return dataclasses.replace(zone, slots=zone.slots._replace(**changes))
 
 
-def agree(q, zones, queries, scoring=SCORING):
-    run = functools.partial(quantized_decode_attention, interpret=INTERPRET)
+def agree(q, zones, queries, scoring=SCORING, chip="v5e"):
+    run = functools.partial(quantized_decode_attention, interpret=INTERPRET, chip=chip)
     actual = jax.jit(run, static_argnums=2)(q, zones, scoring, queries)
     assert actual[0].dtype == q.dtype
     expected = jax.jit(reference, static_argnums=2)(q, zones, scoring, queries)
@@ -93,6 +96,43 @@ def agree(q, zones, queries, scoring=SCORING):
 )
 def test_precisions_have_one_softmax(zones, dtype, heads):
     agree(*make(zones, dtype=dtype, B=1, N=heads[0], K=heads[1], group=(64, 64)))
+
+
+@pytest.mark.parametrize(
+    "chip", ["v6e", *(pytest.param(c, marks=pytest.mark.slow) for c in ("v5e", "v4"))]
+)
+def test_both_widths_of_matrix_units(chip):
+    """On v6e 256 tokens meet the queries in one product, elsewhere 128."""
+    agree(*make(((2, 256), (4, 384)), B=1, N=2, K=1, group=(32, 64)), chip=chip)
+
+
+# (heads, rows, tiles, tile): both axes in pieces, and a loop in each; then one by one.
+CUTS = [
+    (2, 2, 2, 16),
+    *(pytest.param(c, marks=pytest.mark.slow) for c in ((2, 1, 1, 40), (1, 3, 1, 16))),
+]
+
+
+@pytest.mark.parametrize(
+    ("S", "longest", "group", "expected"),
+    [
+        (32768, 8192, 64, (16384, 8192)),  # two tiles
+        (32768, 1024, 64, (16384, 1024)),  # a loop
+        (8192, 256, 64, (512, 256)),  # a loop's tile would start within a register: two again
+        (128 * 131, 8192, 64, (128 * 131, 128)),  # no other divisor but 128: scales of two rows
+        (384, 8192, 128, (384, 384)),
+    ],
+)
+def test_blocks_and_tiles(S, longest, group, expected):
+    assert divided(S, 16384, longest, group) == expected
+
+
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_queries_in_pieces(cut, monkeypatch):
+    """As where VMEM is too small for the state of all: 40 rows a head."""
+    monkeypatch.setattr(kernels.quantized_decode_attention, "cuts", lambda *_: [Cut(*cut)])
+    q, zones, queries = make(((4, 128), (None, 128)), B=1, T=20, H=64)
+    agree(q, [with_slots(z, lengths=jnp.array([100])) for z in zones], queries)
 
 
 @pytest.mark.slow
@@ -118,7 +158,7 @@ def test_blocks_past_the_lengths_are_not_read(zones, monkeypatch):
     """Several blocks of several tiles; what is not in use is no number, were it looked at."""
     monkeypatch.setattr(kernels.quantized_decode_attention, "BLOCK_TOKENS", 256)
     monkeypatch.setattr(kernels.quantized_decode_attention, "MOST_SCORES", 1024)
-    q, zones, queries = make(zones, N=2, K=1, H=64, group=(64, 64), more=("bias",))
+    q, zones, queries = make(zones, N=2, K=1, H=64, group=(32, 64), more=("bias",))
     first = with_slots(zones[0], lengths=jnp.array([200, 0]))
     oracle = jax.jit(reference, static_argnums=2)
     expected = oracle(q, [first, *zones[1:]], SCORING, queries)
@@ -146,10 +186,15 @@ def test_window_sinks_softcap_bias_segments_and_empty_slots():
     agree(q, zones, queries, Scoring(0.1, softcap=3.0, window=180, num_sinks=4))
 
 
-def test_no_races(monkeypatch):
+@pytest.mark.parametrize(
+    "zones",
+    [((4, 256),), *(pytest.param(z, marks=pytest.mark.slow) for z in (STAIRCASE, FLOAT8))],
+    ids=str,
+)
+def test_no_races(zones, monkeypatch):
     monkeypatch.setattr(kernels.quantized_decode_attention, "BLOCK_TOKENS", 128)
-    q, zones, queries = make(((4, 256),), B=1, N=1, K=1, H=64)
-    zones = [with_slots(zones[0], lengths=jnp.array([100]))]
+    q, zones, queries = make(zones, B=1, N=1, K=1, H=64, group=(32, 32))
+    zones = [with_slots(zones[0], lengths=jnp.array([100])), *zones[1:]]
     run = functools.partial(quantized_decode_attention, interpret=RACES)
     jax.jit(run, static_argnums=2)(q, zones, SCORING, queries)
     assert not interpret_pallas_call.races.races_found
@@ -163,17 +208,63 @@ def test_errors_name_what_is_allowed():
 
     with pytest.raises(ValueError, match="at least one Zone"):
         attend(q, [])
-    with pytest.raises(ValueError, match="keys of 4, values of 8; allowed: equal precision"):
+    with pytest.raises(ValueError, match=r"zones of S=.*; allowed: .*: fewer zones"):
+        quantized_decode_attention(q, zones[:1] * 300, SCORING, queries, chip="v4")
+    with pytest.raises(
+        ValueError, match="keys of 4 bits, values of 8 bits; allowed: equal precision"
+    ):
         attend(q, [Zone(zones[0].keys, zones[1].values, zones[0].slots)])
     with pytest.raises(ValueError, match="allowed: N a multiple of k's K=2"):
         attend(q[:, :3], zones)
     with pytest.raises(ValueError, match=r"lengths of shape \(3,\); allowed: \(2,\)"):
-        attend(q, [with_slots(z, lengths=jnp.zeros(3)) for z in zones])
+        attend(q, [with_slots(z, lengths=jnp.zeros(3, jnp.int32)) for z in zones])
     with pytest.raises(ValueError, match="S a multiple of 128"):
         k = jnp.zeros((2, 2, 100, 128))
         attend(q, [Zone(k, k, Slots(zones[0].slots.positions[:, :100]))])
     with pytest.raises(ValueError, match="segment_ids; allowed: of the queries and of all slots"):
         attend(q, [with_slots(z, segment_ids=jnp.ones((2, 128), jnp.int32)) for z in zones])
+
+
+def replaced(zone, part, **changes):
+    return dataclasses.replace(zone, **{part: dataclasses.replace(getattr(zone, part), **changes)})
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        (
+            "keys",
+            {"group": 64},
+            r"keys.affine=int32\(2, 2, 4, 128\); allowed: int32\(2, 2, 2",
+        ),
+        ("keys", {"group": 0}, "keys.group=0; allowed: 16, 32, 64, 128"),
+        ("values", {"group": 128}, r"values.affine=int32\(2, 2, 2, 128\); allowed: int32\(2, 2, 1"),
+        ("values", {"affine": jnp.zeros((2, 2, 2, 128))}, r"values.affine=float32\(2, 2, 2, 128\)"),
+        (
+            "keys",
+            {"codes": jnp.zeros((2, 2, 16, 128), jnp.int8)},
+            "codes=int8.*; allowed: int32",
+        ),
+        ("keys", {"codes": jnp.zeros((2, 2, 9, 128), jnp.int32)}, "rows a multiple of 16"),
+        ("keys", {"bits": 3}, "keys of 3 bits, values of 4 bits; allowed: equal precision"),
+    ],
+)
+def test_scales_that_do_not_fit_are_refused(part, change, message):
+    """Else they would be read as those of other groups: wrong numbers, and no error."""
+    q, [zone], queries = make(((4, 128),))
+    with pytest.raises(ValueError, match=message):
+        quantized_decode_attention(q, [replaced(zone, part, **change)], SCORING, queries)
+
+
+def test_zones_that_do_not_belong_together_are_refused():
+    q, [two], queries = make(((None, 128),))
+    _, [four], _ = make(((None, 128),), K=4)
+    with pytest.raises(ValueError, match="zones of K=2 and K=4; allowed: one K in all zones"):
+        quantized_decode_attention(q, [two, four], SCORING, queries)
+    _, [kept], _ = make((("float8", 128),))
+    wrong = replaced(kept, "keys", scale=jnp.zeros((2, 2, 128, 1)))
+    with pytest.raises(ValueError, match=r"keys.scale=float32\(2, 2, 128, 1\); allowed: float32\("):
+        quantized_decode_attention(q, [wrong], SCORING, queries)
 
 
 @pytest.mark.slow
@@ -211,8 +302,13 @@ def test_anything(data):
         {**LIKE_70B, "batch": 1, "capacity": 1 << 20},
         {**LIKE_70B, "batch": 8, "capacity": 2048, "queries": 16},
         {**LIKE_8B, "batch": 8, "capacity": 32768, "ragged": True, "biased": True},
+        {**LIKE_70B, "batch": 1, "capacity": 8192, "queries": 128},
+        {**LIKE_70B, "batch": 1, "capacity": 8192, "queries": 128, **WIDE_FLOAT32},
     ],
-    ids=["8B_32k_ragged", "70B_1M", "70B_2k_tree", "bias"],
+    ids=[
+        *("8B_32k_ragged", "70B_1M", "70B_2k_tree", "bias"),
+        *("70B_tree_of_128", "tree_of_128_float32_256"),
+    ],
 )
 def test_compiles(topology, bits, sizes):
     compiles("kernel_programs_decode:quantized_decode_attention", {**sizes, "bits": bits}, topology)
