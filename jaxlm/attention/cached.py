@@ -50,7 +50,9 @@ def attend_cached(
     k = kept if near_keys is None else near_keys(kept, cached.positions)
     k_far = None if far_keys is None else far_keys(kept, cached.positions)
     where = {"k_positions": cached.positions, "k_segment_ids": cached.segment_ids}
-    return attend_materialized(spec, new, dataclasses.replace(new, k=k, v=v, k_far=k_far, **where))
+    return attend_materialized(
+        spec, new, dataclasses.replace(new, k=k, v=v, k_far=k_far, tree=None, **where)
+    )
 
 
 def attend_materialized(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.attention.mask import AttentionMask
 from kernels.flash_attention import Fire
@@ -68,6 +68,7 @@ class AttentionInputs:
         q_far, k_far: queries and keys as they are at the distance ceiling, or None.
         sink_logits: a learned logit per head that takes part in the softmax and has no value
             (gpt-oss); not to be confused with kept sink tokens.
+        tree: of draft tokens attending to one another, those on each one's way; None: no draft.
     """
 
     q: Float[Array, "B T N H"]
@@ -81,6 +82,7 @@ class AttentionInputs:
     q_far: Float[Array, "B T N H"] | None = None
     k_far: Float[Array, "B S K H"] | None = None
     sink_logits: Float[Array, "N"] | None = None
+    tree: Bool[Array, "B T S"] | None = None
 
 
 @jax.tree_util.register_dataclass

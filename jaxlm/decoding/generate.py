@@ -27,7 +27,7 @@ TOKENS_BETWEEN_LOOKS = 16
 
 @dataclasses.dataclass(frozen=True)
 class _Request:
-    """A checked batch of prompts, left-padded, with room for what is drawn.
+    """A checked batch of prompts, padded behind, with room for what is drawn.
 
     Attributes:
         before: the tokens that each row's text continues.
@@ -59,7 +59,7 @@ def _request(model, tokenizer, prompts, max_new_tokens, settings) -> _Request:
         width = min(width, limit)  # a table of positions has no rows for padding past its end
     tokens = np.zeros((len(rows), width), np.int32)
     for i, row in enumerate(rows):
-        tokens[i, width - len(row) :] = row
+        tokens[i, : len(row)] = row
     sampling = Sampling.make(len(rows), **settings)
     stops = np.array(tokenizer.stop_ids, np.int32)
     lengths = np.array([len(row) for row in rows], np.int32)
@@ -130,9 +130,9 @@ def _start(model: Model, params: Any, r: _Request) -> DecodeState:
 
 def _rows(state: DecodeState, stop_tokens: np.ndarray) -> list[list[int]]:
     """Each row's tokens up to its stop token, which is left out."""
-    tokens = np.asarray(state.tokens)[:, : int(state.count)]
     cut = []
-    for row in tokens:
+    for buffer, drawn in zip(np.asarray(state.tokens), np.asarray(state.drawn), strict=True):
+        row = buffer[:drawn]
         at = np.flatnonzero(np.isin(row, stop_tokens))
         cut.append(row[: at[0]].tolist() if len(at) else row.tolist())
     return cut
@@ -212,7 +212,7 @@ def stream(
     stops = jnp.asarray(r.stop_tokens)
     sent = ""
     while True:
-        count = int(state.count)
+        count = int(state.drawn[0])
         done = bool(state.done.all()) or count >= max_new_tokens
         text = _text_after(tokenizer, r.before[0], _rows(state, r.stop_tokens)[0])
         ready = text if done else text.rstrip("\ufffd")

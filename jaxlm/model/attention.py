@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.attention import mask as masks
 from jaxlm.attention.attend import attend
@@ -32,6 +32,8 @@ class Tokens:
         rotations: the position encoding's angles, by the kinds of layers that it tells apart; None:
             no rotation.
         head_parameters: what the encoding's score needs to know of each head, by the same kinds.
+        tree: which of the others each token sees, where that is not all before it; only beside a
+            cache.
         contiguous: within a segment the position grows by one a slot. Static.
     """
 
@@ -40,6 +42,7 @@ class Tokens:
     lengths: Int[Array, "B #T"]
     rotations: dict[str, Rotation | None]
     head_parameters: dict[str, Any]
+    tree: Bool[Array, "B T T"] | None
     contiguous: bool = dataclasses.field(metadata={"static": True})
 
 
@@ -109,6 +112,7 @@ class Attention(nn.Module):
             q_far=encoding.far_queries(q_raw),
             k_far=encoding.far_keys(k_raw),
             sink_logits=self._sink_logits(),
+            tree=tokens.tree,
         )
         spec = self.spec(tokens.contiguous)
         if cached is None:
