@@ -40,6 +40,8 @@ def attend_cached(
     Returns:
         [batch, length, heads, head_dim] in q's dtype.
     """
+    if cached.mask is not None:
+        spec = dataclasses.replace(spec, mask=spec.mask & cached.mask)
     if near_keys is None and unsupported(spec, new, cached) is None:
         return attend_decode(spec, new, cached, far_keys)
     # XLA folds the exchange of axes into the products.

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxlm.attention.inputs import CachedLayer
+from jaxlm.caches.kind import CACHES, CacheKind
 from jaxlm.caches.rows import write_rows
+from jaxlm.caches.stacks import (
+    check_sees_no_future,
+    empty_stacks,
+    of_stack,
+    reorder_rows,
+    split_stacks,
+)
 from jaxlm.model.config import ModelConfig
-from jaxlm.model.layouts import stack_sizes
+
+
+@CACHES.register
+@dataclasses.dataclass(frozen=True)
+class Dense(CacheKind):
+    """Every token, as it is."""
+
+    name: ClassVar[str] = "dense"
+
+    def init(self, config: ModelConfig, batch: int, capacity: int) -> DenseCache:
+        """Empty, with a slot for each of `capacity` tokens."""
+        return DenseCache.init(config, batch, capacity)
 
 
 @jax.tree_util.register_dataclass
@@ -45,34 +64,25 @@ class DenseCache:
         Raises:
             ValueError: capacity below 1, or a model whose tokens see later ones.
         """
-        if config.sees_ahead:
-            raise ValueError(
-                f"layer_pattern={config.attention.layer_pattern}; allowed: no bidirectional layer "
-                "in a model that generates or keeps a cache"
-            )
-        if capacity < 1:
-            raise ValueError(f"capacity={capacity}; allowed: an integer >= 1")
+        check_sees_no_future(config, capacity)
         shape = (batch, config.num_kv_heads, capacity, config.head_dim)
 
-        # Distinct buffers: a donated argument must not hold one buffer twice.
-        def empty() -> tuple[Array, ...]:
-            return tuple(jnp.zeros((n, *shape), config.dtype) for n in stack_sizes(config))
-
+        keys, values = (empty_stacks(config, shape) for _ in range(2))
         slots = jnp.zeros((batch, capacity), jnp.int32)
-        return cls(empty(), empty(), slots, slots.copy(), jnp.zeros(batch, jnp.int32))
+        return cls(keys, values, slots, slots.copy(), jnp.zeros(batch, jnp.int32))
+
+    @property
+    def mask(self) -> None:
+        """It keeps all."""
 
     def layer(self, index: int | Int[Array, ""]) -> CachedLayer:
         """What a layer attends to: a known layer of any stack, or one in a loop over the first."""
-        stack = 0
-        if isinstance(index, int):
-            while index >= (size := self.keys[stack].shape[0]):
-                stack, index = stack + 1, index - size
-        keys, values = self.keys[stack], self.values[stack]
-        return CachedLayer(keys, values, jnp.asarray(index), self.positions, self.segment_ids)
+        there = (self.positions, self.segment_ids)
+        return CachedLayer(*of_stack(self.keys, self.values, index), *there)
 
     def commit(
         self,
-        kv: tuple[Float[Array, "L B T K H"], Float[Array, "L B T K H"]],
+        kv: tuple[Float[Array, "L B T K H"], ...],
         positions: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"],
     ) -> DenseCache:
@@ -99,8 +109,7 @@ class DenseCache:
 
         def write(buffers: tuple[Array, ...], new: Array) -> tuple[Array, ...]:
             new = jnp.where(full[None, :, None, None, None], jnp.asarray(jnp.nan, new.dtype), new)
-            ends = itertools.accumulate(len(b) for b in buffers[:-1])
-            parts = jnp.split(new.swapaxes(2, 3), list(ends))
+            parts = split_stacks(buffers, new.swapaxes(2, 3))
             return tuple(
                 write_rows(buffer, part, self.lengths, batch=1, time=3)
                 for buffer, part in zip(buffers, parts, strict=True)
@@ -115,6 +124,10 @@ class DenseCache:
             lengths=self.lengths + real.sum(1, dtype=jnp.int32),
         )
 
+    def reorder(self, rows: Int[Array, "B"]) -> DenseCache:
+        """Row i becomes what row `rows[i]` was."""
+        return reorder_rows(self, rows)
+
     @property
     def capacity(self) -> int:
         """Tokens a sequence can hold."""
@@ -124,9 +137,3 @@ class DenseCache:
     def nbytes(self) -> int:
         """Bytes of keys and values."""
         return sum(x.size * x.dtype.itemsize for x in (*self.keys, *self.values))
-
-    @classmethod
-    def nbytes_of(cls, config: ModelConfig, batch: int, capacity: int) -> int:
-        """Bytes of keys and values that `init` would take."""
-        numbers = batch * config.num_kv_heads * capacity * config.head_dim
-        return 2 * config.num_layers * numbers * config.dtype.itemsize

@@ -14,13 +14,13 @@ class Accepted(NamedTuple):
     """The way down from the root.
 
     Attributes:
-        path: nodes, the root first; what comes after `count` of them means nothing.
-        count: nodes of the path, 1 or more.
+        path: nodes, the root first; what comes after `length` of them means nothing.
+        length: nodes of the path, 1 or more.
         token: what the model says after the last of them.
     """
 
     path: Int[Array, "B D"]
-    count: Int[Array, "B"]
+    length: Int[Array, "B"]
     token: Int[Array, "B"]
 
 
@@ -37,12 +37,12 @@ def accept(choices: Int[Array, "B T"], draft: Draft) -> Accepted:
     """
     node = jnp.zeros(choices.shape[0], jnp.int32)
     token, going = choices[:, 0], jnp.ones(choices.shape[0], bool)
-    path, count = [node], jnp.ones(choices.shape[0], jnp.int32)
+    path, length = [node], jnp.ones(choices.shape[0], jnp.int32)
     for _ in range(draft.depth):
         child = (draft.parents == node[:, None]) & (draft.tokens == token[:, None]) & draft.valid
         going &= child.any(1)
         node = jnp.where(going, jnp.argmax(child, 1).astype(jnp.int32), node)
         token = jnp.take_along_axis(choices, node[:, None], 1)[:, 0]
         path.append(node)
-        count += going.astype(jnp.int32)
-    return Accepted(jnp.stack(path, 1), count, token)
+        length += going.astype(jnp.int32)
+    return Accepted(jnp.stack(path, 1), length, token)

@@ -18,11 +18,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from jaxlm.caches.crossed import CrossedCache
-from jaxlm.caches.dense import DenseCache
+from jaxlm.caches.kind import KVCache
 from jaxlm.caches.rows import write_rows
 from jaxlm.decoding.acceptance import Accepted, accept
+from jaxlm.decoding.drafters.drafter import Drafter
+from jaxlm.decoding.drafters.plain import PLAIN
 from jaxlm.decoding.sampling import Sampling, sample
-from jaxlm.decoding.tree import Draft, ancestors, root_alone
+from jaxlm.decoding.tree import Draft, ancestors
 from jaxlm.model.encoder_decoder import EncoderDecoder
 from jaxlm.model.parameters import Model
 from jaxlm.model.transformer import Transformer
@@ -39,6 +41,7 @@ class DecodeState:
         lengths: tokens of each row, prompt included and the last one too.
         done: rows that drew a stop token.
         cache: of all tokens but the last.
+        steps: calls of the model since the prompt was read.
         limit: most tokens to draw. Static.
     """
 
@@ -47,6 +50,7 @@ class DecodeState:
     lengths: Int[Array, "B"]
     done: Bool[Array, "B"]
     cache: Any
+    steps: Int[Array, ""]
     limit: int = dataclasses.field(metadata={"static": True})
 
 
@@ -74,28 +78,36 @@ def _start(lengths: Int[Array, "B"], cache: Any, limit: int, depth: int) -> Deco
     B = lengths.shape[0]
     tokens = jnp.zeros((B, limit + depth + 1), jnp.int32)
     none = jnp.zeros(B, jnp.int32)
-    return DecodeState(tokens, none, lengths, jnp.zeros(B, bool), cache, limit)
+    steps = jnp.zeros((), jnp.int32)
+    return DecodeState(tokens, none, lengths, jnp.zeros(B, bool), cache, steps, limit)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4), donate_argnums=(3,))
+@functools.partial(jax.jit, static_argnums=(0, 4, 7), donate_argnums=(3,))
 def prefill(
     model: Transformer,
     params: Any,
     prompt: tuple[Int[Array, "B T"], Int[Array, "B"]],
-    cache: DenseCache,
+    cache: KVCache,
     max_new_tokens: int,
     sampling: Sampling,
     stop_tokens: Int[Array, "E"],
+    drafter: Drafter = PLAIN,
 ) -> DecodeState:
     """Reads prompts = (tokens, true lengths), padded behind, and draws the first token."""
     tokens, lengths = prompt
     positions, segments = _counted(tokens, lengths)
     hidden, kv = model.apply(
-        {"params": params}, tokens, positions, segments, method="hidden", return_kv=True
+        {"params": params},
+        tokens,
+        positions,
+        segments,
+        method="hidden",
+        return_kv=True,
+        kept=cache.mask,
     )
     last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, 1)
     logits = model.apply({"params": params}, last, method="logits")
-    state = _start(lengths, cache.commit(kv, positions, segments), max_new_tokens, 0)
+    state = _start(lengths, cache.commit(kv, positions, segments), max_new_tokens, drafter.depth)
     first = sample(logits[:, 0], sampling, lengths)
     return _write(state, first[:, None], jnp.ones_like(lengths), stop_tokens)
 
@@ -122,7 +134,7 @@ def prefill_encoded(
     return _write(state, first[:, None], one, stop_tokens)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+@functools.partial(jax.jit, static_argnums=(0, 6), donate_argnums=2)
 def decode(
     model: Model,
     params: Any,
@@ -130,6 +142,7 @@ def decode(
     until: Int[Array, ""],
     sampling: Sampling,
     stop_tokens: Int[Array, "E"],
+    drafter: Drafter = PLAIN,
 ) -> DecodeState:
     """Draws tokens until each row has `until` of them or is done."""
 
@@ -137,9 +150,10 @@ def decode(
         return ((state.drawn < until) & ~state.done).any()
 
     def step(state: DecodeState) -> DecodeState:
-        draft = root_alone(_last(state))
+        draft = drafter.propose(_last(state), state.lengths)
         accepted, new, cache = verify(model, params, state, draft, sampling)
-        return _write(dataclasses.replace(state, cache=cache), new, accepted.count, stop_tokens)
+        state = dataclasses.replace(state, cache=cache, steps=state.steps + 1)
+        return _write(state, new, accepted.length, stop_tokens)
 
     return jax.lax.while_loop(more, step, state)
 
@@ -150,7 +164,7 @@ def verify(
     """Reads the draft, and commits the part that the model agrees with.
 
     Returns:
-        What is accepted; the new tokens, `count` of them; the cache with the root and all of the
+        What is accepted; the new tokens, `length` of them; the cache with the root and all of the
         new ones but the last.
     """
     depths, way = ancestors(draft)
@@ -169,11 +183,11 @@ def verify(
     if draft.depth:
         kv = jax.tree.map(lambda a: jnp.take_along_axis(a, path[None, :, :, None, None], 2), kv)
     order = jnp.arange(path.shape[1])[None]
-    kept = (order < accepted.count[:, None]) & going[:, None]
+    kept = (order < accepted.length[:, None]) & going[:, None]
     positions = state.lengths[:, None] - 1 + order
     cache = state.cache.commit(kv, positions, kept.astype(jnp.int32))
     said = jnp.take_along_axis(draft.tokens, jnp.roll(path, -1, axis=1), 1)
-    new = jnp.where(order == accepted.count[:, None] - 1, accepted.token[:, None], said)
+    new = jnp.where(order == accepted.length[:, None] - 1, accepted.token[:, None], said)
     return accepted, new, cache
 
 

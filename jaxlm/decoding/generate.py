@@ -9,7 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.caches.dense import DenseCache
+from jaxlm import caches
+from jaxlm.caches.kind import CacheKind
 from jaxlm.config import at_least, check
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.decoding.engine import DecodeState, decode, prefill, prefill_encoded
@@ -31,6 +32,7 @@ class _Request:
 
     Attributes:
         before: the tokens that each row's text continues.
+        cache: what keeps their keys and values.
     """
 
     before: list[list[int]]
@@ -38,9 +40,10 @@ class _Request:
     max_new_tokens: int
     sampling: Sampling
     stop_tokens: np.ndarray
+    cache: CacheKind
 
 
-def _request(model, tokenizer, prompts, max_new_tokens, settings) -> _Request:
+def _request(model, tokenizer, prompts, max_new_tokens, settings, cache="dense") -> _Request:
     if isinstance(prompts, str) or not prompts:
         raise ValueError(f"prompts={prompts!r}; allowed: a non-empty list of texts or ids")
     if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
@@ -53,7 +56,8 @@ def _request(model, tokenizer, prompts, max_new_tokens, settings) -> _Request:
             raise ValueError(f"prompt={prompt!r} is empty and the tokenizer has no start token")
     longest = max(len(row) for row in rows)
     limit = _check_lengths(model.config, longest, max_new_tokens)
-    _check_memory(model, len(rows), longest, max_new_tokens)
+    kind = caches.parse(cache)
+    _check_memory(model, kind, len(rows), longest, max_new_tokens)
     width = max(SMALLEST_BUCKET, 1 << (longest - 1).bit_length())
     if limit is not None:
         width = min(width, limit)  # a table of positions has no rows for padding past its end
@@ -64,7 +68,7 @@ def _request(model, tokenizer, prompts, max_new_tokens, settings) -> _Request:
     stops = np.array(tokenizer.stop_ids, np.int32)
     lengths = np.array([len(row) for row in rows], np.int32)
     before = [[] for _ in rows] if encoded else rows
-    return _Request(before, (tokens, lengths), max_new_tokens, sampling, stops)
+    return _Request(before, (tokens, lengths), max_new_tokens, sampling, stops, kind)
 
 
 def _ids(model: Model, tokenizer: Tokenizer, prompt: Any, end: list[int]) -> list[int]:
@@ -104,13 +108,15 @@ def _check_lengths(
     return limit
 
 
-def _check_memory(model: Model, rows: int, longest: int, max_new_tokens: int) -> None:
+def _check_memory(
+    model: Model, cache: CacheKind, rows: int, longest: int, max_new_tokens: int
+) -> None:
     """Raises ValueError where keys and values would take more than all memory that there is."""
     if isinstance(model, EncoderDecoder):
         config, capacity = model.config.decoder, max_new_tokens
     else:
         config, capacity = model.config, longest + max_new_tokens
-    wanted, there = DenseCache.nbytes_of(config, rows, capacity), device_memory()
+    wanted, there = cache.nbytes_of(config, rows, capacity), device_memory()
     if there is not None and wanted > there:
         raise ValueError(
             f"max_new_tokens={max_new_tokens}; allowed: fewer, as the cache of {rows} × {capacity} "
@@ -124,7 +130,7 @@ def _start(model: Model, params: Any, r: _Request) -> DecodeState:
     stops = jnp.asarray(r.stop_tokens)
     if isinstance(model, EncoderDecoder):
         return prefill_encoded(model, params, prompt, r.max_new_tokens, r.sampling, stops)
-    cache = DenseCache.init(model.config, len(lengths), tokens.shape[1] + r.max_new_tokens)
+    cache = r.cache.init(model.config, len(lengths), tokens.shape[1] + r.max_new_tokens)
     return prefill(model, params, prompt, cache, r.max_new_tokens, r.sampling, stops)
 
 
@@ -160,6 +166,7 @@ def generate(
     prompts: Sequence[str | Sequence[int]],
     max_new_tokens: int = 64,
     stop: Sequence[str] = (),
+    cache: str | CacheKind = "dense",
     **settings: Any,
 ) -> list[str]:
     """Continues each prompt, or answers it where the model is an encoder–decoder.
@@ -170,6 +177,7 @@ def generate(
             does not depend on the other rows.
         max_new_tokens: most tokens to draw for each.
         stop: strings at whose first occurrence a text ends; they are left out of it.
+        cache: what keeps keys and values, such as "ring(window=1024)"; see `jaxlm.caches`.
         **settings: temperature (0: greedy), top_k, top_p, seed — a number, or one for each prompt;
             see `jaxlm.decoding.sampling.Sampling`.
 
@@ -179,7 +187,7 @@ def generate(
     """
     if isinstance(stop, str) or not all(isinstance(s, str) and s for s in stop):
         raise ValueError(f"stop={stop!r}; allowed: a list of non-empty strings")
-    r = _request(model, tokenizer, prompts, max_new_tokens, settings)
+    r = _request(model, tokenizer, prompts, max_new_tokens, settings, cache)
     state, stops, until = _start(model, params, r), jnp.asarray(r.stop_tokens), 0
     while True:
         until = min(until + TOKENS_BETWEEN_LOOKS, max_new_tokens) if stop else max_new_tokens

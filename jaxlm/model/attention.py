@@ -35,6 +35,7 @@ class Tokens:
         tree: which of the others each token sees, where that is not all before it; only beside a
             cache.
         contiguous: within a segment the position grows by one a slot. Static.
+        kept: what a cache that they will go to keeps for each query; None: all. Static.
     """
 
     positions: Int[Array, "B T"]
@@ -44,6 +45,7 @@ class Tokens:
     head_parameters: dict[str, Any]
     tree: Bool[Array, "B T T"] | None
     contiguous: bool = dataclasses.field(metadata={"static": True})
+    kept: masks.AttentionMask | None = dataclasses.field(default=None, metadata={"static": True})
 
 
 class Attention(nn.Module):
@@ -61,7 +63,7 @@ class Attention(nn.Module):
         """The position encoding of layers of this kind."""
         return self.config.encoding.of_kind(self.kind)
 
-    def spec(self, contiguous: bool) -> AttentionSpec:
+    def spec(self, tokens: Tokens) -> AttentionSpec:
         """The static description of this layer's attention."""
         c, a, encoding = self.config, self.config.attention, self.encoding
         mask = masks.causal()
@@ -70,8 +72,9 @@ class Attention(nn.Module):
             mask = masks.sliding_window(a.sliding_window)
         elif self.kind == "bidirectional":
             mask = masks.full()
+        mask = encoding.restrict(mask)
         return AttentionSpec(
-            mask=encoding.restrict(mask),
+            mask=mask if tokens.kept is None else mask & tokens.kept,
             scale=c.head_dim**-0.5 if a.scale is None else a.scale,
             softcap=a.softcap,
             score=encoding.score if encoding.changes_scores else None,
@@ -79,7 +82,7 @@ class Attention(nn.Module):
             network=encoding.network if encoding.score_form == "network" else None,
             score_is_learned=bool(encoding.parameters(c.dimensions)),
             ceiling=encoding.ceiling,
-            aligned=contiguous,
+            aligned=tokens.contiguous,
         )
 
     @nn.compact
@@ -114,7 +117,7 @@ class Attention(nn.Module):
             sink_logits=self._sink_logits(),
             tree=tokens.tree,
         )
-        spec = self.spec(tokens.contiguous)
+        spec = self.spec(tokens)
         if cached is None:
             y, _ = attend(spec, inputs, a.implementation)
         else:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.caches.dense import DenseCache
+from jaxlm.caches.dense import Dense, DenseCache
 from tests.decoding import tiny
 
 
@@ -26,7 +26,7 @@ def test_commits_fill_slots_from_the_left():
     np.testing.assert_array_equal(cache.positions[0], [0, 1, 2, 3, 4, 0, 0])
     np.testing.assert_array_equal(cache.segment_ids[2], [1, 2, 3, 4, 5, 0, 0])
     assert (cache.lengths.tolist(), cache.capacity) == ([5, 5, 5], 7)
-    assert DenseCache.nbytes_of(config, 3, 7) == cache.nbytes
+    assert Dense().nbytes_of(config, 3, 7) == cache.nbytes
     assert cache.nbytes == 2 * 4 * config.num_layers * 3 * 7 * config.num_kv_heads * config.head_dim
 
 
