@@ -40,9 +40,12 @@ WIDEST = 10_000
 
 
 @contextlib.contextmanager
-def clear_errors() -> Iterator[None]:
+def clear_errors(goes_on: bool = False) -> Iterator[None]:
     """Ends the process with status 1 and the text of an explained error (--verbosity=1 shows where
     it was raised), and with 130 on Ctrl-C or SIGTERM.
+
+    Args:
+        goes_on: the same command, started again, takes up what it had done.
     """
     # JAX says at INFO which backends it did not find.
     python_logging.getLogger("jax").setLevel(python_logging.WARNING)
@@ -66,7 +69,8 @@ def clear_errors() -> Iterator[None]:
         print(f"error: not enough memory: {str(error).splitlines()[0]}", file=sys.stderr)
         raise SystemExit(1) from error
     except KeyboardInterrupt as error:
-        print("\ninterrupted; the same command goes on from what is saved", file=sys.stderr)
+        more = "; the same command goes on from what is saved" if goes_on else ""
+        print(f"\ninterrupted{more}", file=sys.stderr)
         raise SystemExit(130) from error
     finally:
         for number, handler in before.items():

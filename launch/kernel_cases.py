@@ -44,11 +44,34 @@ class Case:
     target: float | None = None
     scale: str | None = None
 
+    @property
+    def kernels(self) -> set[str]:
+        """Folders of kernels/ that it runs, as ours or to compare with."""
+        return {KERNELS[f] for f in (self.function, self.peer) if f in KERNELS}
 
+
+FLASH_PROGRAMS = (
+    *("flash_attention", "packed_attention", "attention_at", "lambda_attention"),
+    *("biased_attention", "damped_attention", "fire_attention"),
+)
+QUANTIZED_PROGRAMS = ("quantized_decode_attention", "scaled_decode_attention")
 PEERS = "launch.kernel_peers"
 TRAINING = "launch.kernel_programs_training"
 FLASH = "launch.kernel_programs_attention:flash_attention"
 DECODE = "launch.kernel_programs_decode"
+# Which folder of kernels/ a program is about; those of others are not here.
+KERNELS = {
+    f"launch.kernel_programs_{file}:{program}": kernel
+    for file, kernel, programs in (
+        ("attention", "flash_attention", FLASH_PROGRAMS),
+        ("attention", "block_sampled_attention", ("block_sampled_attention",)),
+        ("training", "cross_entropy", ("cross_entropy",)),
+        ("decode", "decode_attention", ("decode_attention", "paged_decode")),
+        ("decode", "kv_quantize", ("kv_quantize",)),
+        ("decode", "quantized_decode_attention", QUANTIZED_PROGRAMS),
+    )
+    for program in programs
+}
 CAPACITIES = (2048, 32768)
 HEADS, HEAD_DIM = 8, 128
 # Of others' attention: faster than 512 at 4096 tokens on v5e, v5p and v6e.
@@ -156,6 +179,25 @@ def _changed_scores(function: str, about: str) -> list[Case]:
     return cases
 
 
+def _by_data(function: str, about: str) -> list[Case]:
+    """Which blocks take part is data, so there are bytes and bundles, and no cycles."""
+    cases = []
+    for backward in (False, True):
+        sizes = {"length": 4096, "heads": HEADS, "head_dim": HEAD_DIM, "backward": backward}
+        group = f"{function} {'forward + backward' if backward else 'forward'}"
+        cases.append(
+            Case(
+                name=f"{group} 4096",
+                group=group,
+                shape=f"bf16 [1, {HEADS}, 4096, {HEAD_DIM}] {about}",
+                useful_flops=causal_flops(4096, HEADS, HEAD_DIM, backward),
+                function=f"launch.kernel_programs_attention:{function}",
+                kwargs=sizes,
+            )
+        )
+    return cases
+
+
 def _sampled() -> list[Case]:
     """Which blocks are fetched is data, so there are bytes and bundles, and no cycles."""
     length, blocks = 32768, 64
@@ -183,7 +225,7 @@ def _sampled() -> list[Case]:
 
 
 def _cross_entropy() -> list[Case]:
-    """Our two kernels, two matrix products each, and XLA's form of both, three in all."""
+    """The losses alone, and their gradients, by ours and by XLA."""
     cases = []
     for blocks in (64, 250.5):
         sizes = {"tokens": 8192, "width": 4096, "vocab_blocks": blocks}
@@ -191,15 +233,14 @@ def _cross_entropy() -> list[Case]:
         product = 2.0 * 8192 * 4096 * vocab
         shape = f"bf16 [8192, 4096] × [4096, {vocab}]"
         for backward in (False, True):
-            group = f"cross_entropy {'backward' if backward else 'forward'}"
+            group = f"cross_entropy {'forward + backward' if backward else 'forward'}"
             cases.append(
                 Case(
                     name=f"{group} {vocab}",
                     group=group,
                     shape=shape,
-                    # The gradient of the hidden states is forward's, of the matrix backward's,
-                    # which works out the logits anew.
-                    useful_flops=(1 if backward else 2) * product,
+                    # Logits, and the two gradients; ours works out the logits twice.
+                    useful_flops=(3 if backward else 1) * product,
                     function=f"{TRAINING}:cross_entropy",
                     kwargs={**sizes, "backward": backward},
                     scale="vocab_blocks",
@@ -216,6 +257,21 @@ def _cross_entropy() -> list[Case]:
             )
         )
     return cases
+
+
+def _quantize(bits: int) -> Case:
+    """What 128 new tokens of 8 sequences cost, against a copy of them."""
+    sizes = {"batch": 8, "tokens": 128, "heads": HEADS, "head_dim": HEAD_DIM}
+    return Case(
+        name=f"kv_quantize {bits} bits",
+        group="kv_quantize",
+        shape=f"bf16 [8, {HEADS}, 128, {HEAD_DIM}], keys and values, groups of 64",
+        useful_flops=0.0,
+        function=f"{DECODE}:kv_quantize",
+        kwargs={**sizes, "bits": bits},
+        peer=f"{PEERS}:plain_copy",
+        peer_kwargs=(sizes,),
+    )
 
 
 def _decode(peer: str, settings: Kwargs, rows: int | None = None) -> list[Case]:
@@ -274,6 +330,8 @@ CASES = (
     *_changed_scores("damped_attention", "factor of the distance"),
     # Which kinks a tile meets is data, so there are bytes and bundles, and no cycles.
     *_changed_scores("fire_attention", "FIRE, 32 units"),
+    *_by_data("packed_attention", "causal, packed"),
+    *_by_data("attention_at", "tokens anywhere, Λ-shaped, slopes"),
     *_sampled(),
     *_cross_entropy(),
     *_attention("splash_attention", steps=True),
@@ -282,6 +340,7 @@ CASES = (
     *_decode("plain_decode", {}),
     *_decode("paged_decode", {"page": 64, "pages": 8}, rows=1),
     *_decode("ragged_paged_decode", {"page": 64, "pages": 8}, rows=HEADS),
+    *(_quantize(bits) for bits in (8, 4, 2)),
     _quantized_decode(8, target=0.55),
     _quantized_decode(4, target=0.32),
 )

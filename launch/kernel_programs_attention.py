@@ -105,6 +105,22 @@ def fire_attention(
     return with_gradients(attend) if backward else attend, [x, x, x, *fire]
 
 
+def packed_attention(
+    mesh: Mesh, length: int, heads: int, head_dim: int, backward: bool = False
+) -> Program:
+    """Causal, bfloat16, a row of several documents, as training packs them."""
+
+    def program(ids: jax.Array, *trained: jax.Array) -> Any:
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            chip, scale = target_chip() or "v5e", head_dim**-0.5
+            return ours.flash_attention(q, k, v, ids, scale=scale, chip=chip)[0]
+
+        return (with_gradients(attend) if backward else attend)(*trained)
+
+    x = struct(mesh, 1, heads, length, head_dim)
+    return program, [struct(mesh, 1, length, dtype="int32"), x, x, x]
+
+
 def attention_at(
     mesh: Mesh, length: int, heads: int, head_dim: int, backward: bool = False
 ) -> Program:

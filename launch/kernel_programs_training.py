@@ -12,33 +12,34 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxlm.training.objectives.next_token import LossSpec, next_token_loss
+from kernels import cross_entropy as ours
 from kernels.chip import target_chip
-from kernels.cross_entropy.blocks import choose_blocks
-from kernels.cross_entropy.call import Call
-from kernels.cross_entropy.kernel import run_backward, run_forward
 from launch.kernel_peers import Program, struct
 
 
 def cross_entropy(
-    mesh: Mesh, tokens: int, width: int, vocab_blocks: float, backward: bool
+    mesh: Mesh,
+    tokens: int,
+    width: int,
+    vocab_blocks: float,
+    backward: bool = False,
+    dtype: str = "bfloat16",
 ) -> Program:
-    """One of kernels.cross_entropy's two kernels, as training runs them: the profiler aborts on the
-    gather of the targets' columns that a whole gradient has. V is 512 · vocab_blocks.
+    """kernels.cross_entropy as training calls it: the losses, or the gradients of hidden states
+    and matrix. V is 512 · vocab_blocks.
     """
     vocab = int(vocab_blocks * 512)
 
-    def run(hidden: Any, matrix: Any, bias: Any, targets: Any, *known: Any) -> list[jax.Array]:
-        blocks = choose_blocks(tokens, width, vocab, 2, target_chip() or "v5e")
-        call = Call(blocks, vocab, 1, None)
-        if backward:
-            return run_backward(call, hidden, matrix, bias, targets, *known)
-        return run_forward(call, hidden, matrix, bias, targets, with_mean=True)
+    def losses(hidden: jax.Array, matrix: jax.Array, targets: jax.Array) -> jax.Array:
+        chip = target_chip() or "v5e"
+        return ours.cross_entropy(hidden, matrix, None, targets, vocab_axis=1, chip=chip).nll
 
-    column = struct(mesh, tokens, 1, dtype=jnp.float32)
-    arguments = [struct(mesh, tokens, width), struct(mesh, width, vocab)]
-    arguments += [struct(mesh, 1, vocab, dtype=jnp.float32)]
-    arguments += [struct(mesh, tokens, 1, dtype=jnp.int32), *[column] * (3 if backward else 0)]
-    return run, arguments
+    def gradients(hidden: jax.Array, matrix: jax.Array, targets: jax.Array) -> Any:
+        return jax.grad(lambda h, w: losses(h, w, targets).sum(), (0, 1))(hidden, matrix)
+
+    arguments = [struct(mesh, tokens, width, dtype=dtype), struct(mesh, width, vocab, dtype=dtype)]
+    arguments += [struct(mesh, tokens, dtype=jnp.int32)]
+    return gradients if backward else losses, arguments
 
 
 def chunked_cross_entropy(

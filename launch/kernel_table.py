@@ -14,6 +14,7 @@ from rich.table import Table
 
 from launch.aot.chips import Chip, chip_of
 from launch.aot.cost import StaticCost
+from launch.aot.process import stop_children
 from launch.aot.static_cost import measure
 from launch.kernel_cases import Case, Kwargs
 
@@ -65,13 +66,16 @@ class Row:
 
     @property
     def ratio(self) -> Figure | None:
-        """Our time to the peer's; the largest that it can be if the peer's is a lower bound."""
-        ours = self.ours.microseconds if self.ours else None
+        """Our time to the peer's; where one of them is a lower bound, a bound too."""
         peer = self.peer[1] if self.peer else None
-        if ours is None or peer is None or not peer.compiles:
+        if self.ours is None or peer is None or not (self.ours.compiles and peer.compiles):
             return None
-        time = time_of(peer, self.case.peer_steps)
-        return Figure(ours / time.value, {"≥ ": "≤ "}.get(time.sign, time.sign))
+        if self.ours.static_microseconds is None:  # its bytes alone say too little
+            return None
+        ours, time = time_of(self.ours), time_of(peer, self.case.peer_steps)
+        if ours.sign:
+            return None if time.sign else Figure(ours.value / time.value, ours.sign)
+        return Figure(ours.value / time.value, {"≥ ": "≤ "}.get(time.sign, time.sign))
 
     def to_json(self) -> dict[str, Any]:
         """All figures."""
@@ -102,8 +106,10 @@ def compile_cases(cases: Sequence[Case], topology: str, jobs: int) -> Iterator[R
             for case, ours, peers in started:
                 known = tuple((kwargs, cost.result()) for kwargs, cost in peers)
                 yield Row(case, ours.result() if ours else None, known)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        except BaseException:  # Ctrl-C, and a consumer that wants no more rows
+            pool.shutdown(wait=False, cancel_futures=True)
+            stop_children()
+            raise
 
 
 def _start_ours(case: Case, start: Callable[..., Started]) -> Started | None:

@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     """Trains; a run stopped by a signal ends with status 0."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
-    with console.clear_errors():
+    with console.clear_errors(goes_on=True):
         run = RunConfig.from_dict(CONFIG.value.to_dict())
         if run.compare is not None:
             compare.run_comparison(run, WORKDIR.value, ALLOW_CHANGE.value)

@@ -3,9 +3,9 @@
 python -m launch.tune_blocks --topology=v6e:2x2 --length=8192
 python -m launch.tune_blocks --topology=v5e:2x2 --backward --tiles_q=128,256 --tiles_k=256,512
 
-Prints every size that compiles, fastest first, beside what `kernels.flash_attention.blocks` has for
-the generation. The forward kernel is tuned alone; the backward kernel beside it, both with the same
-sizes. Needs libtpu: pip install -e '.[tpu]'.
+Prints every size that compiles in the generation's share of VMEM, fastest first, beside what
+`kernels.flash_attention.blocks` has for it. The forward kernel is tuned alone; the backward kernel
+beside it, both with the same sizes. Needs libtpu: pip install -e '.[tpu]'.
 """
 
 from __future__ import annotations
@@ -32,24 +32,32 @@ BACKWARD = flags.DEFINE_bool("backward", False, "With the gradient.")
 BLOCKS = flags.DEFINE_list("blocks", ["512", "1024", "2048"], "Queries, and keys, of a block.")
 TILES_Q = flags.DEFINE_list("tiles_q", ["128", "256", "512"], "Queries of a tile.")
 TILES_K = flags.DEFINE_list("tiles_k", ["256", "512", "1024"], "Keys of a tile.")
+STRETCHES = flags.DEFINE_list("stretches", ["2048", "8192"], "Keys in VMEM at a time.")
 EARLY = flags.DEFINE_list("early", ["0", "1"], "Tiles whose scores are begun early.")
 
 FUNCTION = "launch.kernel_programs_attention:flash_attention"
 
 
 def candidates(
+    own: Blocks,
     length: int,
-    stretch: int,
     blocks: list[int],
     tiles_q: list[int],
     tiles_k: list[int],
+    stretches: list[int],
     early: list[int],
 ) -> list[Blocks]:
-    """All sizes in which tiles divide blocks, blocks the stretch, and none is beyond the length."""
-    stretch = min(stretch, length)
+    """All sizes in which tiles divide blocks, blocks the stretch, and none is beyond the length.
+
+    Args:
+        own: of the table; the others may take as much of VMEM.
+    """
+    lengths = dict.fromkeys(min(stretch, length) for stretch in stretches)
     return [
-        Blocks(block, block, q, k, stretch, early=ahead)
-        for block, q, k, ahead in itertools.product(blocks, tiles_q, tiles_k, early)
+        Blocks(block, block, q, k, stretch, own.vmem_bytes, ahead)
+        for block, q, k, stretch, ahead in itertools.product(
+            blocks, tiles_q, tiles_k, lengths, early
+        )
         if not (block % q or block % k or stretch % block)
     ]
 
@@ -92,9 +100,9 @@ def tune() -> None:
     chip = chip_of(TOPOLOGY.value).name
     row_bytes = HEAD_DIM.value * 2
     own = choose_blocks(LENGTH.value, chip, row_bytes)[int(BACKWARD.value)]
-    lists = ([int(n) for n in flag.value] for flag in (BLOCKS, TILES_Q, TILES_K, EARLY))
+    lists = ([int(n) for n in flag.value] for flag in (BLOCKS, TILES_Q, TILES_K, STRETCHES, EARLY))
     found = [("table", own, cost(None))]
-    for sizes in candidates(LENGTH.value, own.stretch, *lists):
+    for sizes in candidates(own, LENGTH.value, *lists):
         price = cost(sizes)
         found.append(("", sizes, price))
         time = f"{price.at_least_microseconds:,.1f} µs" if price.compiles else price.error

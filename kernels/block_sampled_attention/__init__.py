@@ -1,6 +1,6 @@
 """Causal attention on TPU that takes part of its blocks, drawn by their distance.
 
-    probabilities = decaying_probabilities(num_blocks=T // 512)
+    probabilities = decaying_probabilities(num_blocks=-(-T // 512))
     sample = sample_distances(jax.random.fold_in(key, layer), probabilities)
     out, _ = block_sampled_attention(q, k, v, sample, scale=H**-0.5, sink_blocks=1)
 
@@ -40,10 +40,13 @@ def block_sampled_attention(
 ) -> tuple[jax.Array, jax.Array]:
     """Softmax attention of tokens to earlier ones in the blocks at the sample's distances.
 
+    On a TPU float32 is multiplied at jax's default precision, in one pass of bfloat16, unless
+    `jax.default_matmul_precision("highest")` is set.
+
     Args:
         q: [batch, heads, length, head_dim], bfloat16 or float32.
         k, v: [batch, kv_heads, length, head_dim], as q; heads are a multiple of kv_heads.
-        sample: of `sample_distances`; its first distance is 0 with weight 0.
+        sample: of `sample_distances`, for as many blocks as the length has.
         scale: multiplies q·k.
         block: tokens of a block.
         sink_blocks: the first key blocks, which every later query sees whatever was drawn.
@@ -56,23 +59,30 @@ def block_sampled_attention(
         ValueError: shapes, dtypes or sizes that the kernels do not take.
     """
     check(q, k, v)
-    _check(sample, block, sink_blocks)
     T = q.shape[2]
-    num_blocks = -(-T // block)
-    call = Call(block, num_blocks, sample.distances.shape[0], min(sink_blocks, num_blocks), scale)
+    _check(sample, T, block, sink_blocks)
+    num_blocks = sample.num_blocks
+    # A block's own distance is the first.
+    drawn = jnp.pad(sample.distances, (1, 0)), jnp.pad(sample.log_weights, (1, 0))
+    call = Call(block, num_blocks, drawn[0].shape[0], min(sink_blocks, num_blocks), scale)
     # Padding is later than all tokens: the causal mask hides it from them.
     widths = ((0, 0), (0, 0), (0, num_blocks * block - T), (0, 0))
-    out, lse = attend(call, *(jnp.pad(x, widths) for x in (q, k, v)), tuple(sample))
+    out, lse = attend(call, *(jnp.pad(x, widths) for x in (q, k, v)), drawn)
     return out[:, :, :T], lse[:, :, :T]
 
 
-def _check(sample: Sample, block: int, sink_blocks: int) -> None:
+def _check(sample: Sample, length: int, block: int, sink_blocks: int) -> None:
     if block not in BLOCKS:
         raise ValueError(f"block={block}; allowed: {', '.join(map(str, BLOCKS))}")
     if sink_blocks < 0:
         raise ValueError(f"sink_blocks={sink_blocks}; allowed: at least 0")
-    d, w = sample
-    if d.ndim != 1 or not d.shape[0] or w.shape != d.shape or d.dtype != jnp.int32:
+    d, w, blocks = sample.distances, sample.log_weights, -(-length // block)
+    if d.ndim != 1 or w.shape != d.shape or (d.dtype, w.dtype) != (jnp.int32, jnp.float32):
         raise ValueError(
             f"sample of {d.dtype}{d.shape} and {w.dtype}{w.shape}; allowed: int32 [S], float32 [S]"
+        )
+    if sample.num_blocks != blocks:
+        raise ValueError(
+            f"sample.num_blocks={sample.num_blocks}; allowed: {blocks}, as length={length} has "
+            f"of block={block}"
         )

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+# A distance that no two blocks have, and so small that a block's number may be added to it.
+NOWHERE = 2**30
 
-class Sample(NamedTuple):
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("distances", "log_weights"),
+    meta_fields=("num_blocks",),
+)
+@dataclasses.dataclass(frozen=True)
+class Sample:
     """Block distances (query block - key block) that take part, of all heads and rows alike.
 
     Attributes:
-        distances: int32 [S], ascending from 0, which is always there; what is left of S is filled
-            with the number of blocks, a distance that no two blocks have.
+        distances: int32 [S], ascending from 1 on: a block always sees itself. What is left of S is
+            filled with NOWHERE.
         log_weights: float32 [S], added to the scores at that distance.
+        num_blocks: of the rows that it was drawn for.
     """
 
     distances: jax.Array
     log_weights: jax.Array
+    num_blocks: int
 
 
 def decaying_probabilities(
@@ -56,8 +68,8 @@ def sample_distances(
         probabilities: with which each distance takes part, [blocks of a row]; of 0 it is 1.
         reweight: scores at a distance of probability p rise by -log(p), so that sums over keys of
             exp(score) and of exp(score)·value are those of full attention on average.
-        most: places for distances; the farthest that are drawn beyond it are left out. None: four
-            standard deviations above the mean.
+        most: places for distances, 0 too; the farthest that are drawn beyond it are left out. None:
+            four standard deviations above the mean.
 
     Raises:
         ValueError: a probability not in (0, 1], that of distance 0 below 1, or no place.
@@ -77,7 +89,7 @@ def sample_distances(
         spread = math.sqrt(sum(p * (1 - p) for p in probabilities))
         most = min(n, math.ceil(sum(probabilities) + 4 * spread))
     chances = jnp.asarray(probabilities, jnp.float32)
-    kept = jax.random.bernoulli(key, chances)
-    distances = jnp.nonzero(kept, size=most, fill_value=n)[0].astype(jnp.int32)
-    weights = jnp.append(-jnp.log(chances), 0.0)[distances] if reweight else jnp.zeros(most)
-    return Sample(distances, weights.astype(jnp.float32))
+    kept = jax.random.bernoulli(key, chances).at[0].set(False)
+    distances = jnp.nonzero(kept, size=most - 1, fill_value=NOWHERE)[0].astype(jnp.int32)
+    weights = (-jnp.log(chances)).at[distances].get(mode="fill", fill_value=0.0)
+    return Sample(distances, weights if reweight else jnp.zeros_like(weights), n)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from kernels.cross_entropy.blocks import Blocks, choose_blocks
 from kernels.cross_entropy.call import Call
 from kernels.cross_entropy.kernel import losses
+from kernels.cross_entropy.layout import lies_transposed
 
 __all__ = ["Blocks", "TokenLosses", "cross_entropy"]
 
@@ -50,13 +51,16 @@ def cross_entropy(
 ) -> TokenLosses:
     """Losses of each token.
 
+    On a TPU float32 is multiplied at jax's default precision, in one pass of bfloat16, unless
+    `jax.default_matmul_precision("highest")` is set, which takes four times as long.
+
     Args:
         hidden: [M, D], bfloat16 or float32.
         matrix: of hidden's dtype; [D, V], or [V, D] as tied embeddings are.
         bias: [V], any float dtype, or None.
-        targets: [M] int32, in [0, V).
+        targets: [M] int32. One outside [0, V) is none: that token's nll is 0, and not correct.
         vocab_axis: of the matrix: 1 for [D, V], 0 for [V, D].
-        softcap: logits become softcap·tanh(logits / softcap); None: they don't.
+        softcap: above 0; logits become softcap·tanh(logits / softcap); None: they don't.
         chip: TPU generation, for the sizes of blocks.
         blocks: sizes; None: the generation's.
 
@@ -67,16 +71,22 @@ def cross_entropy(
         ValueError: shapes or dtypes that don't fit, an unknown chip; the text says what would do.
     """
     _check(hidden, matrix, bias, targets, vocab_axis)
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap={softcap}; allowed: above 0, or None")
     (tokens, width), vocab = hidden.shape, matrix.shape[vocab_axis]
+    if lies_transposed(*matrix.shape):  # then its transpose is no copy, and it would be one
+        matrix, vocab_axis = matrix.T, 1 - vocab_axis
     n = blocks or choose_blocks(tokens, width, vocab, hidden.dtype.itemsize, chip)
     if n.rows % n.tile:
         raise ValueError(f"blocks={n}; allowed: rows that are a multiple of tile")
     call = Call(n, vocab, vocab_axis, softcap)
     pad = -tokens % n.rows
     rows = jnp.pad(hidden, ((0, pad), (0, 0)))
-    ids = jnp.pad(targets, (0, pad))[:, None]
+    given = (targets >= 0) & (targets < vocab)
+    ids = jnp.pad(jnp.where(given, targets, 0), (0, pad))[:, None]
     row = jnp.zeros(vocab, jnp.float32) if bias is None else bias.astype(jnp.float32)
-    return TokenLosses(*(x[:tokens] for x in losses(call, rows, matrix, row[None], ids)))
+    nll, lse, correct = (x[:tokens] for x in losses(call, rows, matrix, row[None], ids))
+    return TokenLosses(jnp.where(given, nll, 0.0), lse, correct & given)
 
 
 def _check(
@@ -91,11 +101,13 @@ def _check(
     tokens, width = hidden.shape
     if matrix.ndim != 2 or matrix.shape[1 - axis] != width or matrix.shape[axis] == 0:
         form = "[V, D]" if axis == 0 else "[D, V]"
-        raise ValueError(f"matrix={matrix.shape}; allowed: {form} with D={width}")
+        raise ValueError(f"matrix={matrix.shape}; allowed: {form} with D={width}, V ≥ 1")
     if matrix.dtype != hidden.dtype:
         raise ValueError(f"matrix.dtype={matrix.dtype}; allowed: hidden's, {hidden.dtype}")
     if targets.shape != (tokens,) or targets.dtype != jnp.int32:
         raise ValueError(f"targets={targets.dtype}{targets.shape}; allowed: int32 ({tokens},)")
     vocab = matrix.shape[axis]
-    if bias is not None and bias.shape != (vocab,):
-        raise ValueError(f"bias={bias.shape}; allowed: ({vocab},)")
+    if bias is not None and (
+        bias.shape != (vocab,) or not jnp.issubdtype(bias.dtype, jnp.floating)
+    ):
+        raise ValueError(f"bias={bias.dtype}{bias.shape}; allowed: float ({vocab},)")

@@ -13,6 +13,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from kernels.cross_entropy import backward, forward
 from kernels.cross_entropy.call import LANES, Call
+from kernels.cross_entropy.layout import entries
 
 FLOAT = jnp.float32
 
@@ -136,9 +137,8 @@ def _backward(call: Call, residuals: Any, cotangents: Any) -> Any:
     d_matrix, d_bias = run_backward(call, hidden, matrix, bias, targets, lse, g_nll, g_lse)
     # (g_nll + g_lse)·p - g_nll of the target, without the difference of two nearly equal numbers.
     d = g_nll * jnp.expm1(picked - lse) + g_lse * jnp.exp(picked - lse)
-    column = jnp.take(matrix, targets[:, 0], axis=call.vocab_axis, mode="clip")
-    column = column.T if call.vocab_axis == 1 else column
-    d_hidden = (g_nll + g_lse) * mean.astype(FLOAT) + d * call.slope(picked) * column.astype(FLOAT)
+    target = entries(matrix, targets[:, 0], call.vocab_axis).astype(FLOAT)
+    d_hidden = (g_nll + g_lse) * mean.astype(FLOAT) + d * call.slope(picked) * target
     return d_hidden.astype(hidden.dtype), d_matrix, d_bias, None
 
 

@@ -23,5 +23,6 @@ def cross_entropy(
     if softcap is not None:
         s = softcap * jnp.tanh(s / softcap)
     lse = jax.nn.logsumexp(s, axis=1)
-    picked = jnp.take_along_axis(s, targets[:, None], axis=1)[:, 0]
-    return lse - picked, lse, picked >= s.max(1)
+    given = (targets >= 0) & (targets < s.shape[1])
+    picked = jnp.take_along_axis(s, jnp.where(given, targets, 0)[:, None], axis=1)[:, 0]
+    return jnp.where(given, lse - picked, 0.0), lse, given & (picked >= s.max(1))

@@ -17,6 +17,7 @@ from kernels.block_sampled_attention import (
     reference,
     sample_distances,
 )
+from kernels.block_sampled_attention.sampling import NOWHERE
 from kernels.flash_attention import flash_attention
 from kernels.flash_attention.blocks import Blocks
 from tests.kernels.aot import TOPOLOGIES, compiles, needs_libtpu
@@ -26,9 +27,10 @@ TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 2e-2}
 STRICT = pltpu.InterpretParams(uninitialized_memory="nan", dma_execution_mode="on_wait")
 
 
-def draw(*distances, log_weights=None):
+def draw(num_blocks, *distances, log_weights=None):
     weights = [0.0] * len(distances) if log_weights is None else log_weights
-    return Sample(jnp.asarray(distances, jnp.int32), jnp.asarray(weights, jnp.float32))
+    drawn = jnp.asarray(distances, jnp.int32), jnp.asarray(weights, jnp.float32)
+    return Sample(*drawn, num_blocks)
 
 
 def with_gradients(attend, arrays, cotangents):
@@ -71,18 +73,18 @@ def compare(
 # The first in every run, the others with -m slow.
 CASES = {
     "sinks": {
-        "sample": draw(0, 2, 9, log_weights=[0, 0.7, 0.1]),
+        "sample": draw(4, 2, NOWHERE, log_weights=[0.7, 0.1]),
         "sink_blocks": 1,
         "length": 500,
         "heads": (2, 1),
     },
-    "no_sinks": {"sample": draw(0, 1, 3), "length": 512},
-    "own_block_only": {"sample": draw(0)},
-    "all_are_sinks": {"sample": draw(0, 1), "sink_blocks": 7},
-    "bfloat16": {"sample": draw(0, 2, 3), "dtype": jnp.bfloat16, "length": 512, "sink_blocks": 1},
-    "tiles_in_a_block": {"sample": draw(0, 1), "block": 256, "length": 600},
-    "tiles_of_two_sizes": {"sample": draw(0, 1), "block": 512, "length": 1100},
-    "dim_192": {"sample": draw(0, 1), "head_dim": 192},
+    "no_sinks": {"sample": draw(4, 1, 3), "length": 512},
+    "own_block_only": {"sample": draw(3)},
+    "all_are_sinks": {"sample": draw(3, 1), "sink_blocks": 7},
+    "bfloat16": {"sample": draw(4, 2, 3), "dtype": jnp.bfloat16, "length": 512, "sink_blocks": 1},
+    "tiles_in_a_block": {"sample": draw(3, 1), "block": 256, "length": 600},
+    "tiles_of_two_sizes": {"sample": draw(3, 1), "block": 512, "length": 1100},
+    "dim_192": {"sample": draw(3, 1), "head_dim": 192},
 }
 
 
@@ -110,7 +112,15 @@ def test_full_probability_is_flash_attention():
 def test_no_races(capfd):
     """Two cores share the grid's parallel axes, as on v4, v5p and tpu7x."""
     mode = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2)
-    compare(draw(0, 1), length=256, sink_blocks=1, mode=mode)
+    compare(draw(2, 1), length=256, sink_blocks=1, mode=mode)
+    assert "RACE DETECTED" not in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_no_races_between_heads_of_a_group(capfd):
+    """Three blocks: drawn ones, a sink and one that the sample has no block for."""
+    mode = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2)
+    compare(draw(3, 1, NOWHERE), heads=(4, 2), sink_blocks=1, mode=mode)
     assert "RACE DETECTED" not in capfd.readouterr().out
 
 
@@ -118,29 +128,32 @@ def test_no_races(capfd):
 @settings(max_examples=25, deadline=None)
 @given(
     length=st.integers(1, 640),
+    head_dim=st.sampled_from([64, 80, 96, 128, 192, 256]),
+    dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
     heads=st.sampled_from([(1, 1), (2, 1), (4, 2)]),
     sink_blocks=st.integers(0, 3),
     seed=st.integers(0, 2**31 - 1),
     most=st.integers(1, 5),
     probability=st.sampled_from([0.2, 0.6, 1.0]),
 )
-def test_many_drawn_cases(length, heads, sink_blocks, seed, most, probability):
+def test_many_drawn_cases(length, head_dim, dtype, heads, sink_blocks, seed, most, probability):
     blocks = -(-length // 128)
     probabilities = (1.0, *[probability] * (blocks - 1))
     sample = sample_distances(jax.random.key(seed), probabilities, most=most)
-    compare(sample, length=length, heads=heads, sink_blocks=sink_blocks)
+    sizes = {"length": length, "head_dim": head_dim, "heads": heads}
+    compare(sample, **sizes, dtype=dtype, sink_blocks=sink_blocks)
 
 
 def test_the_draw_follows_from_the_key():
     probabilities = decaying_probabilities(64)
     first, again, other = (sample_distances(jax.random.key(n), probabilities) for n in (1, 1, 2))
-    for a, b in zip(first, again, strict=True):
+    for a, b in zip(*map(jax.tree.leaves, (first, again)), strict=True):
         np.testing.assert_array_equal(a, b)
     assert first.distances.tolist() != other.distances.tolist()
     drawn = [d for d in first.distances.tolist() if d < 64]
-    assert drawn == sorted(set(drawn)) and drawn[:2] == [0, 1] and len(drawn) < 40
+    assert drawn == sorted(set(drawn)) and drawn[0] == 1 and len(drawn) < 40
     padding = len(first.distances) - len(drawn)
-    assert first.distances.tolist() == drawn + [64] * padding
+    assert first.distances.tolist() == drawn + [NOWHERE] * padding
     log_p = np.log([probabilities[d] for d in drawn])
     np.testing.assert_allclose(first.log_weights, [*-log_p, *[0] * padding], rtol=1e-6)
 
@@ -150,7 +163,7 @@ def test_what_the_scores_rise_by_makes_up_for_what_is_left_out():
     draws, probabilities = 4000, (1.0, 0.5, 0.2)
     keys = jax.random.split(jax.random.key(0), draws)
     sample = jax.vmap(lambda key: sample_distances(key, probabilities, most=3))(keys)
-    for distance, p in enumerate(probabilities):
+    for distance, p in enumerate(probabilities[1:], 1):
         counts = jnp.where(sample.distances == distance, jnp.exp(sample.log_weights), 0.0).sum(1)
         four_deviations = 4 * np.sqrt((1 / p - 1) / draws)
         assert abs(float(counts.mean()) - 1) <= four_deviations + 1e-6
@@ -158,7 +171,7 @@ def test_what_the_scores_rise_by_makes_up_for_what_is_left_out():
 
 def test_the_nearest_stay_where_places_are_few():
     sample = sample_distances(jax.random.key(0), (1.0,) * 9, most=3, reweight=False)
-    assert sample.distances.tolist() == [0, 1, 2] and not sample.log_weights.any()
+    assert sample.distances.tolist() == [1, 2] and not sample.log_weights.any()
 
 
 @pytest.mark.parametrize(
@@ -194,12 +207,16 @@ def test_what_cannot_be_drawn(call, message):
         ({"dtype": jnp.float16}, "dtypes float16, float16, float16; allowed: all bfloat16"),
         ({"block": 100}, "block=100; allowed: 128, 256, 512, 1024"),
         ({"sink_blocks": -1}, "sink_blocks=-1; allowed: at least 0"),
-        ({"sample": draw()}, r"sample of int32\(0,\) and float32\(0,\); allowed: int32 \[S\]"),
+        (
+            {"sample": draw(3, 1, log_weights=[])},
+            r"sample of int32\(1,\) and float32\(0,\); allowed",
+        ),
+        ({"sample": draw(4, 3)}, "sample.num_blocks=4; allowed: 3, as length=384 has of block=128"),
     ],
 )
 def test_unsupported(changes, message):
     with pytest.raises(ValueError, match=message):
-        compare(**{"sample": draw(0), **changes})
+        compare(**{"sample": draw(3), **changes})
 
 
 @pytest.mark.tpu_aot

@@ -7,11 +7,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from kernels.flash_attention.blocks import choose_blocks
 from launch import kernel_table
 from launch.aot import hlo, profile, traffic
 from launch.aot.chips import CHIPS, chip_of
@@ -218,6 +220,10 @@ def test_table():
     assert broken.failed and broken.ratio is None and "does not compile" in shown(broken)
     assert in_short(broken) == "ours 1: does not compile"
     assert Row(CASE, cost(20.0), (({}, cost(None, error="VMEM")),)).ratio is None
+    most = dataclasses.replace(cost(20.0), is_lower_bound=True)  # one operation has no profile
+    assert Row(CASE, most, (slow,)).ratio == (0.5, "≥ ")
+    assert Row(CASE, most, (({}, cost(None, traffic=50.0)),)).ratio is None
+    assert Row(CASE, cost(None), (slow,)).ratio is None
 
 
 def test_a_peer_whose_length_is_data_walks_its_bundles_as_often_as_said():
@@ -271,7 +277,9 @@ def test_cases_are_selected():
 
 
 def test_sizes_to_try_fit_into_one_another():
-    found = candidates(1536, 8192, [256, 512, 1024], [128, 512], [512], [0, 1])
+    own = choose_blocks(1536, "v4", 256)[0]
+    lists = [256, 512, 1024], [128, 512], [512], [2048, 8192], [0, 1]
+    found = candidates(own, 1536, *lists)
     assert [(b.block_q, b.tile_q, b.early) for b in found] == [
         (512, 128, 0),
         (512, 128, 1),
@@ -279,6 +287,40 @@ def test_sizes_to_try_fit_into_one_another():
         (512, 512, 1),
     ]
     assert all(b.stretch == 1536 and b.tile_k == 512 == b.block_k for b in found)
+    assert all(b.vmem_bytes == own.vmem_bytes < 16 << 20 for b in found)
+    longer = candidates(own, 8192, *lists)
+    assert {b.stretch for b in longer} == {2048, 8192}
+
+
+SLOW = """
+import sys
+from launch import console
+from launch.kernel_cases import Case
+from launch.kernel_table import compile_cases
+
+sys.executable = sys.argv[1]  # of the compiler's processes
+cases = [Case(f"c{i}", "g", "s", 1.0, function="m:f", kwargs={"i": i}) for i in range(4)]
+with console.clear_errors():
+    print("begun", flush=True)
+    list(compile_cases(cases, "v5e:1x1", jobs=2))
+"""
+
+
+def test_an_interrupted_table_waits_for_no_compiler(tmp_path):
+    """Real processes: each compiler sleeps for ten minutes and would not hear of it."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f"#!/bin/sh\necho $$ >> {tmp_path}/pids\nexec sleep 600\n")
+    compiler.chmod(0o755)
+    command = [sys.executable, "-c", SLOW, str(compiler)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        pids = tmp_path / "pids"
+        while not pids.exists() or len(pids.read_text().split()) < 2:
+            assert run.poll() is None
+            time.sleep(0.05)
+        run.terminate()
+        assert run.wait(timeout=60) == 130
+    for pid in pids.read_text().split():
+        assert not Path(f"/proc/{pid}").exists()
 
 
 HIDDEN = """

@@ -75,6 +75,16 @@ def test_memory_that_is_not_there_is_one_line(capsys):
         raise jax.errors.JaxRuntimeError("INTERNAL: ours to mend")
 
 
+@pytest.mark.parametrize(
+    ("goes_on", "said"),
+    [(True, "interrupted; the same command goes on from what is saved"), (False, "interrupted")],
+)
+def test_what_is_said_of_an_interruption(capsys, goes_on, said):
+    with pytest.raises(SystemExit) as stopped, console.clear_errors(goes_on):
+        raise KeyboardInterrupt
+    assert stopped.value.code == 130 and capsys.readouterr().err == f"\n{said}\n"
+
+
 def test_nothing_is_cut(capsys, monkeypatch):
     held_out = {NAME: HeldOut(4.5678, 96.33, 0.25, 2.345, 1000)}
     curves = {NAME: curve(2**20, 64), "[alibi]": curve(2**20, 64)}

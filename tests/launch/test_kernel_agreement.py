@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import pytest
 
 from launch import kernel_agreement
-from launch.kernel_agreement import Agreement
+from launch.kernel_agreement_call import Agreement
+from launch.kernel_cases import CASES
 
 
 def test_largest_error():
@@ -21,8 +22,18 @@ def test_status(monkeypatch, capsys, error, good):
     one = Agreement("a kernel", "a call", lambda dtype: (jnp.array([1 + error]), jnp.array([1.0])))
     monkeypatch.setattr(kernel_agreement, "AGREEMENTS", (one,))
     if good:
-        kernel_agreement.main()
+        kernel_agreement.main([])
     else:
         with pytest.raises(SystemExit):
-            kernel_agreement.main()
+            kernel_agreement.main([])
     assert "a kernel" in capsys.readouterr().out
+
+
+def test_each_case_has_its_kernels_agreement():
+    for case in CASES:
+        if case.function is not None:
+            assert case.kernels and kernel_agreement.chosen(sorted(case.kernels))
+    (one,) = kernel_agreement.chosen(["cross_entropy"])
+    assert one.kernel == "cross_entropy"
+    with pytest.raises(ValueError, match="kernel='crossentropy'; allowed: flash_attention, block"):
+        kernel_agreement.chosen(["crossentropy"])

@@ -55,16 +55,16 @@ for name in ("forward", "backward"):
         # A device has two rows of 256 tokens of the eight, and all of the head.
         (
             {"data": 4, "fsdp": 1, "context": 1, "tensor": 1},
-            {"forward 256,1000 512,256", "backward 256,1000 512,256"},
+            {"forward 1000,256 512,256", "backward 1000,256 512,256"},
         ),
         (
             {"data": 2, "fsdp": 2, "context": 1, "tensor": 1},
-            {"forward 256,1000 512,256", "backward 256,1000 512,256"},
+            {"forward 1000,256 512,256", "backward 1000,256 512,256"},
         ),
         # Or four of 128.
         (
             {"data": 2, "fsdp": 1, "context": 2, "tensor": 1},
-            {"forward 256,1000 512,256", "backward 256,1000 512,256"},
+            {"forward 1000,256 512,256", "backward 1000,256 512,256"},
         ),
         # The head is cut along the vocabulary: XLA's form keeps it cut.
         ({"data": 2, "fsdp": 1, "context": 1, "tensor": 2}, set()),
