@@ -32,7 +32,7 @@ from rich.table import Table
 
 import jaxlm
 from jaxlm.adapters.quantize import quantize_params
-from jaxlm.caches.dense import DenseCache
+from jaxlm.caches.dense import Dense
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.decoding import engine
 from jaxlm.decoding.sampling import Sampling
@@ -199,7 +199,7 @@ def decode_work() -> Work:
 
     def run() -> dict[str, float]:
         start = time.perf_counter()
-        cache = DenseCache.init(model.config, rows, length + new)
+        cache = Dense().init(model.config, rows, length + new)
         state = engine.prefill(model, params, (tokens, lengths), cache, new, sampling, never)
         state.tokens.block_until_ready()
         read = time.perf_counter()
@@ -213,7 +213,7 @@ def decode_work() -> Work:
     if QUANTIZE.value is not None:
         bits = jnp.iinfo(QUANTIZE.value).bits
     weights = matmul_parameters(model.config) * bits / 8
-    kept = DenseCache.nbytes_of(model.config, rows, length + new // 2)
+    kept = Dense().nbytes_of(model.config, rows, length + new // 2)
     counted = {"prefill": rows * length, "decode": rows * (new - 1), "generate": rows * new}
     reads = {"decode": float((new - 1) * (weights + kept))}
     return Work(run, counted, model, count_params(params), bytes=reads)

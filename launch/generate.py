@@ -32,6 +32,11 @@ SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
 ENCODING = flags.DEFINE_string(
     "position_encoding", None, "Put on the trained model, e.g. 'lm_infinite(window=128)'."
 )
+CACHE = flags.DEFINE_string(
+    "cache",
+    "dense",
+    "What keeps keys and values; 'ring(window=1024, num_sinks=4)': no more than so many tokens.",
+)
 CHAT = flags.DEFINE_bool("chat", False, "Prompts are what a user says to a chat model.")
 SYSTEM = flags.DEFINE_string("system", None, "With --chat: what it is told before.")
 UNROLL = flags.DEFINE_bool(
@@ -61,6 +66,7 @@ def main(argv: list[str]) -> None:
         "top_k": TOP_K.value,
         "top_p": TOP_P.value,
         "seed": SEED.value,
+        "cache": CACHE.value,
     }
     with console.clear_errors():
         if SYSTEM.value is not None and not CHAT.value:

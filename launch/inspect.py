@@ -9,7 +9,7 @@ from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
-from jaxlm.caches.dense import DenseCache
+from jaxlm import caches
 from jaxlm.load import load_config, loaded_shapes
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.encoder_decoder import EncoderDecoderConfig
@@ -20,7 +20,7 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Sequences decoded at a time.
 LENGTH = flags.DEFINE_integer(
     "length", None, "Tokens of each; the model's context length by default.", lower_bound=1
 )
-CACHES = {"dense": DenseCache}
+CACHES = ("dense", "ring(window=4096)")
 
 
 def architecture(config: ModelConfig) -> dict[str, str]:
@@ -61,7 +61,7 @@ def mebibytes(count: float) -> str:
 
 def memory(config: ModelConfig, batch: int, length: int) -> dict[str, float]:
     """Bytes of each kind of cache at this batch size and length."""
-    return {name: kind.nbytes_of(config, batch, length) for name, kind in CACHES.items()}
+    return {c: caches.parse(c).nbytes_of(config, batch, length) for c in CACHES}
 
 
 def main(argv: list[str]) -> None:

@@ -40,6 +40,8 @@ def attend_cached(
     Returns:
         [batch, length, heads, head_dim] in q's dtype.
     """
+    if cached.mask is not None:
+        spec = dataclasses.replace(spec, mask=spec.mask & cached.mask)
     if near_keys is None and unsupported(spec, new, cached) is None:
         return attend_decode(spec, new, cached, far_keys)
     # XLA folds the exchange of axes into the products.
@@ -50,7 +52,9 @@ def attend_cached(
     k = kept if near_keys is None else near_keys(kept, cached.positions)
     k_far = None if far_keys is None else far_keys(kept, cached.positions)
     where = {"k_positions": cached.positions, "k_segment_ids": cached.segment_ids}
-    return attend_materialized(spec, new, dataclasses.replace(new, k=k, v=v, k_far=k_far, **where))
+    return attend_materialized(
+        spec, new, dataclasses.replace(new, k=k, v=v, k_far=k_far, tree=None, **where)
+    )
 
 
 def attend_materialized(

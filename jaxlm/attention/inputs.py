@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.attention.mask import AttentionMask
 from kernels.flash_attention import Fire
@@ -68,6 +68,7 @@ class AttentionInputs:
         q_far, k_far: queries and keys as they are at the distance ceiling, or None.
         sink_logits: a learned logit per head that takes part in the softmax and has no value
             (gpt-oss); not to be confused with kept sink tokens.
+        tree: of draft tokens attending to one another, those on each one's way; None: no draft.
     """
 
     q: Float[Array, "B T N H"]
@@ -81,6 +82,7 @@ class AttentionInputs:
     q_far: Float[Array, "B T N H"] | None = None
     k_far: Float[Array, "B S K H"] | None = None
     sink_logits: Float[Array, "N"] | None = None
+    tree: Bool[Array, "B T S"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -96,6 +98,8 @@ class CachedLayer:
         layer: which one.
         positions: of the token in each slot.
         segment_ids: 0 where a slot is empty or holds padding.
+        mask: what the cache keeps for each query, whatever still lies in its slots; None: all.
+            Static.
     """
 
     keys: Float[Array, "L B K S H"]
@@ -103,3 +107,4 @@ class CachedLayer:
     layer: Int[Array, ""]
     positions: Int[Array, "B S"]
     segment_ids: Int[Array, "B S"]
+    mask: AttentionMask | None = dataclasses.field(default=None, metadata={"static": True})

@@ -65,6 +65,20 @@ class Interval:
             chunk=chunk,
         )
 
+    def inside(self, other: Interval) -> bool:
+        """Whether `other` sees all that this one sees."""
+
+        def tighter(a: int | None, b: int | None) -> bool:
+            return b is None or (a is not None and a <= b)
+
+        chunks = other.chunk is None or (self.chunk is not None and not other.chunk % self.chunk)
+        return (
+            tighter(self.ahead, other.ahead)
+            and tighter(self.window, other.window)
+            and tighter(self.below, other.below)
+            and chunks
+        )
+
     def visible(self, i: Any, j: Any) -> Any:
         """Boolean array of the broadcast shape of query positions `i` and key positions `j`."""
         seen = jnp.ones(jnp.broadcast_shapes(jnp.shape(i), jnp.shape(j)), bool)
@@ -122,9 +136,8 @@ class AttentionMask:
             raise ValueError("AttentionMask: intervals=(); allowed: at least one Interval")
 
     def __and__(self, other: AttentionMask) -> AttentionMask:
-        return AttentionMask(
-            tuple(dict.fromkeys(a & b for a in self.intervals for b in other.intervals))
-        )
+        both = dict.fromkeys(a & b for a in self.intervals for b in other.intervals)
+        return AttentionMask(tuple(a for a in both if not any(a.inside(b) for b in both if b != a)))
 
     def __or__(self, other: AttentionMask) -> AttentionMask:
         return AttentionMask(tuple(dict.fromkeys(self.intervals + other.intervals)))

@@ -17,7 +17,8 @@ def visible(spec: AttentionSpec, x: AttentionInputs) -> Bool[Array, "B T S"]:
     """Which keys each query sees: the mask over positions, within one segment, never padding."""
     seen = spec.mask.to_dense(x.q_positions, x.k_positions)
     same = x.q_segment_ids[:, :, None] == x.k_segment_ids[:, None, :]
-    return seen & same & (x.k_segment_ids != 0)[:, None, :]
+    seen = seen & same & (x.k_segment_ids != 0)[:, None, :]
+    return seen if x.tree is None else seen & x.tree
 
 
 def scores(spec: AttentionSpec, x: AttentionInputs) -> Float[Array, "B N T S"]:

@@ -39,11 +39,10 @@ class CrossedCache:
         kv: tuple[Array, ...],
         positions: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"],
-        source: Source,
     ) -> CrossedCache:
-        """Writes T tokens; `kv` is of every layer: keys, values, and those of `source`."""
-        keys, values, source_keys, source_values = kv
-        own = self.own.commit(keys, values, positions, segment_ids)
-        if self.source is not None:
-            return dataclasses.replace(self, own=own)
-        return CrossedCache(own, Source(source.segment_ids, None, source_keys, source_values))
+        """Writes T tokens; `kv` is of every layer: keys and values first."""
+        return dataclasses.replace(self, own=self.own.commit(kv[:2], positions, segment_ids))
+
+    def met(self, kv: tuple[Array, ...], segment_ids: Int[Array, "B S"]) -> CrossedCache:
+        """With the keys and values of the encoder's output, which come behind the decoder's."""
+        return dataclasses.replace(self, source=Source(segment_ids, None, *kv[2:]))

@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxlm.attention.inputs import CachedLayer
+from jaxlm.caches.kind import CACHES, CacheKind
+from jaxlm.caches.rows import write_rows
+from jaxlm.caches.stacks import (
+    check_sees_no_future,
+    empty_stacks,
+    of_stack,
+    reorder_rows,
+    split_stacks,
+)
 from jaxlm.model.config import ModelConfig
-from jaxlm.model.layouts import stack_sizes
+
+
+@CACHES.register
+@dataclasses.dataclass(frozen=True)
+class Dense(CacheKind):
+    """Every token, as it is."""
+
+    name: ClassVar[str] = "dense"
+
+    def init(self, config: ModelConfig, batch: int, capacity: int) -> DenseCache:
+        """Empty, with a slot for each of `capacity` tokens."""
+        return DenseCache.init(config, batch, capacity)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DenseCache:
-    """Slots fill from the left, one for each token of the batch's common time axis.
+    """Slots of a row fill from the left, one for each of its own tokens: padding takes none.
 
     L layers, B batch, K kv heads, S capacity. Heads lie outside of time, so that one head's keys
     are one contiguous matrix. Layers lie as the model's do (`jaxlm.model.layouts.stack_sizes`):
@@ -27,15 +47,15 @@ class DenseCache:
     Attributes:
         keys, values: of each stack of layers.
         positions: of the token in each slot.
-        segment_ids: 0 where a slot is empty or holds padding.
-        used: slots filled so far.
+        segment_ids: 0 where a slot is empty.
+        lengths: tokens of each row so far.
     """
 
     keys: tuple[Float[Array, "_ B K S H"], ...]
     values: tuple[Float[Array, "_ B K S H"], ...]
     positions: Int[Array, "B S"]
     segment_ids: Int[Array, "B S"]
-    used: Int[Array, ""]
+    lengths: Int[Array, "B"]
 
     @classmethod
     def init(cls, config: ModelConfig, batch: int, capacity: int) -> DenseCache:
@@ -44,66 +64,69 @@ class DenseCache:
         Raises:
             ValueError: capacity below 1, or a model whose tokens see later ones.
         """
-        if config.sees_ahead:
-            raise ValueError(
-                f"layer_pattern={config.attention.layer_pattern}; allowed: no bidirectional layer "
-                "in a model that generates or keeps a cache"
-            )
-        if capacity < 1:
-            raise ValueError(f"capacity={capacity}; allowed: an integer >= 1")
+        check_sees_no_future(config, capacity)
         shape = (batch, config.num_kv_heads, capacity, config.head_dim)
 
-        # Distinct buffers: a donated argument must not hold one buffer twice.
-        def empty() -> tuple[Array, ...]:
-            return tuple(jnp.zeros((n, *shape), config.dtype) for n in stack_sizes(config))
-
+        keys, values = (empty_stacks(config, shape) for _ in range(2))
         slots = jnp.zeros((batch, capacity), jnp.int32)
-        return cls(empty(), empty(), slots, slots.copy(), jnp.zeros((), jnp.int32))
+        return cls(keys, values, slots, slots.copy(), jnp.zeros(batch, jnp.int32))
+
+    @property
+    def mask(self) -> None:
+        """It keeps all."""
 
     def layer(self, index: int | Int[Array, ""]) -> CachedLayer:
         """What a layer attends to: a known layer of any stack, or one in a loop over the first."""
-        stack = 0
-        if isinstance(index, int):
-            while index >= (size := self.keys[stack].shape[0]):
-                stack, index = stack + 1, index - size
-        keys, values = self.keys[stack], self.values[stack]
-        return CachedLayer(keys, values, jnp.asarray(index), self.positions, self.segment_ids)
+        there = (self.positions, self.segment_ids)
+        return CachedLayer(*of_stack(self.keys, self.values, index), *there)
 
     def commit(
         self,
-        keys: Float[Array, "L B T K H"],
-        values: Float[Array, "L B T K H"],
+        kv: tuple[Float[Array, "L B T K H"], ...],
         positions: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"],
     ) -> DenseCache:
-        """Writes T tokens of every layer into the next slots.
+        """Writes T tokens' keys and values behind those of their row; padding is left out.
 
-        Tokens past the capacity are an error where `used` is known, and NaN under `jit`.
+        T slots must be free in each row, whatever part of them is padding: where they are not, it
+        is an error where `lengths` is known, and NaN under `jit`.
         """
-        end = self.used + positions.shape[1]
-        full = end > self.capacity
-        if not isinstance(full, jax.core.Tracer) and full:
-            raise ValueError(f"{int(end)} tokens; allowed: at most capacity={self.capacity}")
-
-        def write(buffers: tuple[Array, ...], new: Array) -> tuple[Array, ...]:
-            new = jnp.where(full, jnp.asarray(jnp.nan, new.dtype), new).swapaxes(2, 3)
-            ends = itertools.accumulate(len(b) for b in buffers[:-1])
-            return tuple(
-                jax.lax.dynamic_update_slice(buffer, part, (0, 0, 0, self.used, 0))
-                for buffer, part in zip(buffers, jnp.split(new, list(ends)), strict=True)
+        keys, values = kv
+        T = positions.shape[1]
+        full = self.lengths + T > self.capacity
+        if not isinstance(full, jax.core.Tracer) and full.any():
+            most = int(self.lengths.max()) + T
+            raise ValueError(f"{most} tokens; allowed: at most capacity={self.capacity}")
+        real = segment_ids != 0
+        if T > 1:  # in each row the tokens first, then its padding
+            order = jnp.argsort(~real, axis=1, stable=True)
+            positions, segment_ids = (
+                jnp.take_along_axis(a, order, 1) for a in (positions, segment_ids)
+            )
+            keys, values = (
+                jnp.take_along_axis(a, order[None, :, :, None, None], 2) for a in (keys, values)
             )
 
-        def write_slots(buffer: Array, new: Array) -> Array:
-            return jax.lax.dynamic_update_slice(buffer, new.astype(jnp.int32), (0, self.used))
+        def write(buffers: tuple[Array, ...], new: Array) -> tuple[Array, ...]:
+            new = jnp.where(full[None, :, None, None, None], jnp.asarray(jnp.nan, new.dtype), new)
+            parts = split_stacks(buffers, new.swapaxes(2, 3))
+            return tuple(
+                write_rows(buffer, part, self.lengths, batch=1, time=3)
+                for buffer, part in zip(buffers, parts, strict=True)
+            )
 
         return dataclasses.replace(
             self,
             keys=write(self.keys, keys),
             values=write(self.values, values),
-            positions=write_slots(self.positions, positions),
-            segment_ids=write_slots(self.segment_ids, segment_ids),
-            used=end,
+            positions=write_rows(self.positions, positions, self.lengths),
+            segment_ids=write_rows(self.segment_ids, segment_ids, self.lengths),
+            lengths=self.lengths + real.sum(1, dtype=jnp.int32),
         )
+
+    def reorder(self, rows: Int[Array, "B"]) -> DenseCache:
+        """Row i becomes what row `rows[i]` was."""
+        return reorder_rows(self, rows)
 
     @property
     def capacity(self) -> int:
@@ -114,9 +137,3 @@ class DenseCache:
     def nbytes(self) -> int:
         """Bytes of keys and values."""
         return sum(x.size * x.dtype.itemsize for x in (*self.keys, *self.values))
-
-    @classmethod
-    def nbytes_of(cls, config: ModelConfig, batch: int, capacity: int) -> int:
-        """Bytes of keys and values that `init` would take."""
-        numbers = batch * config.num_kv_heads * capacity * config.head_dim
-        return 2 * config.num_layers * numbers * config.dtype.itemsize

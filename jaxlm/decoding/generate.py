@@ -9,7 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.caches.dense import DenseCache
+from jaxlm import caches
+from jaxlm.caches.kind import CacheKind
 from jaxlm.config import at_least, check
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.decoding.engine import DecodeState, decode, prefill, prefill_encoded
@@ -27,10 +28,11 @@ TOKENS_BETWEEN_LOOKS = 16
 
 @dataclasses.dataclass(frozen=True)
 class _Request:
-    """A checked batch of prompts, left-padded, with room for what is drawn.
+    """A checked batch of prompts, padded behind, with room for what is drawn.
 
     Attributes:
         before: the tokens that each row's text continues.
+        cache: what keeps their keys and values.
     """
 
     before: list[list[int]]
@@ -38,9 +40,10 @@ class _Request:
     max_new_tokens: int
     sampling: Sampling
     stop_tokens: np.ndarray
+    cache: CacheKind
 
 
-def _request(model, tokenizer, prompts, max_new_tokens, settings) -> _Request:
+def _request(model, tokenizer, prompts, max_new_tokens, settings, cache="dense") -> _Request:
     if isinstance(prompts, str) or not prompts:
         raise ValueError(f"prompts={prompts!r}; allowed: a non-empty list of texts or ids")
     if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
@@ -53,18 +56,21 @@ def _request(model, tokenizer, prompts, max_new_tokens, settings) -> _Request:
             raise ValueError(f"prompt={prompt!r} is empty and the tokenizer has no start token")
     longest = max(len(row) for row in rows)
     limit = _check_lengths(model.config, longest, max_new_tokens)
-    _check_memory(model, len(rows), longest, max_new_tokens)
+    kind = caches.parse(cache)
+    if encoded and kind.name != "dense":
+        raise ValueError(f"cache={str(kind)!r}; allowed: 'dense' with an encoder–decoder")
+    _check_memory(model, kind, len(rows), longest, max_new_tokens)
     width = max(SMALLEST_BUCKET, 1 << (longest - 1).bit_length())
     if limit is not None:
         width = min(width, limit)  # a table of positions has no rows for padding past its end
     tokens = np.zeros((len(rows), width), np.int32)
     for i, row in enumerate(rows):
-        tokens[i, width - len(row) :] = row
+        tokens[i, : len(row)] = row
     sampling = Sampling.make(len(rows), **settings)
     stops = np.array(tokenizer.stop_ids, np.int32)
     lengths = np.array([len(row) for row in rows], np.int32)
     before = [[] for _ in rows] if encoded else rows
-    return _Request(before, (tokens, lengths), max_new_tokens, sampling, stops)
+    return _Request(before, (tokens, lengths), max_new_tokens, sampling, stops, kind)
 
 
 def _ids(model: Model, tokenizer: Tokenizer, prompt: Any, end: list[int]) -> list[int]:
@@ -104,13 +110,15 @@ def _check_lengths(
     return limit
 
 
-def _check_memory(model: Model, rows: int, longest: int, max_new_tokens: int) -> None:
+def _check_memory(
+    model: Model, cache: CacheKind, rows: int, longest: int, max_new_tokens: int
+) -> None:
     """Raises ValueError where keys and values would take more than all memory that there is."""
     if isinstance(model, EncoderDecoder):
         config, capacity = model.config.decoder, max_new_tokens
     else:
         config, capacity = model.config, longest + max_new_tokens
-    wanted, there = DenseCache.nbytes_of(config, rows, capacity), device_memory()
+    wanted, there = cache.nbytes_of(config, rows, capacity), device_memory()
     if there is not None and wanted > there:
         raise ValueError(
             f"max_new_tokens={max_new_tokens}; allowed: fewer, as the cache of {rows} × {capacity} "
@@ -124,15 +132,15 @@ def _start(model: Model, params: Any, r: _Request) -> DecodeState:
     stops = jnp.asarray(r.stop_tokens)
     if isinstance(model, EncoderDecoder):
         return prefill_encoded(model, params, prompt, r.max_new_tokens, r.sampling, stops)
-    cache = DenseCache.init(model.config, len(lengths), tokens.shape[1] + r.max_new_tokens)
+    cache = r.cache.init(model.config, len(lengths), tokens.shape[1] + r.max_new_tokens)
     return prefill(model, params, prompt, cache, r.max_new_tokens, r.sampling, stops)
 
 
 def _rows(state: DecodeState, stop_tokens: np.ndarray) -> list[list[int]]:
     """Each row's tokens up to its stop token, which is left out."""
-    tokens = np.asarray(state.tokens)[:, : int(state.count)]
     cut = []
-    for row in tokens:
+    for buffer, drawn in zip(np.asarray(state.tokens), np.asarray(state.drawn), strict=True):
+        row = buffer[:drawn]
         at = np.flatnonzero(np.isin(row, stop_tokens))
         cut.append(row[: at[0]].tolist() if len(at) else row.tolist())
     return cut
@@ -160,6 +168,7 @@ def generate(
     prompts: Sequence[str | Sequence[int]],
     max_new_tokens: int = 64,
     stop: Sequence[str] = (),
+    cache: str | CacheKind = "dense",
     **settings: Any,
 ) -> list[str]:
     """Continues each prompt, or answers it where the model is an encoder–decoder.
@@ -170,16 +179,17 @@ def generate(
             does not depend on the other rows.
         max_new_tokens: most tokens to draw for each.
         stop: strings at whose first occurrence a text ends; they are left out of it.
+        cache: what keeps keys and values, such as "ring(window=1024)"; see `jaxlm.caches`.
         **settings: temperature (0: greedy), top_k, top_p, seed — a number, or one for each prompt;
             see `jaxlm.decoding.sampling.Sampling`.
 
     Raises:
         ValueError: no or empty prompts, a setting out of range, more positions than the position
-            encoding has, an empty stop string.
+            encoding has, an empty stop string, an unknown cache.
     """
     if isinstance(stop, str) or not all(isinstance(s, str) and s for s in stop):
         raise ValueError(f"stop={stop!r}; allowed: a list of non-empty strings")
-    r = _request(model, tokenizer, prompts, max_new_tokens, settings)
+    r = _request(model, tokenizer, prompts, max_new_tokens, settings, cache)
     state, stops, until = _start(model, params, r), jnp.asarray(r.stop_tokens), 0
     while True:
         until = min(until + TOKENS_BETWEEN_LOOKS, max_new_tokens) if stop else max_new_tokens
@@ -200,6 +210,7 @@ def stream(
     prompt: str | Sequence[int],
     max_new_tokens: int = 64,
     tokens_per_update: int = 4,
+    cache: str | CacheKind = "dense",
     **settings: Any,
 ) -> Iterator[str]:
     """Like `generate` for one prompt, in pieces as they are drawn; joined they are its text.
@@ -207,12 +218,12 @@ def stream(
     A piece never ends within a character: bytes of an unfinished one are held back.
     """
     check("stream", tokens_per_update=at_least(tokens_per_update, 1))
-    r = _request(model, tokenizer, [prompt], max_new_tokens, settings)
+    r = _request(model, tokenizer, [prompt], max_new_tokens, settings, cache)
     state = _start(model, params, r)
     stops = jnp.asarray(r.stop_tokens)
     sent = ""
     while True:
-        count = int(state.count)
+        count = int(state.drawn[0])
         done = bool(state.done.all()) or count >= max_new_tokens
         text = _text_after(tokenizer, r.before[0], _rows(state, r.stop_tokens)[0])
         ready = text if done else text.rstrip("\ufffd")

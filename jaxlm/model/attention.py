@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.attention import mask as masks
 from jaxlm.attention.attend import attend
@@ -32,7 +32,10 @@ class Tokens:
         rotations: the position encoding's angles, by the kinds of layers that it tells apart; None:
             no rotation.
         head_parameters: what the encoding's score needs to know of each head, by the same kinds.
+        tree: which of the others each token sees, where that is not all before it; only beside a
+            cache.
         contiguous: within a segment the position grows by one a slot. Static.
+        kept: what a cache that they will go to keeps for each query; None: all. Static.
     """
 
     positions: Int[Array, "B T"]
@@ -40,7 +43,9 @@ class Tokens:
     lengths: Int[Array, "B #T"]
     rotations: dict[str, Rotation | None]
     head_parameters: dict[str, Any]
+    tree: Bool[Array, "B T T"] | None
     contiguous: bool = dataclasses.field(metadata={"static": True})
+    kept: masks.AttentionMask | None = dataclasses.field(default=None, metadata={"static": True})
 
 
 class Attention(nn.Module):
@@ -58,7 +63,7 @@ class Attention(nn.Module):
         """The position encoding of layers of this kind."""
         return self.config.encoding.of_kind(self.kind)
 
-    def spec(self, contiguous: bool) -> AttentionSpec:
+    def spec(self, tokens: Tokens) -> AttentionSpec:
         """The static description of this layer's attention."""
         c, a, encoding = self.config, self.config.attention, self.encoding
         mask = masks.causal()
@@ -67,8 +72,9 @@ class Attention(nn.Module):
             mask = masks.sliding_window(a.sliding_window)
         elif self.kind == "bidirectional":
             mask = masks.full()
+        mask = encoding.restrict(mask)
         return AttentionSpec(
-            mask=encoding.restrict(mask),
+            mask=mask if tokens.kept is None else mask & tokens.kept,
             scale=c.head_dim**-0.5 if a.scale is None else a.scale,
             softcap=a.softcap,
             score=encoding.score if encoding.changes_scores else None,
@@ -76,7 +82,7 @@ class Attention(nn.Module):
             network=encoding.network if encoding.score_form == "network" else None,
             score_is_learned=bool(encoding.parameters(c.dimensions)),
             ceiling=encoding.ceiling,
-            aligned=contiguous,
+            aligned=tokens.contiguous,
         )
 
     @nn.compact
@@ -109,8 +115,9 @@ class Attention(nn.Module):
             q_far=encoding.far_queries(q_raw),
             k_far=encoding.far_keys(k_raw),
             sink_logits=self._sink_logits(),
+            tree=tokens.tree,
         )
-        spec = self.spec(tokens.contiguous)
+        spec = self.spec(tokens)
         if cached is None:
             y, _ = attend(spec, inputs, a.implementation)
         else:

@@ -12,7 +12,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.caches.crossed import CrossedCache
 from jaxlm.config import build, check, check_types
@@ -168,17 +168,39 @@ class EncoderDecoder(nn.Module):
             there = jnp.ones(hidden.shape[:2], jnp.int32)
             source = Source(there if encoder_segment_ids is None else encoder_segment_ids, hidden)
         if positions is None:
-            positions = _counted(tokens, 0 if cache is None else cache.own.used)
+            positions = _counted(tokens, 0 if cache is None else cache.own.lengths[:, None])
         segment_ids = jnp.ones_like(tokens) if segment_ids is None else segment_ids
         own = None if cache is None else cache.own
         x, kv = self.decoder.hidden(
             tokens, positions, segment_ids, own, return_kv=cache is not None, source=source
         )
         if cache is not None and kv is not None:
-            cache = cache.commit(kv, positions, segment_ids, source)
+            cache = cache if cache.source is not None else cache.met(kv, source.segment_ids)
+            cache = cache.commit(kv, positions, segment_ids)
         return self.decoder.logits(x), cache
 
+    def extend(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"],
+        cache: CrossedCache,
+        tree: Bool[Array, "B T T"] | None = None,
+    ) -> tuple[Float[Array, "B T V"], tuple[Array, ...]]:
+        """As of the decoder alone, with a cache that has met the encoder's output."""
+        x, kv = self.decoder.hidden(
+            tokens,
+            positions,
+            segment_ids,
+            cache.own,
+            return_kv=True,
+            source=cache.source,
+            tree=tree,
+        )
+        assert kv is not None
+        return self.decoder.logits(x), kv[:2]
 
-def _counted(tokens: Int[Array, "B T"], start: int | Int[Array, ""]) -> Int[Array, "B T"]:
+
+def _counted(tokens: Int[Array, "B T"], start: int | Int[Array, "B 1"]) -> Int[Array, "B T"]:
     """Positions from `start` on."""
     return jnp.broadcast_to(start + jnp.arange(tokens.shape[1])[None], tokens.shape)

@@ -10,11 +10,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm import positions as position_encodings
 from jaxlm.attention.inputs import CachedLayer
-from jaxlm.caches.dense import DenseCache
+from jaxlm.attention.mask import AttentionMask
+from jaxlm.caches.kind import KVCache
 from jaxlm.model.attention import Attention, Tokens
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.cross_attention import CrossAttention, Source
@@ -217,10 +218,10 @@ class Transformer(nn.Module):
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"] | None = None,
         segment_ids: Int[Array, "B T"] | None = None,
-        cache: DenseCache | None = None,
+        cache: KVCache | None = None,
         contiguous: bool = True,
         token_types: Int[Array, "B T"] | None = None,
-    ) -> tuple[Float[Array, "B T V"], DenseCache | None]:
+    ) -> tuple[Float[Array, "B T V"], KVCache | None]:
         """Logits of the next token at every token; of the token itself in a bidirectional model.
 
         Dropout applies if and only if `rngs={"dropout": key}` is given.
@@ -238,7 +239,7 @@ class Transformer(nn.Module):
             float32 logits [batch, length, vocab] and the cache with these tokens (None without).
         """
         if positions is None:
-            start = 0 if cache is None else cache.used
+            start = 0 if cache is None else cache.lengths[:, None]
             positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1])[None], tokens.shape)
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
@@ -252,24 +253,46 @@ class Transformer(nn.Module):
             token_types=token_types,
         )
         if cache is not None and kv is not None:
-            keys, values = kv
-            cache = cache.commit(keys, values, positions, segment_ids)
+            cache = cache.commit(kv, positions, segment_ids)
         return self.logits(hidden), cache
+
+    def extend(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"],
+        segment_ids: Int[Array, "B T"],
+        cache: KVCache,
+        tree: Bool[Array, "B T T"] | None = None,
+    ) -> tuple[Float[Array, "B T V"], tuple[Array, ...]]:
+        """Logits behind each token of a draft, and the keys and values of its tokens, which are not
+        committed: which of them are kept depends on the logits.
+
+        Args:
+            tokens, positions, segment_ids, cache: as in a call.
+            tree: which tokens of the draft each of them sees, itself too; None: those at positions
+                up to its own.
+        """
+        hidden, kv = self.hidden(tokens, positions, segment_ids, cache, return_kv=True, tree=tree)
+        assert kv is not None
+        return self.logits(hidden), kv
 
     def hidden(
         self,
         tokens: Int[Array, "B T"],
         positions: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"],
-        cache: DenseCache | None = None,
+        cache: KVCache | None = None,
         contiguous: bool = True,
         return_kv: bool = False,
         token_types: Int[Array, "B T"] | None = None,
         source: Source | None = None,
+        tree: Bool[Array, "B T T"] | None = None,
+        kept: AttentionMask | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[Array, ...] | None]:
         """The normalised last hidden states, and with `return_kv` the tokens' keys and values
         [layers, batch, length, kv_heads, head_dim], not yet committed to the cache. Crossed layers
-        attend to `source` and add its keys and values.
+        attend to `source` and add its keys and values. `tree` is as in `extend`; `kept` is what a
+        cache that these tokens will go to keeps for each query.
         """
         c, encoding = self.config, self.config.encoding
         self._check_given(token_types, source)
@@ -297,7 +320,7 @@ class Transformer(nn.Module):
             own = encoding.of_kind(kind)
             rotations[kind] = own.rotation(positions, lengths, c.head_dim)
             heads[kind] = own.head_parameters(position, c.attention.num_heads)
-        now = Tokens(positions, segment_ids, lengths, rotations, heads, contiguous)
+        now = Tokens(positions, segment_ids, lengths, rotations, heads, tree, contiguous, kept)
         x, kv = self._run_layers(x, (now, cache, source))
         x = x if c.norm.placement == "residual" else self.final_norm(x)
         return x, kv if return_kv else None

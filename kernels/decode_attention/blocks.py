@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 from kernels.chip import target_chip
 from kernels.decode_attention.softmax import LANES
@@ -78,6 +79,10 @@ class Cut:
     def all_rows(self) -> int:
         """R, padding included."""
         return self.rows * self.piece_rows
+
+    def of(self, step: Any) -> tuple[Any, Any, Any]:
+        """Sequence, piece of the kv heads and piece of the rows, of a step of that axis."""
+        return step // self.pieces, step % self.pieces // self.rows, step % self.rows
 
 
 def cuts(steps: int, rows: int) -> Iterator[Cut]:

@@ -50,54 +50,52 @@ def call_kernel(
     """
     B, K, R, H = q.shape
     splits, blocks, steps = grid[0], grid[1], grid[2] // cut.heads
-    heads, piece_rows = K // cut.heads, cut.piece_rows
-
-    def of(i: Any) -> tuple[Any, Any, Any]:
-        """Sequence, piece of the heads and piece of the rows."""
-        return i // cut.pieces, i % cut.pieces // cut.rows, i % cut.rows
-
-    def placed(spec: pl.BlockSpec) -> pl.BlockSpec:
-        whole = spec.index_map
-        assert whole is not None
-
-        def index(i: Any, s: Any, j: Any, h: Any, *scalars: Any) -> Any:
-            b, piece, r = of(i)
-            return whole(b, s, j, piece * steps + h, r, *scalars)
-
-        return pl.BlockSpec(spec.block_shape, index)
-
-    def result(width: int) -> pl.BlockSpec:
-        shape = (None, None, heads, piece_rows, width)
-        return pl.BlockSpec(shape, lambda i, s, *_: (s, *of(i), 0))
-
-    described = (None, piece_rows, rows.shape[2])
-    inputs = [
-        (pl.BlockSpec(described, lambda i, *_: (of(i)[0], of(i)[2], 0)), rows),
-        (pl.BlockSpec((None, heads, piece_rows, H), lambda i, *_: (*of(i), 0)), q),
-        *((placed(spec), array) for spec, array in cached),
+    piece = (K // cut.heads, cut.piece_rows)
+    in_specs = [
+        pl.BlockSpec((None, piece[1], rows.shape[2]), lambda i, *_: (*cut.of(i)[::2], 0)),
+        pl.BlockSpec((None, *piece, H), lambda i, *_: (*cut.of(i), 0)),
+        *(_placed(spec, cut, steps) for spec, _ in cached),
     ]
-
+    out_specs = [
+        pl.BlockSpec((None, None, *piece, width), lambda i, s, *_: (s, *cut.of(i), 0))
+        for width in (H, LANES)
+    ]
     out, lse = pl.pallas_call(
         body,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),
             grid=(B * cut.pieces, splits, blocks, steps),
-            in_specs=[spec for spec, _ in inputs],
-            out_specs=[result(H), result(LANES)],
-            scratch_shapes=[
-                pltpu.VMEM((heads, piece_rows, width), jnp.float32) for width in (LANES, LANES, H)
-            ],
+            in_specs=in_specs,
+            out_specs=out_specs,
+            scratch_shapes=[pltpu.VMEM((*piece, w), jnp.float32) for w in (LANES, LANES, H)],
         ),
         out_shape=[
             jax.ShapeDtypeStruct((splits, B, K, R, H), q.dtype if splits == 1 else jnp.float32),
             jax.ShapeDtypeStruct((splits, B, K, R, LANES), jnp.float32),
         ],
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
-            vmem_limit_bytes=vmem_bytes,
-        ),
+        compiler_params=_params(vmem_bytes),
         cost_estimate=cost,
         name=name,
         interpret=interpret,
-    )(*scalars, *(array for _, array in inputs))
+    )(*scalars, rows, q, *(array for _, array in cached))
     return out, lse[..., 0]
+
+
+def _params(vmem_bytes: int) -> pltpu.CompilerParams:
+    """A piece and a split have results of their own; blocks and heads go on with a state."""
+    return pltpu.CompilerParams(
+        dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
+        vmem_limit_bytes=vmem_bytes,
+    )
+
+
+def _placed(spec: pl.BlockSpec, cut: Cut, steps: int) -> pl.BlockSpec:
+    """Of what is cached, by the kernel's grid."""
+    whole = spec.index_map
+    assert whole is not None
+
+    def index(i: Any, s: Any, j: Any, h: Any, *scalars: Any) -> Any:
+        b, piece, r = cut.of(i)
+        return whole(b, s, j, piece * steps + h, r, *scalars)
+
+    return pl.BlockSpec(spec.block_shape, index)

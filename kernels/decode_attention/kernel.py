@@ -159,6 +159,29 @@ def body(scoring: Scoring, layout: Layout, cut: Cut, num_scalars: int, *all_refs
             out_ref[head] = (acc_ref[head] * factor).astype(out_ref.dtype)
 
 
+def _cached(
+    layout: Layout, table: jax.Array | None, k: jax.Array, v: jax.Array
+) -> list[tuple[pl.BlockSpec, jax.Array]]:
+    """Keys, then values, each in as many parts as a block has pages."""
+
+    def spec(part: int) -> pl.BlockSpec:
+        def index(b: Any, s: Any, j: Any, h: Any, r: Any, *scalars: Any) -> Any:
+            block = layout.held(b, s, j, scalars)
+            if table is None:
+                return b, h, block, 0
+            if table.ndim == 1:
+                return scalars[-1][b], h, block, 0
+            page, at = block * layout.parts + part, 0
+            if layout.page_blocks > 1:
+                page, at = page // layout.page_blocks, page % layout.page_blocks
+            return scalars[-1][b, page], h, at, 0
+
+        shape = (None, layout.heads, layout.block // layout.parts, k.shape[-1])
+        return pl.BlockSpec(shape, index)
+
+    return [(spec(part), x) for x in (k, v) for part in range(layout.parts)]
+
+
 def call(
     scoring: Scoring,
     layout: Layout,
@@ -189,26 +212,11 @@ def call(
         out [splits, B, K, R, H] in q's dtype (float32 if there are several splits), and
         lse float32 [splits, B, K, R].
     """
-    K, H, n, parts = q.shape[1], q.shape[3], layout.heads, layout.parts
+    n = layout.heads
     scalars = [x for x in (num_blocks, table) if x is not None]
-
-    def cached(part: int) -> pl.BlockSpec:
-        def index(b: Any, s: Any, j: Any, h: Any, r: Any, *scalars: Any) -> Any:
-            block = layout.held(b, s, j, scalars)
-            if table is None:
-                return b, h, block, 0
-            if table.ndim == 1:
-                return scalars[-1][b], h, block, 0
-            page, at = block * parts + part, 0
-            if layout.page_blocks > 1:
-                page, at = page // layout.page_blocks, page % layout.page_blocks
-            return scalars[-1][b, page], h, at, 0
-
-        return pl.BlockSpec((None, n, layout.block // parts, H), index)
-
     shape = (None, keys.shape[1], layout.block)
     described = pl.BlockSpec(shape, lambda b, s, j, h, r, *p: (b, 0, layout.held(b, s, j, p)))
-    arrays = [(described, keys), *((cached(part), x) for x in (k, v) for part in range(parts))]
+    arrays = [(described, keys), *_cached(layout, table, k, v)]
     if bias is not None:
         tile = (None, n, cut.piece_rows, layout.block)
         beside = pl.BlockSpec(tile, lambda b, s, j, h, r, *p: (b, h, r, layout.held(b, s, j, p)))
@@ -217,7 +225,7 @@ def call(
         functools.partial(body, scoring, layout, cut, len(scalars)),
         "decode_attention",
         cut,
-        (layout.splits, layout.blocks_per_split, K // n),
+        (layout.splits, layout.blocks_per_split, q.shape[1] // n),
         scalars,
         rows,
         q,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.caches.dense import DenseCache
+from jaxlm.caches.dense import Dense, DenseCache
 from tests.decoding import tiny
 
 
@@ -16,7 +16,7 @@ def test_commits_fill_slots_from_the_left():
     k, v = jax.random.normal(jax.random.key(0), (2, *shape))
     for part in (slice(0, 3), slice(3, 4), slice(4, 5)):
         at = jnp.broadcast_to(jnp.arange(5)[None, part], (3, part.stop - part.start))
-        cache = cache.commit(k[:, :, part], v[:, :, part], at, at + 1)
+        cache = cache.commit((k[:, :, part], v[:, :, part]), at, at + 1)
     (keys,), (values,) = (
         jax.tree.map(lambda x: x.swapaxes(2, 3), a) for a in (cache.keys, cache.values)
     )
@@ -25,8 +25,8 @@ def test_commits_fill_slots_from_the_left():
     assert not np.any(keys[:, :, 5:])
     np.testing.assert_array_equal(cache.positions[0], [0, 1, 2, 3, 4, 0, 0])
     np.testing.assert_array_equal(cache.segment_ids[2], [1, 2, 3, 4, 5, 0, 0])
-    assert (int(cache.used), cache.capacity) == (5, 7)
-    assert DenseCache.nbytes_of(config, 3, 7) == cache.nbytes
+    assert (cache.lengths.tolist(), cache.capacity) == ([5, 5, 5], 7)
+    assert Dense().nbytes_of(config, 3, 7) == cache.nbytes
     assert cache.nbytes == 2 * 4 * config.num_layers * 3 * 7 * config.num_kv_heads * config.head_dim
 
 
@@ -47,9 +47,9 @@ def test_more_tokens_than_it_holds():
     cache = DenseCache.init(config, batch=1, capacity=4)
     kv = jnp.ones((config.num_layers, 1, 3, config.num_kv_heads, config.head_dim))
     at = jnp.arange(3)[None]
-    cache = cache.commit(kv, kv, at, at + 1)
+    cache = cache.commit((kv, kv), at, at + 1)
     assert np.isfinite(cache.keys[0]).all()
     with pytest.raises(ValueError, match="6 tokens; allowed: at most capacity=4"):
-        cache.commit(kv, kv, at + 3, at + 4)
-    over = jax.jit(DenseCache.commit)(cache, kv, kv, at + 3, at + 4)
+        cache.commit((kv, kv), at + 3, at + 4)
+    over = jax.jit(DenseCache.commit)(cache, (kv, kv), at + 3, at + 4)
     assert np.isnan(over.keys[0]).any() and np.isnan(over.values[0]).any()

@@ -258,4 +258,4 @@ def test_states_are_plain_pytrees():
     request = module._request(tiny.model(), tiny.TOKENIZER, ["abc"], 8, {})
     state = module._start(tiny.model(), tiny.params(), request)
     leaves = jax.tree.leaves(state)
-    assert len(leaves) == len(dataclasses.fields(state)) - 1 + len(jax.tree.leaves(state.cache))
+    assert len(leaves) == len(dataclasses.fields(state)) - 2 + len(jax.tree.leaves(state.cache))

@@ -1,0 +1,1 @@
+"""What guesses the next tokens, one file each."""

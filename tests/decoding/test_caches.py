@@ -1,0 +1,99 @@
+"""What every cache must do, each by its being registered."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm import caches
+from jaxlm.decoding.generate import generate
+from tests.decoding import tiny
+
+# As the registry's text forms; sizes at which a text of some 40 tokens goes round.
+SETTINGS = {"dense": "dense", "ring": "ring(window=8, num_sinks=2, slack=3)"}
+LENGTH = 24
+
+
+def test_each_kind_has_settings_here():
+    assert set(SETTINGS) == set(caches.available())
+
+
+@pytest.fixture(params=SETTINGS)
+def kind(request):
+    return caches.parse(SETTINGS[request.param])
+
+
+def test_the_text_form_round_trips(kind):
+    assert caches.parse(str(kind)) == kind
+
+
+@jax.jit(static_argnames="model")
+def step(model, params, tokens, positions, segment_ids, cache):
+    return model.apply({"params": params}, tokens, positions, segment_ids, cache)
+
+
+@pytest.mark.parametrize("parts", [(5, 1), (1, 1), (40, 1), (7, 4)])
+def test_how_many_tokens_come_at_a_time_changes_nothing(kind, parts):
+    """As one model that sees what the cache keeps, read in one piece; rows of two lengths."""
+    model, params = tiny.model(), tiny.params()
+    ids = jax.random.randint(jax.random.key(1), (2, LENGTH), 0, model.config.vocab_size)
+    lengths = jnp.array([LENGTH, LENGTH - 5])
+    at = jnp.broadcast_to(jnp.arange(LENGTH)[None], ids.shape)
+    there = (at < lengths[:, None]).astype(jnp.int32)
+    cache = kind.init(model.config, 2, 2 * LENGTH)
+    hidden, _ = model.apply({"params": params}, ids, at, there, method="hidden", kept=cache.mask)
+    want = model.apply({"params": params}, hidden, method="logits")
+    got, (first, rest) = [], parts
+    for start, stop in [(0, first), *((i, i + rest) for i in range(first, LENGTH, rest))]:
+        part = slice(start, min(stop, LENGTH))
+        logits, cache = step(model, params, ids[:, part], at[:, part], there[:, part], cache)
+        got.append(logits)
+    real = np.asarray(there) != 0
+    # float32 sums in another order, through softmaxes that tiny's large weights make sharp
+    np.testing.assert_allclose(np.concatenate(got, 1)[real], want[real], rtol=0, atol=1e-3)
+    np.testing.assert_array_equal(cache.lengths, lengths)
+
+
+def test_rows_change_places(kind):
+    model = tiny.model()
+    cache = kind.init(model.config, 3, 8)
+    shape = (model.config.num_layers, 3, 2, model.config.num_kv_heads, model.config.head_dim)
+    k, v = jax.random.normal(jax.random.key(0), (2, *shape))
+    at = jnp.broadcast_to(jnp.arange(2)[None], (3, 2))
+    rows = jnp.array([2, 0, 0])
+    after = cache.commit((k, v), at, at + 1).reorder(rows)
+    before = cache.commit((k[:, rows], v[:, rows]), at, at + 1)
+    for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_bytes_are_known_before_it_is_made(kind):
+    config = tiny.model().config
+    cache = kind.init(config, 3, 17)
+    kept = [x for x in jax.tree.leaves(cache) if x.dtype == config.dtype]
+    assert cache.nbytes == kind.nbytes_of(config, 3, 17) == sum(x.nbytes for x in kept)
+
+
+@pytest.mark.parametrize(
+    ("cache", "told"),
+    [
+        ("rign(window=8)", "did you mean ring"),
+        ("ring", "window missing"),
+        ("ring(window=0)", "window=0; allowed"),
+        ("ring(window=8, num_sinks=-1)", "num_sinks=-1; allowed"),
+    ],
+)
+def test_bad_settings_are_told(cache, told):
+    with pytest.raises(ValueError, match=told):
+        generate(tiny.model(), {}, tiny.TOKENIZER, ["a"], cache=cache)
+
+
+def test_a_ring_says_what_a_model_with_its_mask_says():
+    model, params = tiny.model(), tiny.params()
+    ring = caches.parse("ring(window=8, num_sinks=2)")
+    texts = ["it was the best of times", "no"]
+    small = model.with_position_encoding("lm_infinite", window=8, num_sinks=2)
+    dense, through = (
+        generate(small, params, tiny.TOKENIZER, texts, 40, cache=cache) for cache in ("dense", ring)
+    )
+    assert dense == through

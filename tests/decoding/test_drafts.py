@@ -1,0 +1,102 @@
+"""Drafts change how many tokens come at a time, and never which."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm import caches
+from jaxlm.decoding import engine
+from jaxlm.decoding.drafters.plain import PLAIN
+from jaxlm.decoding.sampling import Sampling
+from jaxlm.decoding.tree import Draft, ancestors
+from tests.decoding import tiny
+from tests.decoding.test_caches import SETTINGS
+
+PROMPTS = [[5, 70, 9], [3, 3, 8, 120, 77, 6, 1]]
+NEW = 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Foreknown:
+    """Three guesses of the next token, one of them right, and two of the one after; but at every
+    fourth position none is right.
+
+    Attributes:
+        texts: all tokens of each row, by position.
+    """
+
+    texts: tuple[tuple[int, ...], ...]
+    depth: int = 2
+
+    def propose(self, last, lengths):
+        texts = jnp.asarray(self.texts)
+        at = lengths[:, None] + jnp.arange(2)[None]
+        right = jnp.take_along_axis(texts, jnp.minimum(at, texts.shape[1] - 1), 1)
+        right = jnp.where(at % 4 == 0, 0, right)
+        one, two = right[:, :1], right[:, 1:]
+        tokens = jnp.concatenate([last[:, None], one + 1, one, one + 2, two, two + 1], 1)
+        parents = jnp.broadcast_to(jnp.array([[-1, 0, 0, 0, 2, 2]]), tokens.shape)
+        return Draft(tokens, parents, jnp.ones_like(tokens, bool), self.depth)
+
+
+def draw(cache, encoding, settings, drafter=PLAIN, stops=()):
+    """The new tokens of each row, and how many steps they took."""
+    model, params = tiny.model(encoding), tiny.params(encoding)
+    width = max(map(len, PROMPTS))
+    tokens = jnp.array([p + [0] * (width - len(p)) for p in PROMPTS])
+    lengths = jnp.array([len(p) for p in PROMPTS])
+    cache = caches.parse(cache).init(model.config, len(PROMPTS), width + NEW + drafter.depth)
+    sampling, stops = Sampling.make(len(PROMPTS), **settings), jnp.array(stops, jnp.int32)
+    rest = (sampling, stops, drafter)
+    state = engine.prefill(model, params, (tokens, lengths), cache, NEW, *rest)
+    state = engine.decode(model, params, state, jnp.asarray(NEW), *rest)
+    rows = zip(np.asarray(state.tokens), np.asarray(state.drawn), strict=True)
+    return [row[:n] for row, n in rows], int(state.steps)
+
+
+def foreknown(new):
+    """A drafter that has seen these tokens."""
+    texts = [[*p, *map(int, t)] for p, t in zip(PROMPTS, new, strict=True)]
+    longest = max(map(len, texts))
+    return Foreknown(tuple(tuple(t + [0] * (longest - len(t))) for t in texts))
+
+
+def same(a, b):
+    for x, y in zip(a, b, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+SAMPLED = {"temperature": 0.7, "top_p": 0.9, "seed": 3}
+
+
+@pytest.mark.parametrize("cache", SETTINGS)
+@pytest.mark.parametrize(
+    ("encoding", "settings"),
+    [("rope", {}), ("rope", SAMPLED), ("alibi", {}), ("learned", {}), ("nope", SAMPLED)],
+)
+def test_the_same_tokens_in_fewer_steps(cache, encoding, settings):
+    plain, steps = draw(SETTINGS[cache], encoding, settings)
+    fast, fewer = draw(SETTINGS[cache], encoding, settings, foreknown(plain))
+    same(plain, fast)
+    assert steps == NEW - 1
+    # Of four positions three are foreknown, two at most a step; rows wait for the slower one.
+    assert fewer <= steps * 2 / 3
+
+
+def test_a_stop_token_within_a_draft_ends_its_row():
+    plain, _ = draw("dense", "rope", SAMPLED)
+    stop = int(plain[0][10])
+    want = [row[: list(row).index(stop) + 1] if stop in row else row for row in plain]
+    for drafter in (PLAIN, foreknown(plain)):
+        same(want, draw("dense", "rope", SAMPLED, drafter, [stop])[0])
+
+
+def test_nodes_see_their_way_from_the_root():
+    parents = jnp.array([[-1, 0, 0, 1, 3], [-1, 0, 1, 2, 0]])
+    ones = jnp.ones_like(parents)
+    depths, way = ancestors(Draft(ones, parents, ones == 1, depth=3))
+    np.testing.assert_array_equal(depths, [[0, 1, 1, 2, 3], [0, 1, 2, 3, 1]])
+    np.testing.assert_array_equal(way[0, 4], [True, True, False, True, True])
+    np.testing.assert_array_equal(way[1, 4], [True, False, False, False, True])
