@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from kernels.decode_attention.kernel import NN, NT, dot
 from kernels.decode_attention.softmax import LANES, fold
 from kernels.kv_quantize.in_vmem import load, offset
-from kernels.kv_quantize.layout import scale_and_minimum
+from kernels.kv_quantize.layout import UPPER, scale_and_minimum
 
 
 def dots(
@@ -48,10 +48,9 @@ def dots(
     groups, results = LANES // group, []
     for start in range(0, codes.shape[0], tokens):
         of = slice(start // group, (start + tokens) // group)
-        queries = times(wide, scale[of]).astype(q.dtype)
-        lost = queries.astype(jnp.float32) * offset(bits)
-        rest = (times(wide, minimum[of]) - lost).sum(1, keepdims=True)
-        stacked = dot(queries, codes[start : start + tokens], NT)
+        queries = rounded(times(wide, scale[of]), q.dtype)
+        rest = (times(wide, minimum[of]) - queries * offset(bits)).sum(1, keepdims=True)
+        stacked = dot(queries.astype(q.dtype), codes[start : start + tokens], NT)
         for column, row in zip(
             range(0, tokens, LANES), range(0, rest.shape[0], groups * R), strict=True
         ):
@@ -77,6 +76,16 @@ def weighed(
     lost = fold(factors.astype(jnp.float32)) * offset(bits)
     rest = (fold(times(p, minimum)) - lost).sum(1, keepdims=True)
     return own_columns(dot(factors, codes, NN) + rest, affine.shape[0], group)
+
+
+def rounded(x: jax.Array, dtype: Any) -> jax.Array:
+    """float32 numbers that dtype has. By integers: a conversion there and back XLA leaves out where
+    it can, in interpret mode, and then the offset would meet other numbers than the codes do.
+    """
+    if dtype == jnp.float32:
+        return x
+    bits = jax.lax.bitcast_convert_type(x, jnp.int32) + (1 << 15)
+    return jax.lax.bitcast_convert_type(bits & UPPER, jnp.float32)
 
 
 def times(x: jax.Array, rows: jax.Array) -> jax.Array:

@@ -68,7 +68,7 @@ class Plan:
 
     @property
     def looped(self) -> bool:
-        """Whether its tiles are turns of a loop: several, whose scales begin where registers do."""
+        """Whether its tiles are turns of a loop: several, whose scales begin with a register."""
         return self.block // self.tile > PLAIN_TILES and self.tile % (8 * self.key_group) == 0
 
     @property
