@@ -40,8 +40,8 @@ class CrossedCache:
         positions: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"],
     ) -> CrossedCache:
-        """Writes T tokens; `kv` is of every layer: keys and values first."""
-        return dataclasses.replace(self, own=self.own.commit(kv[:2], positions, segment_ids))
+        """Writes T tokens of the decoder, see `DenseCache.commit`."""
+        return dataclasses.replace(self, own=self.own.commit(kv, positions, segment_ids))
 
     def met(self, kv: tuple[Array, ...], segment_ids: Int[Array, "B S"]) -> CrossedCache:
         """With the keys and values of the encoder's output, which come behind the decoder's."""

@@ -86,7 +86,8 @@ class DenseCache:
         positions: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"],
     ) -> DenseCache:
-        """Writes T tokens' keys and values behind those of their row; padding is left out.
+        """Writes T tokens' keys and values behind those of their row, whose own padding comes last
+        and is left out.
 
         T slots must be free in each row, whatever part of them is padding: where they are not, it
         is an error where `lengths` is known, and NaN under `jit`.
@@ -98,14 +99,6 @@ class DenseCache:
             most = int(self.lengths.max()) + T
             raise ValueError(f"{most} tokens; allowed: at most capacity={self.capacity}")
         real = segment_ids != 0
-        if T > 1:  # in each row the tokens first, then its padding
-            order = jnp.argsort(~real, axis=1, stable=True)
-            positions, segment_ids = (
-                jnp.take_along_axis(a, order, 1) for a in (positions, segment_ids)
-            )
-            keys, values = (
-                jnp.take_along_axis(a, order[None, :, :, None, None], 2) for a in (keys, values)
-            )
 
         def write(buffers: tuple[Array, ...], new: Array) -> tuple[Array, ...]:
             new = jnp.where(full[None, :, None, None, None], jnp.asarray(jnp.nan, new.dtype), new)

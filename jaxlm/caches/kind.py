@@ -45,7 +45,7 @@ class KVCache(Protocol):
         positions: Int[Array, "B T"],
         segment_ids: Int[Array, "B T"],
     ) -> KVCache:
-        """With T more tokens a row; those of segment 0 are left out.
+        """With T more tokens a row; those of segment 0 are padding, come last and are left out.
 
         Args:
             kv: keys and values [layers, batch, length, kv_heads, head_dim].

@@ -12,6 +12,19 @@ from jaxtyping import Array, Bool, Int
 MOST_WRITES = 32
 
 
+def padding_last(
+    kv: tuple[Array, ...], positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"]
+) -> tuple[tuple[Array, ...], Int[Array, "B T"], Int[Array, "B T"]]:
+    """The same tokens [layers, batch, length, …], those of segment 0 behind the others of a row."""
+    if positions.shape[1] == 1:
+        return kv, positions, segment_ids
+    order = jnp.argsort(segment_ids == 0, axis=1, stable=True)
+    shape = (1, *order.shape, *(1,) * (kv[0].ndim - 3))
+    kv = tuple(jnp.take_along_axis(x, order.reshape(shape), 2) for x in kv)
+    positions = jnp.take_along_axis(positions, order, 1)
+    return kv, positions, jnp.take_along_axis(segment_ids, order, 1)
+
+
 def write_rows(
     buffer: Array, new: Array, starts: Int[Array, "B"], batch: int = 0, time: int = 1
 ) -> Array:

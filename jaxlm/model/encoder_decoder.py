@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.caches.crossed import CrossedCache
+from jaxlm.caches.rows import padding_last
 from jaxlm.config import build, check, check_types
 from jaxlm.model.config import ModelConfig, NumericsConfig
 from jaxlm.model.cross_attention import Source
@@ -176,7 +177,7 @@ class EncoderDecoder(nn.Module):
         )
         if cache is not None and kv is not None:
             cache = cache if cache.source is not None else cache.met(kv, source.segment_ids)
-            cache = cache.commit(kv, positions, segment_ids)
+            cache = cache.commit(*padding_last(kv[:2], positions, segment_ids))
         return self.decoder.logits(x), cache
 
     def extend(

@@ -16,6 +16,7 @@ from jaxlm import positions as position_encodings
 from jaxlm.attention.inputs import CachedLayer
 from jaxlm.attention.mask import AttentionMask
 from jaxlm.caches.kind import KVCache
+from jaxlm.caches.rows import padding_last
 from jaxlm.model.attention import Attention, Tokens
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.cross_attention import CrossAttention, Source
@@ -253,7 +254,7 @@ class Transformer(nn.Module):
             token_types=token_types,
         )
         if cache is not None and kv is not None:
-            cache = cache.commit(kv, positions, segment_ids)
+            cache = cache.commit(*padding_last(kv, positions, segment_ids))
         return self.logits(hidden), cache
 
     def extend(
