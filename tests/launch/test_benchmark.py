@@ -1,4 +1,4 @@
-"""python -m launch.benchmark beside transformers, on one checkpoint (pytest -m torch)."""
+"""python -m launch.benchmark, alone and (pytest -m torch) beside transformers on one checkpoint."""
 
 import json
 import re
@@ -10,8 +10,6 @@ import pytest
 from jaxlm.interop.write import write_hub_folder
 from tests.decoding import tiny
 
-pytestmark = pytest.mark.torch
-
 SIZES = ["--batch_size=2", "--prompt_length=12", "--new_tokens=5", "--rounds=2"]
 
 
@@ -20,6 +18,17 @@ def run(*flags):
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.parametrize("what", ["train", "decode"])
+def test_alone(tmp_path, what):
+    sizes = ["--d_model=16", "--num_layers=1", "--num_heads=2", "--vocab_size=64", "--length=16"]
+    output = tmp_path / "figures.json"
+    result = run(what, *SIZES, *sizes, f"--output={output}")
+    assert result.returncode == 0, result.stderr
+    figures = json.loads(output.read_text())
+    assert figures[f"{what}_tokens_per_second"] > 0 and figures["benchmark"] == what
+
+
+@pytest.mark.torch
 def test_phases_of_a_checkpoint_beside_its_peer(tmp_path):
     pytest.importorskip("transformers")
     write_hub_folder(tmp_path / "hub", tiny.model(), tiny.params(), tiny.TOKENIZER)
