@@ -17,6 +17,16 @@ from typing import Any
 from jaxlm.config import check_types, fits
 
 
+def text_of(one: Any) -> str:
+    """What `Registry.parse` turns back into an equal one: its name and what is not as by default."""
+    given = [
+        f"{f.name}={getattr(one, f.name)!s}"
+        for f in dataclasses.fields(one)
+        if getattr(one, f.name) != f.default
+    ]
+    return f"{one.name}({', '.join(given)})" if given else one.name
+
+
 class Registry:
     """Frozen dataclasses by their `name`: those that may be asked for, and what they are made of.
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Int
 from jaxlm.attention.inputs import CachedLayer
 from jaxlm.attention.mask import AttentionMask
 from jaxlm.model.config import ModelConfig
-from jaxlm.registry import Registry
+from jaxlm.registry import Registry, text_of
 
 
 @runtime_checkable
@@ -89,12 +89,7 @@ class CacheKind(abc.ABC):
 
     def __str__(self) -> str:
         """The text that `caches.parse` turns back into equal settings."""
-        given = [
-            f"{f.name}={getattr(self, f.name)!s}"
-            for f in dataclasses.fields(self)
-            if getattr(self, f.name) != f.default
-        ]
-        return f"{self.name}({', '.join(given)})" if given else self.name
+        return text_of(self)
 
 
 CACHES = Registry("cache", CacheKind)

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, NamedTuple
 from jaxtyping import Array, Float, Int
 
 from jaxlm.attention.mask import AttentionMask
+from jaxlm.registry import text_of
 from kernels.flash_attention import Fire
 
 # Bounds on options: what counts as finite, with room for float32 arithmetic, and how far positions
@@ -211,12 +212,7 @@ class PositionEncoding:
 
     def __str__(self) -> str:
         """The text that `positions.parse` turns back into an equal encoding."""
-        given = [
-            f"{f.name}={getattr(self, f.name)!s}"
-            for f in dataclasses.fields(self)
-            if getattr(self, f.name) != f.default
-        ]
-        return f"{self.name}({', '.join(given)})" if given else self.name
+        return text_of(self)
 
 
 def require(condition: bool, what: str, value: Any, allowed: str) -> None:
