@@ -18,7 +18,7 @@ from jaxlm.config import check_types, fits
 
 
 def text_of(one: Any) -> str:
-    """What `Registry.parse` turns back into an equal one: its name and what is not as by default."""
+    """What `Registry.parse` turns back into an equal one: its name and what is not the default."""
     given = [
         f"{f.name}={getattr(one, f.name)!s}"
         for f in dataclasses.fields(one)
