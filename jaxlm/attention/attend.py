@@ -31,7 +31,7 @@ def attend(
         implementation: "flash" (TPU kernels), "blockwise", "reference", or "auto": where queries
             and keys are the same tokens in order (`spec.aligned`) flash on a TPU for what its
             kernels do, else blockwise; otherwise flash, else the reference form. Attention to a KV
-            cache has a door of its own, `attend_cached`.
+            cache has a door of its own, `jaxlm.attention.layer_view`.
 
     Returns:
         The output [batch, length, heads, head_dim] in q's dtype and the float32 log-sum-exp of the

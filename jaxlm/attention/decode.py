@@ -8,8 +8,9 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxlm.attention.far_sinks import FarKeys, attend_far_sinks
+from jaxlm.attention.far_sinks import attend_far_sinks
 from jaxlm.attention.inputs import AttentionInputs, AttentionSpec, CachedLayer
+from jaxlm.attention.layer_view import FarKeys
 from jaxlm.attention.mask import AttentionMask, Interval
 from jaxlm.attention.on_mesh import on_mesh
 from jaxlm.attention.reference import attend_reference, with_position
@@ -80,7 +81,7 @@ def attend_decode(
     cached: CachedLayer,
     far_keys: FarKeys | None = None,
 ) -> Float[Array, "B T N H"]:
-    """`attend_cached` by the kernel of `kernels.decode_attention`, for what it does.
+    """`SlotLayer.attend` by the kernel of `kernels.decode_attention`, for what it does.
 
     On a mesh set by `jax.set_mesh`, each device attends for its rows and its heads.
     """

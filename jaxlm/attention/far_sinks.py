@@ -5,19 +5,15 @@ keys, gathered from the cache for each query.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.attention import mask as masks
 from jaxlm.attention.inputs import AttentionInputs, AttentionSpec, CachedLayer
+from jaxlm.attention.layer_view import FarKeys
 from jaxlm.attention.on_mesh import on_mesh
 from jaxlm.attention.reference import attend_reference
-
-# Kept keys [B, S, K, H] and their positions [B, S] → as they are met at the distance ceiling; None:
-# as ever.
-FarKeys = Callable[[Array, Array], Array | None]
 
 
 def attend_far_sinks(

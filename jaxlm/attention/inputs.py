@@ -98,8 +98,6 @@ class CachedLayer:
         layer: which one.
         positions: of the token in each slot.
         segment_ids: 0 where a slot is empty or holds padding.
-        mask: what the cache keeps for each query, whatever still lies in its slots; None: all.
-            Static.
     """
 
     keys: Float[Array, "L B K S H"]
@@ -107,4 +105,3 @@ class CachedLayer:
     layer: Int[Array, ""]
     positions: Int[Array, "B S"]
     segment_ids: Int[Array, "B S"]
-    mask: AttentionMask | None = dataclasses.field(default=None, metadata={"static": True})

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxlm.attention.cached import SlotLayer
 from jaxlm.attention.inputs import CachedLayer
 from jaxlm.caches.kind import CACHES, CacheKind
 from jaxlm.caches.rows import write_rows
@@ -75,10 +76,10 @@ class DenseCache:
     def mask(self) -> None:
         """It keeps all."""
 
-    def layer(self, index: int | Int[Array, ""]) -> CachedLayer:
+    def layer(self, index: int | Int[Array, ""]) -> SlotLayer:
         """What a layer attends to: a known layer of any stack, or one in a loop over the first."""
         there = (self.positions, self.segment_ids)
-        return CachedLayer(*of_stack(self.keys, self.values, index), *there)
+        return SlotLayer(CachedLayer(*of_stack(self.keys, self.values, index), *there))
 
     def commit(
         self,

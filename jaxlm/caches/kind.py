@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import jax
 from jaxtyping import Array, Int
 
-from jaxlm.attention.inputs import CachedLayer
+from jaxlm.attention.layer_view import LayerView
 from jaxlm.attention.mask import AttentionMask
 from jaxlm.model.config import ModelConfig
 from jaxlm.registry import Registry, text_of
@@ -35,7 +35,7 @@ class KVCache(Protocol):
         """What it keeps for each query; None: all."""
         ...
 
-    def layer(self, index: int | Int[Array, ""]) -> CachedLayer:
+    def layer(self, index: int | Int[Array, ""]) -> LayerView:
         """What a layer attends to."""
         ...
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxlm.attention import mask as masks
+from jaxlm.attention.cached import SlotLayer
 from jaxlm.attention.inputs import CachedLayer
 from jaxlm.attention.mask import AttentionMask
 from jaxlm.caches.kind import CACHES, CacheKind
@@ -95,10 +96,10 @@ class RingCache:
         """What it keeps for each query."""
         return self.kind.mask
 
-    def layer(self, index: int | Int[Array, ""]) -> CachedLayer:
+    def layer(self, index: int | Int[Array, ""]) -> SlotLayer:
         """What a layer attends to."""
         stack = of_stack(self.keys, self.values, index)
-        return CachedLayer(*stack, self.positions, self.segment_ids, self.mask)
+        return SlotLayer(CachedLayer(*stack, self.positions, self.segment_ids), self.mask)
 
     def commit(
         self,

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.caches.crossed import CrossedCache
 from jaxlm.caches.kind import KVCache
@@ -94,6 +94,24 @@ def prefill(
     drafter: Drafter = PLAIN,
 ) -> DecodeState:
     """Reads prompts = (tokens, true lengths), padded behind, and draws the first token."""
+    hidden, cache = read(model, params, prompt, cache)
+    lengths = prompt[1]
+    last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, 1)
+    logits = model.apply({"params": params}, last, method="logits")
+    state = _start(lengths, cache, max_new_tokens, drafter.depth)
+    first = sample(logits[:, 0], sampling, lengths)
+    return _write(state, first[:, None], jnp.ones_like(lengths), stop_tokens)
+
+
+def read(
+    model: Transformer,
+    params: Any,
+    prompt: tuple[Int[Array, "B T"], Int[Array, "B"]],
+    cache: KVCache,
+) -> tuple[Float[Array, "B T D"], KVCache]:
+    """The last hidden states of prompts = (tokens, true lengths), padded behind, and the cache with
+    all their tokens.
+    """
     tokens, lengths = prompt
     positions, segments = _counted(tokens, lengths)
     hidden, kv = model.apply(
@@ -105,11 +123,7 @@ def prefill(
         return_kv=True,
         kept=cache.mask,
     )
-    last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, 1)
-    logits = model.apply({"params": params}, last, method="logits")
-    state = _start(lengths, cache.commit(kv, positions, segments), max_new_tokens, drafter.depth)
-    first = sample(logits[:, 0], sampling, lengths)
-    return _write(state, first[:, None], jnp.ones_like(lengths), stop_tokens)
+    return hidden, cache.commit(kv, positions, segments)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

@@ -12,8 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.attention import mask as masks
 from jaxlm.attention.attend import attend
-from jaxlm.attention.cached import attend_cached
-from jaxlm.attention.inputs import AttentionInputs, AttentionSpec, CachedLayer
+from jaxlm.attention.inputs import AttentionInputs, AttentionSpec
+from jaxlm.attention.layer_view import LayerView
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.heads import into_heads, out_of_heads
 from jaxlm.model.norms import Norm
@@ -90,7 +90,7 @@ class Attention(nn.Module):
         self,
         x: Float[Array, "B T D"],
         tokens: Tokens,
-        cached: CachedLayer | None,
+        cached: LayerView | None,
     ) -> tuple[Float[Array, "B T D"], tuple[Array, Array]]:
         """Attends to these tokens and, before them, to `cached`.
 
@@ -134,7 +134,7 @@ class Attention(nn.Module):
                 return encoding.far_keys(k)
 
             near = near_keys if encoding.caches_unrotated else None
-            y = attend_cached(spec, inputs, cached, near, far_keys)
+            y = cached.attend(spec, inputs, near, far_keys)
         kept = k_raw if encoding.caches_unrotated else k
         return out_of_heads(c)(y), (kept, v)
 

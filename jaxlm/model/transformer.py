@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm import positions as position_encodings
-from jaxlm.attention.inputs import CachedLayer
+from jaxlm.attention.layer_view import LayerView
 from jaxlm.attention.mask import AttentionMask
 from jaxlm.caches.kind import KVCache
 from jaxlm.caches.rows import padding_last
@@ -50,7 +50,7 @@ class Block(nn.Module):
         self,
         x: Float[Array, "B T D"],
         tokens: Tokens,
-        cached: CachedLayer | None,
+        cached: LayerView | None,
         source: Source | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[Array, ...]]:
         """The layer's output and its new keys and values, then those of `source`."""

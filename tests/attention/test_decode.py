@@ -9,7 +9,7 @@ import pytest
 
 from jaxlm.attention import decode
 from jaxlm.attention import mask as masks
-from jaxlm.attention.cached import attend_cached
+from jaxlm.attention.cached import SlotLayer
 from jaxlm.attention.inputs import AttentionInputs, AttentionSpec, CachedLayer
 from jaxlm.sharding.mesh import MeshConfig, make_mesh
 
@@ -41,9 +41,9 @@ def call(T=2, N=4, K=2, H=64, sinks=True):
 
 def check(spec, new, cached, far_keys=None):
     assert decode.unsupported(spec, new, cached) is None
-    found = attend_cached(spec, new, cached, far_keys=far_keys)
+    found = SlotLayer(cached).attend(spec, new, far_keys=far_keys)
     # Keys that are met in some way are not the kernel's.
-    wanted = attend_cached(spec, new, cached, lambda k, _: k, far_keys)
+    wanted = SlotLayer(cached).attend(spec, new, lambda k, _: k, far_keys)
     assert found.dtype == wanted.dtype
     # float32 sums of 130 terms in another order.
     np.testing.assert_allclose(found, wanted, atol=2e-5, rtol=2e-5)
@@ -51,7 +51,7 @@ def check(spec, new, cached, far_keys=None):
 
 def test_it_is_chosen_on_a_tpu_and_agrees_with_the_form_for_every_device(on_tpu):
     new, cached = call()
-    jaxpr = jax.make_jaxpr(lambda *x: attend_cached(SPEC, *x))(new, cached)
+    jaxpr = jax.make_jaxpr(lambda new, kept: SlotLayer(kept).attend(SPEC, new))(new, cached)
     assert "pallas_call" in str(jaxpr)
     check(dataclasses.replace(SPEC, softcap=3.0), new, cached)
 
@@ -97,7 +97,9 @@ REASONS = {
 def test_shapes_for_the_other_form(on_tpu, reason):
     new, cached = call(**REASONS[reason])
     assert decode.unsupported(SPEC, new, cached).startswith(reason)
-    assert "pallas_call" not in str(jax.make_jaxpr(lambda *x: attend_cached(SPEC, *x))(new, cached))
+    assert "pallas_call" not in str(
+        jax.make_jaxpr(lambda new, kept: SlotLayer(kept).attend(SPEC, new))(new, cached)
+    )
 
 
 def test_what_else_is_for_the_other_form(on_tpu):
