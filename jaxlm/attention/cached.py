@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -80,9 +81,9 @@ def attend_materialized(
     p = (p / jnp.where(total == 0, 1.0, total)).astype(parts[0].v.dtype)
     p = p.reshape(B, K, N // K * T, -1)
     ends = itertools.accumulate(part.v.shape[1] for part in parts[:-1])
-    out = sum(
-        _weighted(w, part.v) for w, part in zip(jnp.split(p, list(ends), -1), parts, strict=True)
-    )
+    weights = jnp.split(p, list(ends), -1)
+    sums = [_weighted(w, part.v) for w, part in zip(weights, parts, strict=True)]
+    out = functools.reduce(jnp.add, sums)
     out = out.reshape(B, K, N // K, T, H).transpose(0, 3, 1, 2, 4)
     return out.reshape(B, T, N, H).astype(q.dtype)
 

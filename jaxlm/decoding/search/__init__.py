@@ -1,0 +1,1 @@
+"""Methods that look for probable texts, one file each."""

@@ -1,0 +1,238 @@
+"""Beam search, and diverse beam search: the same in several groups.
+
+Beam search keeps the W most probable texts at each step. Diverse beam search (Vijayakumar et al.,
+arXiv 1610.02424) has G groups that choose one after the other, each pushed away from what the
+groups before it have just chosen; the push stays in a text's score.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxlm.caches.kind import KVCache
+from jaxlm.config import at_least, check, one_of
+from jaxlm.decoding.engine import read
+from jaxlm.decoding.search.diversity import DIVERSITY
+from jaxlm.decoding.search.texts import EARLY_STOPPING, NEVER, Ending, Texts, merged
+from jaxlm.model.transformer import Transformer
+
+
+@dataclasses.dataclass(frozen=True)
+class Beam:
+    """Settings.
+
+    Attributes:
+        num_beams: texts that are kept at each step, of all groups.
+        num_beam_groups: 1: beam search.
+        diversity_penalty: λ, how hard groups push.
+        diversity: "hamming", "cumulative" or "ngram": see `jaxlm.decoding.search.diversity`.
+        length_penalty, early_stopping: when a text, and the search, is over, see `Ending`.
+    """
+
+    num_beams: int = 4
+    num_beam_groups: int = 1
+    diversity_penalty: float = 0.5
+    diversity: str = "hamming"
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+
+    def __post_init__(self):
+        check(
+            "beam",
+            num_beams=at_least(self.num_beams, 1),
+            num_beam_groups=at_least(self.num_beam_groups, 1),
+            diversity_penalty=at_least(self.diversity_penalty, 0),
+            diversity=one_of(self.diversity, *DIVERSITY),
+            length_penalty=at_least(self.length_penalty, -math.inf),
+            early_stopping=one_of(self.early_stopping, *EARLY_STOPPING),
+        )
+        if self.num_beams % self.num_beam_groups:
+            raise ValueError(
+                f"beam: num_beams={self.num_beams}; allowed: a multiple of "
+                f"num_beam_groups={self.num_beam_groups}"
+            )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Rules:
+    """What of the settings is no shape.
+
+    Attributes:
+        diversity: Static.
+    """
+
+    ending: Ending
+    diversity_penalty: Float[Array, ""]
+    diversity: str = dataclasses.field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """A group of beams.
+
+    Attributes:
+        running: texts that go on, best first.
+        finished: the best of those that have ended, best first.
+        open: whether better ones may still come.
+    """
+
+    running: Texts
+    finished: Texts
+    open: Bool[Array, "N"]
+
+    @classmethod
+    def start(cls, N: int, W: int, M: int) -> Group:
+        """One empty text goes on, so that the first tokens are W different ones."""
+        none = Texts.none(N, W, M)
+        running = dataclasses.replace(none, scores=none.scores.at[:, 0].set(0.0))
+        return cls(running, none, jnp.ones(N, bool))
+
+
+def advance(
+    group: Group,
+    log_probs: Float[Array, "N W V"],
+    penalty: Float[Array, "N W V"],
+    length: Int[Array, ""],
+    ending: Ending,
+    stop_tokens: Int[Array, "E"],
+) -> tuple[Group, Int[Array, "N W"]]:
+    """One more token for each text.
+
+    Args:
+        group: whose texts have `length` tokens.
+        log_probs: of the next token of each.
+        penalty: subtracted from them in the score.
+
+    Returns:
+        The group, and which text each one that goes on continues.
+    """
+    N, W, V = log_probs.shape
+    limit = group.running.tokens.shape[2]
+    # As many of them can end at once as there are stop tokens for each text.
+    K = W * max(2, 1 + stop_tokens.shape[0])
+    sums = group.running.scores[..., None] + log_probs - penalty
+    best, index = jax.lax.top_k(sums.reshape(N, W * V), K)
+    parent, token = index // V, (index % V).astype(jnp.int32)
+    texts = group.running.take(parent)
+    texts = Texts(
+        texts.tokens.at[:, :, length].set(token),
+        best,
+        texts.log_probs + jnp.take_along_axis(log_probs.reshape(N, W * V), index, 1),
+        jnp.full((N, K), length + 1),
+    )
+    ends = (token[..., None] == stop_tokens[None, None]).any(-1) | (length + 1 == limit)
+    texts_on = dataclasses.replace(texts, scores=jnp.where(ends, NEVER, best))
+    on = jax.lax.top_k(texts_on.scores, W)[1]
+    running = texts_on.take(on)
+    # What ends in a lower place has been kept only so that W texts can go on.
+    ended = ends & (jnp.arange(K) < W)[None] & group.open[:, None] & texts.there
+    scores = jnp.where(ended, ending.score(best, length + 1), NEVER)
+    finished = merged(group.finished, dataclasses.replace(texts, scores=scores))
+    still = group.open & ending.leaves_open(running, finished, length + 1, limit)
+    return Group(running, finished, still), jnp.take_along_axis(parent, on, 1)
+
+
+def _advance_all(
+    rules: _Rules,
+    groups: tuple[Group, ...],
+    log_probs: Float[Array, "N G W V"],
+    length: Int[Array, ""],
+    stop_tokens: Int[Array, "E"],
+) -> tuple[tuple[Group, ...], Int[Array, "N G W"]]:
+    """`advance` of all groups in turn."""
+    N, _, W, V = log_probs.shape
+    diversity = DIVERSITY[rules.diversity]
+    after: list[Group] = []
+    parents = []
+    for g, group in enumerate(groups):
+        penalty = jnp.zeros((N, W, V))
+        for before, now in zip(groups, after, strict=False):
+            push = diversity(now.running.tokens, group.running.tokens, length, V)
+            penalty += jnp.where(before.open[:, None, None], rules.diversity_penalty * push, 0.0)
+        new, parent = advance(group, log_probs[:, g], penalty, length, rules.ending, stop_tokens)
+        after.append(new)
+        parents.append(parent)
+    return tuple(after), jnp.stack(parents, 1)
+
+
+def beam_search(
+    model: Transformer,
+    params: Any,
+    prompt: tuple[Int[Array, "N T"], Int[Array, "N"]],
+    cache: KVCache,
+    max_new_tokens: int,
+    beam: Beam,
+    stop_tokens: Int[Array, "E"],
+) -> tuple[Texts, ...]:
+    """The best texts of each group, best first; those that are not `there` are none.
+
+    Args:
+        prompt: tokens, padded behind, and true lengths.
+        cache: an empty one of N rows, for prompts and `max_new_tokens` more.
+
+    Raises:
+        ValueError: as many stop tokens as there are tokens.
+    """
+    W = beam.num_beams // beam.num_beam_groups
+    most, V = max(2, 1 + stop_tokens.shape[0]), model.config.vocab_size
+    if most > V:
+        raise ValueError(f"{most - 1} stop tokens; allowed: fewer than vocab_size={V}")
+    early = jnp.asarray(EARLY_STOPPING.index(beam.early_stopping))
+    rules = _Rules(
+        Ending(jnp.asarray(beam.length_penalty, jnp.float32), early),
+        jnp.asarray(beam.diversity_penalty, jnp.float32),
+        beam.diversity,
+    )
+    shape = (beam.num_beam_groups, W, max_new_tokens)
+    return _search(model, params, prompt, cache, shape, rules, stop_tokens)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _search(
+    model: Transformer,
+    params: Any,
+    prompt: tuple[Int[Array, "N T"], Int[Array, "N"]],
+    cache: KVCache,
+    shape: tuple[int, int, int],
+    rules: _Rules,
+    stop_tokens: Int[Array, "E"],
+) -> tuple[Texts, ...]:
+    """`shape`: groups, beams of each, most tokens."""
+    (tokens, lengths), (G, W, limit) = prompt, shape
+    N = tokens.shape[0]
+    hidden, cache = read(model, params, prompt, cache)
+    last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, 1)
+    logits = model.apply({"params": params}, last, method="logits")[:, :, None]
+    first = jnp.broadcast_to(jax.nn.log_softmax(logits), (N, G, W, logits.shape[-1]))
+    groups = tuple(Group.start(N, W, limit) for _ in range(G))
+    groups, _ = _advance_all(rules, groups, first, jnp.zeros((), jnp.int32), stop_tokens)
+    cache = cache.reorder(jnp.repeat(jnp.arange(N), G * W))
+
+    def more(carry: Any) -> Array:
+        groups, length, _ = carry
+        return jnp.stack([group.open for group in groups]).any() & (length < limit)
+
+    def step(carry: Any) -> Any:
+        groups, length, cache = carry
+        newest = jnp.stack([g.running.tokens[:, :, length - 1] for g in groups], 1)
+        at = jnp.repeat(lengths, G * W)[:, None] + length - 1
+        there = jnp.ones_like(at)
+        ids = newest.reshape(-1, 1)
+        logits, kv = model.apply({"params": params}, ids, at, there, cache, method="extend")
+        cache = cache.commit(kv, at, there)
+        log_probs = jax.nn.log_softmax(logits[:, 0]).reshape(N, G, W, -1)
+        groups, parents = _advance_all(rules, groups, log_probs, length, stop_tokens)
+        row = jnp.arange(N * G).reshape(N, G, 1) * W + parents
+        return groups, length + 1, cache.reorder(row.reshape(-1))
+
+    groups, _, _ = jax.lax.while_loop(more, step, (groups, jnp.ones((), jnp.int32), cache))
+    return tuple(group.finished for group in groups)
