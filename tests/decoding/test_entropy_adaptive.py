@@ -1,0 +1,173 @@
+"""Entropy-adaptive decoding: by the formulas, by a replay without caches, and at its extremes."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm import caches
+from jaxlm.decoding import entropy_adaptive as module
+from jaxlm.decoding.entropy_adaptive import EntropyAdaptive, Spoken, generate_adaptive
+from jaxlm.decoding.sampling import Sampling
+from jaxlm.model.parameters import init_params
+from tests.decoding import tiny
+from tests.decoding.test_caches import SETTINGS
+
+PROMPTS = [[5, 70, 9], [3, 3, 8, 120, 77, 6, 1], [40] * 20]
+NEW = 40
+SMALL = tiny.model("alibi")
+LARGE = tiny.model(num_layers=3)
+
+
+@functools.cache
+def models():
+    grown = jax.tree.map(lambda x: 3 * x, init_params(LARGE, 1))
+    return (SMALL, tiny.params("alibi")), (LARGE, grown)
+
+
+def say(settings, prompts=PROMPTS, large=None, stops=(), cache="dense"):
+    small, other = models()
+    sampling = Sampling.make(len(prompts))
+    given = (settings, caches.parse(cache), sampling, stops)
+    return generate_adaptive(small, large or other, prompts, NEW, *given)
+
+
+def replayed(said, row, which):
+    """Greedy tokens and entropies of a full forward of one of the models."""
+    model, params = models()[which]
+    whole = np.zeros((1, 64), np.int32)
+    text = PROMPTS[row] + said.tokens[row]
+    whole[0, : len(text)] = text
+    logits, _ = _forward(model, params, jnp.asarray(whole))
+    behind = logits[0, len(PROMPTS[row]) - 1 : len(text) - 1]
+    p = np.asarray(jax.nn.softmax(behind), np.float64)
+    return np.asarray(behind.argmax(-1)), -(p * np.log2(np.maximum(p, 1e-300))).sum(-1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(model, params, tokens):
+    return model.apply({"params": params}, tokens)
+
+
+def turns(entropy, threshold, window, dwell):
+    """Which model draws each token, by the rule as it is told."""
+    active, since, used = 0, 0, []
+    for t in range(len(entropy)):
+        used.append(active)
+        since += 1
+        mean = np.mean(entropy[max(0, t + 1 - window) : t + 1])
+        if since >= dwell and active != int(mean > threshold):
+            active, since = 1 - active, 0
+    return used
+
+
+@pytest.mark.parametrize(("window", "dwell"), [(1, 1), (5, 3)])
+def test_each_token_is_drawn_by_the_model_that_the_rule_names(window, dwell):
+    threshold = float(np.median(say(EntropyAdaptive(math.inf)).entropy))
+    said = say(EntropyAdaptive(threshold, window, dwell))
+    assert max(said.switches) > 2
+    for row in range(len(PROMPTS)):
+        used, entropy = said.model_used[row], np.array(said.entropy[row])
+        assert used == turns(entropy, threshold, window, dwell)
+        both = [replayed(said, row, which) for which in (0, 1)]
+        tokens, bits = (np.where(np.array(used) == 1, b, a) for a, b in zip(*both, strict=True))
+        assert said.tokens[row] == tokens.tolist()
+        # float32 sums in another order, through softmaxes that tiny's large weights make sharp
+        np.testing.assert_allclose(entropy, bits, atol=1e-3)
+
+
+@pytest.mark.parametrize("cache", SETTINGS)
+def test_a_model_that_hands_over_to_itself_says_what_it_says_alone(cache):
+    """So does a row alone, and one among others."""
+    small, _ = models()
+    alone = say(EntropyAdaptive(math.inf), cache=SETTINGS[cache])
+    assert alone.large_fraction == 0
+    often = say(EntropyAdaptive(1.0, 1, 2), large=small, cache=SETTINGS[cache])
+    assert max(often.switches) > 5
+    assert often.tokens == alone.tokens
+    solo = [say(EntropyAdaptive(1.0, 1, 2), [p], small, cache=SETTINGS[cache]) for p in PROMPTS]
+    assert [s.tokens[0] for s in solo] == alone.tokens
+
+
+def test_the_large_model_alone():
+    said = say(EntropyAdaptive(0.0, start="large"))
+    assert said.large_fraction == 1
+    assert said.tokens[0] == replayed(said, 0, 1)[0].tolist()
+    assert said.cost_ratio == said.cost_ratio_true == 1
+    begun = say(EntropyAdaptive(0.0, min_dwell=4))
+    assert begun.model_used == [[0] * 4 + [1] * (NEW - 4)] * len(PROMPTS)
+
+
+def test_a_row_ends_at_its_stop_token_and_the_others_go_on():
+    free = say(EntropyAdaptive(2.0, 1, 2))
+    stop = free.tokens[0][9]
+    want = [r[: r.index(stop) + 1] if stop in r else r for r in free.tokens]
+    assert say(EntropyAdaptive(2.0, 1, 2), stops=[stop]).tokens == want
+
+
+def test_entropy_in_bits():
+    rows = jnp.array([[0.0, 0, 0, 0], [0, -jnp.inf, -jnp.inf, -jnp.inf], [0, 0, -jnp.inf, 0]])
+    np.testing.assert_allclose(module.entropy_bits(rows), [2, 0, math.log2(3)], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("mean", "active", "dwelt", "want"),
+    [
+        (0.5, 0, 9, (0, 9)),  # sure: the small one goes on
+        (1.5, 0, 9, (1, 0)),  # unsure: the large one takes over
+        (1.0, 0, 9, (0, 9)),  # at the threshold it is the small one's
+        (1.0, 1, 9, (0, 0)),
+        (1.5, 0, 2, (0, 2)),  # too soon
+        (0.5, 1, 2, (1, 2)),
+        (1.5, 0, 3, (1, 0)),  # soon enough
+        (1.5, 1, 3, (1, 3)),
+    ],
+)
+def test_when_a_model_hands_over(mean, active, dwelt, want):
+    row = [jnp.array([x]) for x in (mean, active, dwelt)]
+    got = module.hand_over(*row, jnp.asarray(1.0), jnp.asarray(3))
+    assert tuple(int(x[0]) for x in got) == want
+
+
+def test_costs_by_hand():
+    """3 of 4 tokens by the large model of 10 numbers, the small one has 2."""
+    said = Spoken([[1, 2, 3], [4]], [[0, 1, 1], [1]], [[0.0] * 3, [0.0]], (1, 6), (2, 10))
+    assert said.large_fraction == 0.75
+    assert said.switches == [1, 0]
+    assert said.cost_ratio == 0.75 + 0.25 * 0.2
+    assert said.cost_ratio_true == (2 * (1 + 1) + 10 * (3 + 6)) / (10 * 4)
+
+
+def test_a_threshold_for_a_share_of_the_tokens():
+    small, _ = models()
+    given = (NEW, 0.3, 5, caches.parse("dense"), Sampling.make(len(PROMPTS)))
+    threshold = module.calibrate_threshold(small, PROMPTS, *given)
+    entropy = say(EntropyAdaptive(math.inf)).entropy
+    means = [np.mean(row[max(0, i - 4) : i + 1]) for row in entropy for i in range(len(row))]
+    assert np.mean(np.array(means) > threshold) == pytest.approx(0.3, abs=1 / len(means))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"threshold": -1.0}, "threshold=-1.0; allowed"),
+        ({"threshold": math.nan}, "threshold=nan; allowed"),
+        ({"window": 0}, "window=0; allowed"),
+        ({"min_dwell": 0}, "min_dwell=0; allowed"),
+        ({"start": "largest"}, "start='largest'; allowed: small, large"),
+    ],
+)
+def test_bad_settings_are_told(settings, told):
+    with pytest.raises(ValueError, match=told):
+        EntropyAdaptive(**settings)
+
+
+def test_bad_calls_are_told():
+    other = tiny.model(vocab_size=77)
+    with pytest.raises(ValueError, match="vocab_size=77 of the large model; allowed"):
+        say(EntropyAdaptive(), large=(other, {}))
+    with pytest.raises(ValueError, match="allowed: lists of token ids, none empty"):
+        say(EntropyAdaptive(), prompts=[[1], []])
