@@ -9,7 +9,7 @@ import pytest
 
 import jaxlm
 from jaxlm import caches
-from jaxlm.decoding.search.beam import Beam, Group, _advance_all, _Rules, beam_search
+from jaxlm.decoding.search.beam import Beam, Group, _advance_all, _Rules
 from jaxlm.decoding.search.texts import EARLY_STOPPING, Ending
 from tests.decoding import make_beam_goldens as goldens
 from tests.decoding import tiny
@@ -32,7 +32,7 @@ def search(model, params, tokens, new, beam, stops=NO_STOPS, cache="dense"):
     tokens = jnp.asarray(tokens)
     lengths = jnp.full(len(tokens), tokens.shape[1])
     kept = caches.parse(cache).init(model.config, len(tokens), tokens.shape[1] + new)
-    return beam_search(model, params, (tokens, lengths), kept, new, beam, stops)
+    return beam.search(model, params, (tokens, lengths), kept, new, stops)
 
 
 def said(texts, stops):
@@ -51,7 +51,7 @@ def test_texts_and_scores_are_those_of_transformers(llama, num_beams):
     rules = itertools.product(goldens.EARLY_STOPPING, goldens.LENGTH_PENALTY)
     for early, penalty in rules:
         beam = Beam(num_beams, early_stopping=early, length_penalty=penalty)
-        (texts,) = search(*llama, tokens.astype(np.int32), goldens.NEW_TOKENS, beam, stops)
+        texts = search(*llama, tokens.astype(np.int32), goldens.NEW_TOKENS, beam, stops)
         case = f"{num_beams} {early} {penalty}"
         want, scores = file[f"{case} tokens"], file[f"{case} scores"]
         # float32 sums of up to 16 log-probabilities, in another order
@@ -164,12 +164,12 @@ def test_each_cache_keeps_the_beams_apart(cache):
     """One beam is greedy decoding; of four, each text has the log-probability that it was given."""
     model, params = tiny.model(), tiny.params()
     tokens = jnp.array([[5, 70, 9, 31], [3, 3, 8, 120]])
-    (texts,) = search(model, params, tokens, 12, Beam(4, length_penalty=0.0), cache=SETTINGS[cache])
-    (greedy,) = search(model, params, tokens, 12, Beam(1), cache=SETTINGS[cache])
+    texts = search(model, params, tokens, 12, Beam(4, length_penalty=0.0), cache=SETTINGS[cache])
+    greedy = search(model, params, tokens, 12, Beam(1, length_penalty=0.0), cache=SETTINGS[cache])
     kept = caches.parse(SETTINGS[cache]).init(model.config, 2, 16)
     for row in range(2):
         best = [*map(int, greedy.tokens[row, 0])]
-        assert float(texts.scores[row, 0]) >= float(greedy.log_probs[row, 0]) - 1e-4
+        assert float(texts.scores[row, 0]) >= float(greedy.scores[row, 0]) - 1e-4
         whole = jnp.concatenate([jnp.broadcast_to(tokens[row], (4, 4)), texts.tokens[row]], 1)
         at = jnp.broadcast_to(jnp.arange(16)[None], whole.shape)
         hidden, _ = model.apply(
@@ -178,7 +178,7 @@ def test_each_cache_keeps_the_beams_apart(cache):
         logits = model.apply({"params": params}, hidden, method="logits")
         each = jnp.take_along_axis(jax.nn.log_softmax(logits)[:, 3:-1], whole[:, 4:, None], 2)
         # float32 sums in another order, through softmaxes that tiny's large weights make sharp
-        np.testing.assert_allclose(texts.log_probs[row], each.sum((1, 2)), atol=1e-3)
+        np.testing.assert_allclose(texts.scores[row], each.sum((1, 2)), atol=1e-3)
         assert len(best) == 12
 
 

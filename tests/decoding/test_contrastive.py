@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxlm import caches
-from jaxlm.decoding.search.contrastive import Contrastive, contrastive_search
+from jaxlm.decoding.search.contrastive import Contrastive
 from tests.decoding import tiny
 from tests.decoding.test_caches import SETTINGS
 
@@ -24,8 +24,9 @@ def search(settings, stops=NO_STOPS, cache="dense"):
     lengths = jnp.array([len(p) for p in PROMPTS])
     model, params = tiny.model(), tiny.params()
     kept = caches.parse(cache).init(model.config, len(PROMPTS), width + NEW)
-    found = contrastive_search(model, params, (tokens, lengths), kept, NEW, settings, stops)
-    return [list(map(int, row[:n])) for row, n in zip(*map(np.asarray, found), strict=True)]
+    found = settings.search(model, params, (tokens, lengths), kept, NEW, stops)
+    rows = zip(np.asarray(found.tokens[:, 0]), np.asarray(found.lengths[:, 0]), strict=True)
+    return [row[:n].tolist() for row, n in rows]
 
 
 @functools.partial(jax.jit, static_argnums=0)

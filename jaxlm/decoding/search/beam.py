@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,14 @@ from jaxlm.caches.kind import KVCache
 from jaxlm.config import at_least, check, one_of
 from jaxlm.decoding.engine import read
 from jaxlm.decoding.search.diversity import DIVERSITY
+from jaxlm.decoding.search.method import METHODS, Found, Method
 from jaxlm.decoding.search.texts import EARLY_STOPPING, NEVER, Ending, Texts, merged
 from jaxlm.model.transformer import Transformer
 
 
+@METHODS.register
 @dataclasses.dataclass(frozen=True)
-class Beam:
+class Beam(Method):
     """Settings.
 
     Attributes:
@@ -43,6 +45,8 @@ class Beam:
     length_penalty: float = 1.0
     early_stopping: bool | str = False
 
+    name: ClassVar[str] = "beam"
+
     def __post_init__(self):
         check(
             "beam",
@@ -58,6 +62,45 @@ class Beam:
                 f"beam: num_beams={self.num_beams}; allowed: a multiple of "
                 f"num_beam_groups={self.num_beam_groups}"
             )
+
+    @property
+    def num_texts(self) -> int:
+        """As many as beams."""
+        return self.num_beams
+
+    def search(
+        self,
+        model: Transformer,
+        params: Any,
+        prompt: tuple[Int[Array, "N T"], Int[Array, "N"]],
+        cache: KVCache,
+        max_new_tokens: int,
+        stop_tokens: Int[Array, "E"],
+    ) -> Found:
+        """See `Method`; texts come group by group. Scores are sums of log-probabilities,
+        less penalties, by length.
+
+        Raises:
+            ValueError: as many stop tokens as there are tokens.
+        """
+        if stop_tokens.shape[0] >= model.config.vocab_size:
+            raise ValueError(
+                f"{stop_tokens.shape[0]} stop tokens; allowed: fewer than "
+                f"vocab_size={model.config.vocab_size}"
+            )
+        rules = _Rules(
+            Ending(
+                jnp.asarray(self.length_penalty, jnp.float32),
+                jnp.asarray(EARLY_STOPPING.index(self.early_stopping)),
+            ),
+            jnp.asarray(self.diversity_penalty, jnp.float32),
+            self.diversity,
+        )
+        shape = (self.num_beam_groups, self.num_beams // self.num_beam_groups, max_new_tokens)
+        groups, steps = _search(model, params, prompt, cache, shape, rules, stop_tokens)
+        texts = jax.tree.map(lambda *a: jnp.concatenate(a, 1), *groups)
+        lengths = jnp.where(texts.there, texts.lengths, 0)
+        return Found(texts.tokens, lengths, texts.scores, steps)
 
 
 @jax.tree_util.register_dataclass
@@ -164,38 +207,6 @@ def _advance_all(
     return tuple(after), jnp.stack(parents, 1)
 
 
-def beam_search(
-    model: Transformer,
-    params: Any,
-    prompt: tuple[Int[Array, "N T"], Int[Array, "N"]],
-    cache: KVCache,
-    max_new_tokens: int,
-    beam: Beam,
-    stop_tokens: Int[Array, "E"],
-) -> tuple[Texts, ...]:
-    """The best texts of each group, best first; those that are not `there` are none.
-
-    Args:
-        prompt: tokens, padded behind, and true lengths.
-        cache: an empty one of N rows, for prompts and `max_new_tokens` more.
-
-    Raises:
-        ValueError: as many stop tokens as there are tokens.
-    """
-    W = beam.num_beams // beam.num_beam_groups
-    most, V = max(2, 1 + stop_tokens.shape[0]), model.config.vocab_size
-    if most > V:
-        raise ValueError(f"{most - 1} stop tokens; allowed: fewer than vocab_size={V}")
-    early = jnp.asarray(EARLY_STOPPING.index(beam.early_stopping))
-    rules = _Rules(
-        Ending(jnp.asarray(beam.length_penalty, jnp.float32), early),
-        jnp.asarray(beam.diversity_penalty, jnp.float32),
-        beam.diversity,
-    )
-    shape = (beam.num_beam_groups, W, max_new_tokens)
-    return _search(model, params, prompt, cache, shape, rules, stop_tokens)
-
-
 @functools.partial(jax.jit, static_argnums=(0, 4))
 def _search(
     model: Transformer,
@@ -205,8 +216,11 @@ def _search(
     shape: tuple[int, int, int],
     rules: _Rules,
     stop_tokens: Int[Array, "E"],
-) -> tuple[Texts, ...]:
-    """`shape`: groups, beams of each, most tokens."""
+) -> tuple[tuple[Texts, ...], Int[Array, ""]]:
+    """The finished texts of each group, and calls of the model since the prompts were read.
+
+    `shape`: groups, beams of each, most tokens.
+    """
     (tokens, lengths), (G, W, limit) = prompt, shape
     N = tokens.shape[0]
     hidden, cache = read(model, params, prompt, cache)
@@ -234,5 +248,6 @@ def _search(
         row = jnp.arange(N * G).reshape(N, G, 1) * W + parents
         return groups, length + 1, cache.reorder(row.reshape(-1))
 
-    groups, _, _ = jax.lax.while_loop(more, step, (groups, jnp.ones((), jnp.int32), cache))
-    return tuple(group.finished for group in groups)
+    start = (groups, jnp.ones((), jnp.int32), cache)
+    groups, length, _ = jax.lax.while_loop(more, step, start)
+    return tuple(group.finished for group in groups), length - 1

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +22,13 @@ from jaxlm.caches.kind import KVCache
 from jaxlm.caches.rows import write_rows
 from jaxlm.config import at_least, check
 from jaxlm.decoding.engine import read
+from jaxlm.decoding.search.method import METHODS, Found, Method
 from jaxlm.model.transformer import Transformer
 
 
+@METHODS.register
 @dataclasses.dataclass(frozen=True)
-class Contrastive:
+class Contrastive(Method):
     """Settings.
 
     Attributes:
@@ -37,6 +39,8 @@ class Contrastive:
     penalty_alpha: float = 0.6
     top_k: int = 4
 
+    name: ClassVar[str] = "contrastive"
+
     def __post_init__(self):
         alpha = self.penalty_alpha
         check(
@@ -44,6 +48,32 @@ class Contrastive:
             penalty_alpha=(alpha, 0 <= alpha <= 1 and not math.isnan(alpha), "[0, 1]"),
             top_k=at_least(self.top_k, 1),
         )
+
+    @property
+    def num_texts(self) -> int:
+        """One."""
+        return 1
+
+    def search(
+        self,
+        model: Transformer,
+        params: Any,
+        prompt: tuple[Int[Array, "N T"], Int[Array, "N"]],
+        cache: KVCache,
+        max_new_tokens: int,
+        stop_tokens: Int[Array, "E"],
+    ) -> Found:
+        """See `Method`. Scores are sums of log-probabilities.
+
+        Raises:
+            ValueError: more candidates than there are tokens.
+        """
+        if self.top_k > model.config.vocab_size:
+            raise ValueError(
+                f"contrastive: top_k={self.top_k}; allowed: at most "
+                f"vocab_size={model.config.vocab_size}"
+            )
+        return _search(model, params, prompt, cache, max_new_tokens, self, stop_tokens)
 
 
 @jax.tree_util.register_dataclass
@@ -53,6 +83,8 @@ class _State:
 
     Attributes:
         tokens: drawn so far; `drawn` of each row.
+        score: the sum of their log-probabilities.
+        steps: calls of the model.
         probs, candidates: the most probable next tokens.
         hidden: last hidden states of all tokens, the prompt's first, of length 1.
         lengths: tokens of each row, the prompt included.
@@ -61,6 +93,8 @@ class _State:
 
     tokens: Int[Array, "B M"]
     drawn: Int[Array, "B"]
+    score: Float[Array, "B"]
+    steps: Int[Array, ""]
     done: Bool[Array, "B"]
     probs: Float[Array, "B k"]
     candidates: Int[Array, "B k"]
@@ -84,7 +118,7 @@ def likeness(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4, 5))
-def contrastive_search(
+def _search(
     model: Transformer,
     params: Any,
     prompt: tuple[Int[Array, "B T"], Int[Array, "B"]],
@@ -92,13 +126,7 @@ def contrastive_search(
     max_new_tokens: int,
     settings: Contrastive,
     stop_tokens: Int[Array, "E"],
-) -> tuple[Int[Array, "B M"], Int[Array, "B"]]:
-    """The tokens of each row, a stop token included, and how many they are.
-
-    Args:
-        prompt: tokens, padded behind, and true lengths.
-        cache: an empty one, for prompts and `max_new_tokens` more.
-    """
+) -> Found:
     lengths = prompt[1]
     B = lengths.shape[0]
 
@@ -115,9 +143,11 @@ def contrastive_search(
     room = jnp.pad(_unit(hidden), ((0, 0), (0, max_new_tokens + 1), (0, 0)))
     none = jnp.zeros(B, jnp.int32)
     best = _best(model, params, settings, last)
-    state = _State(tokens, none, none > 0, *best, room, lengths, cache)
-    state = jax.lax.while_loop(lambda s: going(s).any(), step, state)
-    return state.tokens[:, :max_new_tokens], state.drawn
+    score, steps = jnp.zeros(B), jnp.zeros((), jnp.int32)
+    state = _State(tokens, none, score, steps, none > 0, *best, room, lengths, cache)
+    s = jax.lax.while_loop(lambda s: going(s).any(), step, state)
+    texts = s.tokens[:, None, :max_new_tokens]
+    return Found(texts, s.drawn[:, None], s.score[:, None], s.steps)
 
 
 def _best(
@@ -154,6 +184,8 @@ def _step(
     return _State(
         write_rows(s.tokens, jnp.where(going, token, 0)[:, None], s.drawn),
         s.drawn + one,
+        s.score + jnp.where(going, jnp.log(s.probs[rows, chosen]), 0.0),
+        s.steps + 1,
         s.done | (going & (token[:, None] == stop_tokens[None]).any(1)),
         *_best(model, params, settings, hidden[rows, chosen]),
         write_rows(s.hidden, unit[rows, chosen][:, None], s.lengths),
