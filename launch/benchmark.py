@@ -3,11 +3,15 @@
 python -m launch.benchmark train --d_model=256 --num_layers=4 --batch_size=8 --length=512
 python -m launch.benchmark decode --batch_size=1 --peer=transformers --output=decode.json
 python -m launch.benchmark decode --checkpoint=MODEL.gguf --batch_size=1 --peer=transformers
+python -m launch.benchmark decode --methods='greedy,beam(num_beams=4)' --caches='dense,ring(64)'
 
 A peer is measured in a process of its own, one repetition of each in turn, so that a busy machine
 slows both; ratios are medians over the rounds. `--peer_python` names the interpreter of an
 environment that has torch and transformers, where this one has not. Of a checkpoint the peer gets
 the same weights, as `launch.convert` writes them.
+
+With `--methods` or `--caches` there is a table of all of the ones on all of the others: on a
+checkpoint, of prompts from `--text`; on a model of given sizes all weights and texts are random.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import app, flags
 from rich.console import Console
 from rich.table import Table
@@ -33,6 +38,7 @@ from rich.table import Table
 import jaxlm
 from jaxlm.adapters.quantize import quantize_params
 from jaxlm.caches.dense import Dense
+from jaxlm.data.documents import long_windows
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.decoding import engine
 from jaxlm.decoding.sampling import Sampling
@@ -50,7 +56,7 @@ from jaxlm.training.flops import (
 from jaxlm.training.optimizers import make_optimizer
 from jaxlm.training.state import init_state
 from jaxlm.training.step import make_train_step
-from launch import console
+from launch import benchmark_methods, console
 from launch.benchmark_peer import Peer
 
 CHECKPOINT = flags.DEFINE_string(
@@ -86,6 +92,13 @@ QUANTIZE = flags.DEFINE_enum(
     "quantize", None, ["int8", "int4"], "decode: matrices, embedding and head in so many bits."
 )
 ROUNDS = flags.DEFINE_integer("rounds", 8, "Repetitions.", lower_bound=1)
+METHODS = flags.DEFINE_string(
+    "methods", None, "decode: several, with commas: greedy, and jaxlm.decoding.search's."
+)
+CACHES = flags.DEFINE_string("caches", None, "decode: several, with commas, of jaxlm.caches.")
+TEXT = flags.DEFINE_string(
+    "text", "builtin:austen_valid", "decode --methods of a checkpoint: where prompts come from."
+)
 PEER = flags.DEFINE_enum("peer", "", ["", "transformers"], "Measured in turn with us.")
 PEER_PYTHON = flags.DEFINE_string("peer_python", sys.executable, "Interpreter of the peer.")
 OUTPUT = flags.DEFINE_string("output", None, "File of the figures as JSON.")
@@ -178,10 +191,8 @@ def train_work() -> Work:
     return Work(run, {"train": tokens}, model, parameters, flops={"train": flops})
 
 
-def decode_work() -> Work:
-    """Greedy continuation of random prompts to a fixed length: the prompts read, which gives each
-    its first token; the others drawn; and both together.
-    """
+def decoder() -> tuple[Transformer, Any]:
+    """The model that decodes, and its parameters."""
     if CHECKPOINT.value is None:
         model = model_of_sizes()
         params: Any = init_params(model)
@@ -191,6 +202,14 @@ def decode_work() -> Work:
             model = model.with_position_encoding(ENCODING.value)
     if QUANTIZE.value is not None:
         params = quantize_params(params, QUANTIZE.value, tables=True)
+    return model, params
+
+
+def decode_work() -> Work:
+    """Greedy continuation of random prompts to a fixed length: the prompts read, which gives each
+    its first token; the others drawn; and both together.
+    """
+    model, params = decoder()
     rows, new, length = BATCH_SIZE.value, NEW_TOKENS.value, prompt_length()
     shape = (rows, length)
     tokens = jax.random.randint(jax.random.key(1), shape, 0, model.config.vocab_size)
@@ -217,6 +236,31 @@ def decode_work() -> Work:
     counted = {"prefill": rows * length, "decode": rows * (new - 1), "generate": rows * new}
     reads = {"decode": float((new - 1) * (weights + kept))}
     return Work(run, counted, model, count_params(params), bytes=reads)
+
+
+def compare_methods() -> list[benchmark_methods.Decoding]:
+    """All methods on all caches.
+
+    Raises:
+        ValueError: an unknown one, or a flag that has no meaning here.
+    """
+    if PEER.value:
+        raise ValueError(f"peer={PEER.value!r} beside methods and caches; allowed: no peer")
+    model, params = decoder()
+    length = prompt_length()
+    shape = (BATCH_SIZE.value, length + NEW_TOKENS.value)
+    if CHECKPOINT.value is None:
+        drawn = jax.random.randint(jax.random.key(1), shape, 0, model.config.vocab_size)
+        windows = np.asarray(drawn)
+    else:
+        windows = long_windows(TEXT.value, checkpoint()[2], shape[1] - 1, shape[0])
+    names = (
+        benchmark_methods.listed("methods", METHODS.value or benchmark_methods.GREEDY),
+        benchmark_methods.listed("caches", CACHES.value or "dense"),
+    )
+    return benchmark_methods.measure(
+        model, params, windows, length, NEW_TOKENS.value, names, ROUNDS.value
+    )
 
 
 WORK = {"train": train_work, "decode": decode_work}
@@ -295,9 +339,17 @@ def main(argv: list[str]) -> None:
     """Prints a table and, with --output, writes JSON."""
     if argv[1:] not in [["train"], ["decode"]]:
         raise app.UsageError("say what to measure: train or decode")
+    figures: Any
     with console.clear_errors():
-        figures = measure(argv[1])
-    show(figures)
+        if METHODS.value is None and CACHES.value is None:
+            figures = measure(argv[1])
+            show(figures)
+        elif argv[1] == "decode":
+            rows = compare_methods()
+            Console().print(benchmark_methods.as_table(rows))
+            figures = [dataclasses.asdict(row) for row in rows]
+        else:
+            raise ValueError("methods and caches are given; allowed: with decode")
     text = json.dumps(figures, indent=1) + "\n"
     if OUTPUT.value is None:
         print(text, end="")

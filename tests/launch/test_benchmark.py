@@ -1,5 +1,6 @@
 """python -m launch.benchmark, alone and (pytest -m torch) beside transformers on one checkpoint."""
 
+import itertools
 import json
 import re
 import subprocess
@@ -26,6 +27,29 @@ def test_alone(tmp_path, what):
     assert result.returncode == 0, result.stderr
     figures = json.loads(output.read_text())
     assert figures[f"{what}_tokens_per_second"] > 0 and figures["benchmark"] == what
+
+
+def test_methods_on_caches(tmp_path):
+    sizes = ["--d_model=16", "--num_layers=1", "--num_heads=2", "--vocab_size=64"]
+    methods, kinds = ["greedy", "beam(num_beams=2)"], ["dense", "ring(window=4, num_sinks=1)"]
+    output = tmp_path / "table.json"
+    flags = [f"--methods={','.join(methods)}", f"--caches={','.join(kinds)}", f"--output={output}"]
+    result = run("decode", *SIZES, *sizes, *flags)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(output.read_text())
+    pairs = [(row["method"], row["cache"]) for row in rows]
+    assert pairs == list(itertools.product(methods, kinds))
+    plain, ringed, beam, _ = rows
+    assert plain["agreement"] == 1 and plain["loss_change"] == 0 and plain["tokens_per_call"] == 1
+    # Keys and values of 16 float32 numbers, in one layer; of 17 tokens a ring this small keeps all
+    # but those that its slack and window leave out, at most 1 + 4 + 16.
+    assert plain["cache_bytes_per_token"] == ringed["cache_bytes_per_token"] == 2 * 16 * 4
+    assert ringed["loss_change"] != 0
+    assert beam["log_prob"] != plain["log_prob"] and beam["agreement"] < 1
+    result = run("decode", *SIZES, *sizes, "--methods=bean")
+    assert result.returncode == 1
+    told = r"error: method='bean' \(did you mean beam\?\); allowed: .*\n"
+    assert re.fullmatch(told, result.stderr)
 
 
 @pytest.mark.torch
