@@ -8,6 +8,7 @@ import jax
 from jaxtyping import Array, Int
 
 from jaxlm.caches.dense import DenseCache
+from jaxlm.caches.stacks import reorder_rows
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.cross_attention import Source
 
@@ -46,3 +47,7 @@ class CrossedCache:
     def met(self, kv: tuple[Array, ...], segment_ids: Int[Array, "B S"]) -> CrossedCache:
         """With the keys and values of the encoder's output, which come behind the decoder's."""
         return dataclasses.replace(self, source=Source(segment_ids, None, *kv[2:]))
+
+    def reorder(self, rows: Int[Array, "B"]) -> CrossedCache:
+        """Row i becomes what row `rows[i]` was."""
+        return reorder_rows(self, rows)

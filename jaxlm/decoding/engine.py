@@ -15,92 +15,86 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxlm.caches.crossed import CrossedCache
 from jaxlm.caches.kind import KVCache
-from jaxlm.caches.rows import write_rows
 from jaxlm.decoding.acceptance import Accepted, accept
 from jaxlm.decoding.drafters.drafter import Drafter
 from jaxlm.decoding.drafters.plain import PLAIN
 from jaxlm.decoding.sampling import Sampling, sample
+from jaxlm.decoding.state import DecodeState, begin, write
 from jaxlm.decoding.tree import Draft, ancestors
 from jaxlm.model.encoder_decoder import EncoderDecoder
 from jaxlm.model.parameters import Model
 from jaxlm.model.transformer import Transformer
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class DecodeState:
-    """What the loop carries; every buffer is donated from call to call.
-
-    Attributes:
-        tokens: drawn so far, stop tokens included, with room for a last draft that is too long.
-        drawn: how many of them each row has.
-        lengths: tokens of each row, prompt included and the last one too.
-        done: rows that drew a stop token.
-        cache: of all tokens but the last.
-        steps: calls of the model since the prompt was read.
-        limit: most tokens to draw. Static.
-    """
-
-    tokens: Int[Array, "B M"]
-    drawn: Int[Array, "B"]
-    lengths: Int[Array, "B"]
-    done: Bool[Array, "B"]
-    cache: Any
-    steps: Int[Array, ""]
-    limit: int = dataclasses.field(metadata={"static": True})
-
-
-def _write(
-    state: DecodeState, new: Int[Array, "B D"], count: Int[Array, "B"], stops: Int[Array, "E"]
-) -> DecodeState:
-    """Writes down the first `count` of each row's new tokens, up to a stop token or the limit."""
-    at = jnp.arange(new.shape[1])[None]
-    stop = (new[:, :, None] == stops[None, None]).any(-1)
-    before = jnp.cumsum(stop, 1) - stop.astype(jnp.int32)  # stop tokens in front of each
-    left = jnp.minimum(count, state.limit - state.drawn)
-    kept = (at < left[:, None]) & (before == 0) & ~state.done[:, None]
-    count = kept.sum(1, dtype=jnp.int32)
-    return dataclasses.replace(
-        state,
-        tokens=write_rows(state.tokens, jnp.where(kept, new, 0), state.drawn),
-        drawn=state.drawn + count,
-        lengths=state.lengths + count,
-        done=state.done | (stop & kept).any(1),
-    )
-
-
-def _start(lengths: Int[Array, "B"], cache: Any, limit: int, depth: int) -> DecodeState:
-    """Before the first token."""
-    B = lengths.shape[0]
-    tokens = jnp.zeros((B, limit + depth + 1), jnp.int32)
-    none = jnp.zeros(B, jnp.int32)
-    steps = jnp.zeros((), jnp.int32)
-    return DecodeState(tokens, none, lengths, jnp.zeros(B, bool), cache, steps, limit)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 4, 7), donate_argnums=(3,))
+@functools.partial(jax.jit, static_argnums=(0, 4, 7, 8), donate_argnums=(3,))
 def prefill(
     model: Transformer,
     params: Any,
-    prompt: tuple[Int[Array, "B T"], Int[Array, "B"]],
+    prompt: tuple[Int[Array, "P T"], Int[Array, "P"]],
     cache: KVCache,
     max_new_tokens: int,
     sampling: Sampling,
     stop_tokens: Int[Array, "E"],
     drafter: Drafter = PLAIN,
+    logprobs: int | None = None,
 ) -> DecodeState:
-    """Reads prompts = (tokens, true lengths), padded behind, and draws the first token."""
+    """Reads prompts = (tokens, true lengths), padded behind, and draws the first token.
+
+    Args:
+        logprobs: of how many most probable tokens to keep them, beside those drawn; None: of none.
+    """
+    rest = (max_new_tokens, sampling, stop_tokens, drafter.depth, logprobs)
+    return _read_and_begin(model, params, prompt, cache, *rest)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4, 7))
+def prefill_shared(
+    model: Transformer,
+    params: Any,
+    prompt: tuple[Int[Array, "P T"], Int[Array, "P"]],
+    cache: KVCache,
+    max_new_tokens: int,
+    sampling: Sampling,
+    stop_tokens: Int[Array, "E"],
+    logprobs: int | None = None,
+) -> DecodeState:
+    """`prefill` where `sampling` has more rows than there are prompts: as many of them in turn
+    continue each. A cache that fewer rows go into than come out of is not donated.
+    """
+    rest = (max_new_tokens, sampling, stop_tokens, 0, logprobs)
+    return _read_and_begin(model, params, prompt, cache, *rest)
+
+
+def _read_and_begin(
+    model: Transformer,
+    params: Any,
+    prompt: tuple[Int[Array, "P T"], Int[Array, "P"]],
+    cache: KVCache,
+    limit: int,
+    sampling: Sampling,
+    stops: Int[Array, "E"],
+    depth: int,
+    logprobs: int | None,
+) -> DecodeState:
     hidden, cache = read(model, params, prompt, cache)
-    lengths = prompt[1]
-    last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, 1)
-    logits = model.apply({"params": params}, last, method="logits")
-    state = _start(lengths, cache, max_new_tokens, drafter.depth)
-    first = sample(logits[:, 0], sampling, lengths)
-    return _write(state, first[:, None], jnp.ones_like(lengths), stop_tokens)
+    last = jnp.take_along_axis(hidden, prompt[1][:, None, None] - 1, 1)
+    logits = model.apply({"params": params}, last, method="logits")[:, 0]
+    (logits, prompt), cache = _shared((logits, prompt), cache, sampling)
+    return begin(logits, prompt, cache, sampling, stops, limit, depth, logprobs)
+
+
+def _shared(of_prompts: Any, cache: Any, sampling: Sampling) -> tuple[Any, Any]:
+    """The same for each of the rows that continue a prompt."""
+    prompts = of_prompts[0].shape[0]
+    copies = sampling.seed.shape[0] // prompts
+    if copies == 1:
+        return of_prompts, cache
+    rows = jnp.repeat(jnp.arange(prompts), copies)
+    return jax.tree.map(lambda a: a[rows], of_prompts), cache.reorder(rows)
 
 
 def read(
@@ -126,16 +120,19 @@ def read(
     return hidden, cache.commit(kv, positions, segments)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
+@functools.partial(jax.jit, static_argnums=(0, 3, 6))
 def prefill_encoded(
     model: EncoderDecoder,
     params: Any,
-    prompt: tuple[Int[Array, "B S"], Int[Array, "B"]],
+    prompt: tuple[Int[Array, "P S"], Int[Array, "P"]],
     max_new_tokens: int,
     sampling: Sampling,
     stop_tokens: Int[Array, "E"],
+    logprobs: int | None = None,
 ) -> DecodeState:
-    """Encodes inputs = (tokens, true lengths), padded behind, and draws the first token."""
+    """Encodes inputs = (tokens, true lengths), padded behind, and draws the first token; see
+    `prefill`.
+    """
     tokens, lengths = prompt
     positions, segments = _counted(tokens, lengths)
     hidden = model.apply({"params": params}, tokens, segments, positions, method="encode")
@@ -143,9 +140,8 @@ def prefill_encoded(
     start = one[:, None] * model.config.start_token
     cache = CrossedCache.init(model.config.decoder, len(tokens), max_new_tokens)
     logits, cache = model.apply({"params": params}, start, hidden, segments, cache, method="decode")
-    state = _start(one, cache, max_new_tokens, 0)
-    first = sample(logits[:, 0], sampling, one)
-    return _write(state, first[:, None], one, stop_tokens)
+    (logits, text), cache = _shared((logits[:, 0], (start, one)), cache, sampling)
+    return begin(logits, text, cache, sampling, stop_tokens, max_new_tokens, 0, logprobs)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6), donate_argnums=2)
@@ -165,21 +161,21 @@ def decode(
 
     def step(state: DecodeState) -> DecodeState:
         draft = drafter.propose(_last(state), state.lengths)
-        accepted, new, cache = verify(model, params, state, draft, sampling)
+        accepted, new, cache, logits = verify(model, params, state, draft, sampling)
         state = dataclasses.replace(state, cache=cache, steps=state.steps + 1)
-        return _write(state, new, accepted.length, stop_tokens)
+        return write(state, new, accepted.length, stop_tokens, logits)
 
     return jax.lax.while_loop(more, step, state)
 
 
 def verify(
     model: Model, params: Any, state: DecodeState, draft: Draft, sampling: Sampling
-) -> tuple[Accepted, Int[Array, "B D"], Any]:
+) -> tuple[Accepted, Int[Array, "B D"], Any, Float[Array, "B D V"]]:
     """Reads the draft, and commits the part that the model agrees with.
 
     Returns:
         What is accepted; the new tokens, `length` of them; the cache with the root and all of the
-        new ones but the last.
+        new ones but the last; the logits that each new token was drawn from.
     """
     depths, way = ancestors(draft)
     at = state.lengths[:, None] + depths
@@ -190,19 +186,21 @@ def verify(
         {"params": params}, draft.tokens, at - 1, there, state.cache, tree, method="extend"
     )
     B, T, V = logits.shape
-    settings = jax.tree.map(lambda a: jnp.repeat(a, T), sampling)
-    choices = sample(logits.reshape(B * T, V), settings, at.reshape(-1)).reshape(B, T)
+    past = state.history.past_of_nodes(state.drawn, state.lengths, draft, depths, way)
+    nodes = logits.reshape(B * T, V)
+    choices = sample(nodes, sampling.repeat(T), at.reshape(-1), past).reshape(B, T)
     accepted = accept(choices, draft)
     path = accepted.path
     if draft.depth:
         kv = jax.tree.map(lambda a: jnp.take_along_axis(a, path[None, :, :, None, None], 2), kv)
+        logits = jnp.take_along_axis(logits, path[:, :, None], 1)
     order = jnp.arange(path.shape[1])[None]
     kept = (order < accepted.length[:, None]) & going[:, None]
     positions = state.lengths[:, None] - 1 + order
     cache = state.cache.commit(kv, positions, kept.astype(jnp.int32))
     said = jnp.take_along_axis(draft.tokens, jnp.roll(path, -1, axis=1), 1)
     new = jnp.where(order == accepted.length[:, None] - 1, accepted.token[:, None], said)
-    return accepted, new, cache
+    return accepted, new, cache, logits
 
 
 def _last(state: DecodeState) -> Int[Array, "B"]:

@@ -1,18 +1,25 @@
-"""From logits to a token: temperature, top-k, top-p, per row of a batch.
+"""From logits to a token: processors, temperature, truncations, a draw, per row of a batch.
 
 Every setting is an array with one entry a row, so that requests of different settings share one
 compiled program, and each row draws from its own key: its text does not depend on its neighbours.
+Which processors there are is the program's: those that some row of the batch switches on.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+from jaxlm.decoding.processors.batch import SMALLEST, Batch
+from jaxlm.decoding.processors.chain import make_chain, needs_of, of_user
+from jaxlm.decoding.processors.processor import Past
+from jaxlm.decoding.processors.truncation import truncate
 
 
 @jax.tree_util.register_dataclass
@@ -26,84 +33,100 @@ class Sampling:
         top_p: the smallest set of most probable tokens whose mass reaches p; 1: all. Smaller
             numbers than float32's smallest normal one are refused: they would count as 0.
         seed: of the row's random draws.
+        processors: what changes the logits before the temperature, greedy decoding's too.
+        truncations: what cuts more of them after top-k and top-p.
     """
 
     temperature: Float[Array, "B"]
     top_k: Int[Array, "B"]
     top_p: Float[Array, "B"]
     seed: Int[Array, "B"]
+    processors: tuple[Any, ...] = ()
+    truncations: tuple[Any, ...] = ()
 
     @classmethod
     def make(
         cls,
-        batch: int,
+        batch: int | Batch,
         temperature: float | Sequence[float] = 0.0,
         top_k: int | Sequence[int] = 0,
         top_p: float | Sequence[float] = 1.0,
         seed: int | Sequence[int] = 0,
+        copies: int = 1,
+        processors: Sequence[Any] = (),
+        **settings: Any,
     ) -> Sampling:
         """From numbers or one number a row; a single seed gives row i the seed + i.
 
+        Args:
+            batch: how many rows; as a `Batch`, with what settings that name tokens need.
+            copies: rows made of each, one after the other, whose seeds count on.
+            processors: a user's own, (logits [B, V], past) → logits: functions, or callable pytrees
+                whose arrays have rows on the first axis. They come after all others. `past` is a
+                `jaxlm.decoding.processors.processor.Past`.
+            **settings: by Hugging Face's and vLLM's names, for all rows or one a row. Numbers:
+                min_p, typical_p, epsilon_cutoff, eta_cutoff, repetition_penalty,
+                frequency_penalty, presence_penalty, no_repeat_ngram_size, min_new_tokens.
+                Tokens: forced_bos_token_id, forced_eos_token_id; lists of them: allowed_token_ids,
+                suppress_tokens, begin_suppress_tokens, bad_words_ids (lists of those); logit_bias
+                (a dict by token). None: off.
+
         Raises:
-            ValueError: a sequence of another length, or a value out of range.
+            ValueError: a sequence of another length, a value out of range, an unknown setting.
         """
-
-        def rows(name, value, low, high, dtype):
-            x = np.asarray(value, np.float64)
-            if x.ndim and x.shape != (batch,):
-                raise ValueError(f"{name} has {x.size} values; allowed: one, or {batch} (a row)")
-            x = np.broadcast_to(x, (batch,))
-            fine = (x >= low) & (x <= high)
-            if not fine.all():
-                raise ValueError(f"{name}={x[~fine][0]:g}; allowed: [{low:g}, {high:g}]")
-            whole = x.astype(dtype)
-            if np.issubdtype(dtype, np.integer) and (whole != x).any():
-                raise ValueError(f"{name}={x[whole != x][0]:g}; allowed: an integer")
-            return whole
-
-        smallest = float(np.finfo(np.float32).tiny)
-        seeds = rows("seed", seed, 0, 2**31 - 1, np.int64)
-        if np.ndim(seed) == 0:
-            seeds = (seeds + np.arange(batch)) % 2**31
-        return cls(
-            jnp.asarray(rows("temperature", temperature, 0, 1e6, np.float32)),
-            jnp.asarray(rows("top_k", top_k, 0, 2**31 - 1, np.int32)),
-            jnp.asarray(rows("top_p", top_p, smallest, 1, np.float32)),
+        batch = Batch(batch) if isinstance(batch, int) else batch
+        most = 2**31 - 1
+        seeds = batch.numbers("seed", seed, 0, most, np.int64)
+        # -1 is vLLM's "all".
+        k = np.maximum(batch.numbers("top_k", top_k, -1, most, np.int32), 0)
+        before, after = make_chain(batch, settings)
+        made = cls(
+            jnp.asarray(batch.numbers("temperature", temperature, 0, 1e6, np.float32)),
+            jnp.asarray(k),
+            jnp.asarray(batch.numbers("top_p", top_p, SMALLEST, 1, np.float32)),
             jnp.asarray(seeds.astype(np.int32)),
-        )
+            (*before, *of_user(batch, processors)),
+            after,
+        ).repeat(copies)
+        single = np.ndim(seed) == 0
+        on = np.arange(batch.rows * copies) % (batch.rows * copies if single else copies)
+        seeds = (np.repeat(seeds, copies) + on) % 2**31
+        return dataclasses.replace(made, seed=jnp.asarray(seeds.astype(np.int32)))
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """Which arrays of `Past` the processors read."""
+        return frozenset().union(*map(needs_of, (*self.processors, *self.truncations)))
 
-def truncate(
-    logits: Float[Array, "B V"], top_k: Int[Array, "B"], top_p: Float[Array, "B"]
-) -> Float[Array, "B V"]:
-    """Logits outside of top-k, then outside of top-p of what is left, become -inf.
-
-    Hugging Face's order and semantics: the token that crosses the mass p is kept, so at least one
-    always is.
-    """
-    V = logits.shape[-1]
-    ordered = -jnp.sort(-logits, axis=-1)
-    k = jnp.where(top_k == 0, V, jnp.minimum(top_k, V))
-    kth = jnp.take_along_axis(ordered, k[:, None] - 1, axis=-1)
-    ordered = jnp.where(ordered >= kth, ordered, -jnp.inf)
-    probs = jax.nn.softmax(ordered, axis=-1)
-    before = jnp.cumsum(probs, axis=-1) - probs
-    # Rounding can take the mass before a rare token to 1 and past it: p = 1 must cut none.
-    inside = (before < top_p[:, None]) | (top_p[:, None] >= 1)
-    lowest = jnp.min(jnp.where(inside, ordered, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(logits >= jnp.maximum(kth, lowest), logits, -jnp.inf)
+    def repeat(self, times: int) -> Sampling:
+        """Each row as often, one after the other."""
+        return self if times == 1 else jax.tree.map(lambda a: jnp.repeat(a, times, 0), self)
 
 
 def sample(
-    logits: Float[Array, "B V"], sampling: Sampling, positions: Int[Array, "B"]
+    logits: Float[Array, "B V"],
+    sampling: Sampling,
+    positions: Int[Array, "B"],
+    past: Past | None = None,
 ) -> Int[Array, "B"]:
     """One token a row; the draw at a position depends on the row's seed and that position only.
+
+    Where processors leave a row no token at all, it is the most probable one before them.
 
     Args:
         logits: float32.
         sampling: settings of each row.
         positions: of the token to be drawn.
+        past: what processors read.
     """
+    raw = logits
+    for processor in sampling.processors:
+        logits = processor(logits, past)
+    settled = sampling.temperature == 0
+    if sampling.processors:
+        none = (logits == -jnp.inf).all(-1)
+        logits = jnp.where(none[:, None], raw, logits)
+        settled |= none
     greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
     def draw(_):
@@ -112,11 +135,13 @@ def sample(
         warm = jax.lax.cond(  # sorting the vocabulary is dear, and often not asked for
             cut.any(), lambda x: truncate(x, sampling.top_k, sampling.top_p), lambda x: x, warm
         )
+        for truncation in sampling.truncations:
+            warm = truncation(warm, past)
         keys = jax.vmap(lambda s, p: jax.random.fold_in(jax.random.key(s), p))(
             sampling.seed, positions
         )
         noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:]))(keys)
         drawn = jnp.argmax(warm + noise, axis=-1).astype(jnp.int32)
-        return jnp.where(sampling.temperature == 0, greedy, drawn)
+        return jnp.where(settled, greedy, drawn)
 
     return jax.lax.cond((sampling.temperature > 0).any(), draw, lambda _: greedy, None)

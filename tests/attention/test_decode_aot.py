@@ -19,8 +19,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from launch.aot.topology import pod_mesh
 from jaxlm.model.parameters import placed_params
 from jaxlm.caches.dense import DenseCache
-from jaxlm.decoding.engine import DecodeState, decode
+from jaxlm.decoding.engine import decode
+from jaxlm.decoding.history import History
 from jaxlm.decoding.sampling import Sampling
+from jaxlm.decoding.state import DecodeState
 
 mesh = pod_mesh("TOPOLOGY", {"data": 2, "fsdp": 1, "tensor": 2})
 config = jaxlm.ModelConfig(
@@ -41,10 +43,14 @@ def placed(shape, dtype):
 
 state = DecodeState(
     tokens=jnp.zeros((B, M), jnp.int32),
-    count=jnp.asarray(1),
+    drawn=jnp.ones(B, jnp.int32),
     lengths=jnp.ones(B, jnp.int32),
     done=jnp.zeros(B, bool),
     cache=DenseCache.init(config, B, S),
+    steps=jnp.zeros((), jnp.int32),
+    history=History(None, None, None),
+    logprobs=None,
+    limit=M - 1,
 )
 sampling = Sampling.make(B)
 state, sampling = jax.tree.map(lambda a: placed(a.shape, a.dtype), (state, sampling))

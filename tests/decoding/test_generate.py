@@ -11,6 +11,8 @@ import tokenizers
 from jaxlm.data.tokenizers import load_tokenizer
 from jaxlm.decoding import generate as module
 from jaxlm.decoding.generate import generate, stream
+from jaxlm.decoding.request import make_request
+from jaxlm.decoding.stop_strings import cut_at_stop
 from jaxlm.model.parameters import init_params
 from jaxlm.training.compiles import count_compiles
 from tests.data.samples import training_text
@@ -71,10 +73,10 @@ def test_a_row_ends_where_a_stop_string_begins():
     late, early = free[0][25:27], free[1][3:5]
     stop = [late, early, "never said"]
     got = generate(model, params, tiny.TOKENIZER, PROMPTS, max_new_tokens=40, stop=stop)
-    assert got == [module.cut_at_stop(text, stop) for text in free]
+    assert got == [cut_at_stop(text, stop) for text in free]
     assert 0 < len(got[0]) <= 25 and len(got[1]) <= 3
-    assert module.cut_at_stop("abcab", ["ca", "b"]) == "a"
-    assert module.cut_at_stop("abcab", []) == module.cut_at_stop("abcab", ["x"]) == "abcab"
+    assert cut_at_stop("abcab", ["ca", "b"]) == "a"
+    assert cut_at_stop("abcab", []) == cut_at_stop("abcab", ["x"]) == "abcab"
 
 
 def test_a_batch_whose_rows_have_all_stopped_is_drawn_no_further(monkeypatch):
@@ -206,8 +208,8 @@ def test_prompts_and_settings_of_one_shape_compile_once():
 def test_the_cache_is_donated():
     """No second copy of the cache: what goes in does not outlive the call."""
     model, params = tiny.model(), tiny.params()
-    request = module._request(model, tiny.TOKENIZER, ["abc"], 8, {})
-    state = module._start(model, params, request)
+    request = make_request(model, tiny.TOKENIZER, ["abc"], 8, {})
+    state = request.start(model, params)
     (keys,) = state.cache.keys
     stops = jax.numpy.asarray(request.stop_tokens)
     module.decode(model, params, state, jax.numpy.asarray(8), request.sampling, stops)
@@ -255,7 +257,7 @@ def test_an_empty_prompt_needs_a_start_token():
 
 
 def test_states_are_plain_pytrees():
-    request = module._request(tiny.model(), tiny.TOKENIZER, ["abc"], 8, {})
-    state = module._start(tiny.model(), tiny.params(), request)
+    request = make_request(tiny.model(), tiny.TOKENIZER, ["abc"], 8, {})
+    state = request.start(tiny.model(), tiny.params())
     leaves = jax.tree.leaves(state)
-    assert len(leaves) == len(dataclasses.fields(state)) - 2 + len(jax.tree.leaves(state.cache))
+    assert len(leaves) == len(dataclasses.fields(state)) - 4 + len(jax.tree.leaves(state.cache))

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxlm.decoding.sampling import Sampling, sample, truncate
+from jaxlm.decoding.processors.truncation import truncate
+from jaxlm.decoding.sampling import Sampling, sample
 
 
 def kept(logits, top_k, top_p):

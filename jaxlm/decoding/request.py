@@ -1,0 +1,180 @@
+"""A checked batch of prompts: everything that can be wrong is told before anything is compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm import caches
+from jaxlm.caches.kind import CacheKind
+from jaxlm.data.tokenizers import Tokenizer
+from jaxlm.decoding.engine import DecodeState, prefill, prefill_encoded, prefill_shared
+from jaxlm.decoding.processors.batch import Batch
+from jaxlm.decoding.sampling import Sampling
+from jaxlm.model.config import ModelConfig
+from jaxlm.model.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
+from jaxlm.model.parameters import Model
+from jaxlm.sharding.memory import device_memory
+
+# Prompts are padded to the next power of two from here on, so that few programs serve all lengths.
+SMALLEST_BUCKET = 16
+# And the stop tokens to a multiple of this.
+STOP_TOKENS = 8
+NO_TOKEN = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A checked batch of prompts, padded behind, with room for what is drawn.
+
+    Attributes:
+        before: the tokens that each row's text continues; rows of one prompt follow each other.
+        prompt: tokens and true lengths of each prompt.
+        stop_tokens: that end a row; and `NO_TOKEN`.
+        cache: what keeps their keys and values.
+    """
+
+    before: list[list[int]]
+    prompt: tuple[np.ndarray, np.ndarray]
+    max_new_tokens: int
+    sampling: Sampling
+    stop_tokens: np.ndarray
+    cache: CacheKind
+
+    def start(self, model: Model, params: Any, logprobs: int | None = None) -> DecodeState:
+        """Reads the prompts, once each, and draws the first token of each row.
+
+        Args:
+            logprobs: as of `jaxlm.decoding.engine.prefill`.
+        """
+        tokens, lengths = map(jnp.asarray, self.prompt)
+        rest = (self.max_new_tokens, self.sampling, jnp.asarray(self.stop_tokens))
+        if isinstance(model, EncoderDecoder):
+            return prefill_encoded(model, params, (tokens, lengths), *rest, logprobs)
+        capacity = tokens.shape[1] + self.max_new_tokens
+        cache = self.cache.init(model.config, len(lengths), capacity)
+        read = prefill if len(self.before) == len(lengths) else prefill_shared
+        return read(model, params, (tokens, lengths), cache, *rest, logprobs=logprobs)
+
+
+def make_request(
+    model: Model,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str | Sequence[int]],
+    max_new_tokens: int,
+    settings: Mapping[str, Any],
+    cache: str | CacheKind = "dense",
+    stop_token_ids: Sequence[int] = (),
+    copies: int = 1,
+) -> Request:
+    """Checks what `jaxlm.decoding.generate.complete` is given.
+
+    Args:
+        settings: of `Sampling.make`.
+        copies: rows that continue each prompt.
+
+    Raises:
+        ValueError: see there.
+    """
+    if isinstance(prompts, str) or not prompts:
+        raise ValueError(f"prompts={prompts!r}; allowed: a non-empty list of texts or ids")
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens}; allowed: an integer >= 1")
+    encoded = isinstance(model, EncoderDecoder)
+    end = [tokenizer.eos_id] if encoded else []
+    rows = [_ids(model, tokenizer, p, end) for p in prompts]
+    for prompt, row in zip(prompts, rows, strict=True):
+        if not row:
+            raise ValueError(f"prompt={prompt!r} is empty and the tokenizer has no start token")
+    longest = max(len(row) for row in rows)
+    limit = _check_lengths(model.config, longest, max_new_tokens)
+    kind = caches.parse(cache)
+    if encoded and kind.name != "dense":
+        raise ValueError(f"cache={str(kind)!r}; allowed: 'dense' with an encoder–decoder")
+    _check_memory(model, kind, len(rows) * copies, longest, max_new_tokens)
+    stops, size = _stops(tokenizer, stop_token_ids, model), model.config.vocab_size
+    known = tuple(i for i in stops.tolist() if 0 <= i < size)
+    batch = Batch(len(rows), size, known, max_new_tokens)
+    sampling = Sampling.make(batch, copies=copies, **settings)
+    if copies > 1 and not np.asarray(sampling.temperature).all():
+        told = "allowed: above 0, as greedy continuations are all alike"
+        raise ValueError(f"temperature=0 with {copies} of each prompt; {told}")
+    before = [[] if encoded else row for row in rows for _ in range(copies)]
+    return Request(before, _padded(rows, limit), max_new_tokens, sampling, stops, kind)
+
+
+def _padded(rows: list[list[int]], limit: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and lengths of rows that are padded behind to a power of two, or to the limit."""
+    longest = max(len(row) for row in rows)
+    width = max(SMALLEST_BUCKET, 1 << (longest - 1).bit_length())
+    if limit is not None:
+        width = min(width, limit)  # a table of positions has no rows for padding past its end
+    tokens = np.zeros((len(rows), width), np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = row
+    return tokens, np.array([len(row) for row in rows], np.int32)
+
+
+def _stops(tokenizer: Tokenizer, more: Sequence[int], model: Model) -> np.ndarray:
+    """The tokenizer's stop tokens and more, padded."""
+    if len(more):
+        more = Batch(1, model.config.vocab_size).check_ids("stop_token_ids", more)
+    found = sorted({*tokenizer.stop_ids, *more})
+    return np.array(found + [NO_TOKEN] * (-len(found) % STOP_TOKENS), np.int32)
+
+
+def _ids(model: Model, tokenizer: Tokenizer, prompt: Any, end: list[int]) -> list[int]:
+    """A prompt's ids, a text's between the start token and `end`."""
+    if isinstance(prompt, str):
+        start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+        return start + list(tokenizer.encode(prompt)) + end
+    size = model.config.vocab_size
+    if not (isinstance(prompt, Sequence) and all(isinstance(i, int) for i in prompt)):
+        raise ValueError(f"prompt={prompt!r}; allowed: a string or a sequence of token ids")
+    unlike = [i for i in prompt if not 0 <= i < size]
+    if unlike:
+        raise ValueError(f"prompt: token id {unlike[0]}; allowed: 0 to {size - 1}")
+    return list(prompt)
+
+
+def _check_lengths(
+    config: ModelConfig | EncoderDecoderConfig, longest: int, max_new_tokens: int
+) -> int | None:
+    """How many positions a prompt may take; None: any number."""
+    if isinstance(config, ModelConfig):
+        of = {"prompt + max_new_tokens": (longest + max_new_tokens, config.encoding)}
+        limit = config.encoding.max_length
+    else:
+        decoder = config.decoder.encoding
+        of = {
+            "prompt": (longest, config.encoder.encoding),
+            "max_new_tokens": (max_new_tokens, decoder),
+        }
+        limit = config.encoder.encoding.max_length
+    for name, (total, encoding) in of.items():
+        if encoding.max_length is not None and total > encoding.max_length:
+            raise ValueError(
+                f"{name} = {total}; allowed: at most {encoding.max_length} with "
+                f"position_encoding={encoding}"
+            )
+    return limit
+
+
+def _check_memory(
+    model: Model, cache: CacheKind, rows: int, longest: int, max_new_tokens: int
+) -> None:
+    """Raises ValueError where keys and values would take more than all memory that there is."""
+    if isinstance(model, EncoderDecoder):
+        config, capacity = model.config.decoder, max_new_tokens
+    else:
+        config, capacity = model.config, longest + max_new_tokens
+    wanted, there = cache.nbytes_of(config, rows, capacity), device_memory()
+    if there is not None and wanted > there:
+        raise ValueError(
+            f"max_new_tokens={max_new_tokens}; allowed: fewer, as the cache of {rows} × {capacity} "
+            f"tokens would take {wanted:,} bytes, of {there:,} that there are"
+        )
