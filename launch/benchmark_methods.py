@@ -126,7 +126,8 @@ def draw(
     cache = kind.init(model.config, rows, length + new_tokens)
     stops = jnp.asarray(NO_STOPS)
     if method != GREEDY:
-        found = search.parse(method).search(model, params, prompt, cache, new_tokens, stops)
+        given = (model, params, prompt, cache, new_tokens, Sampling.make(rows), stops)
+        found = search.parse(method).search(*given)
         return np.asarray(found.tokens[:, 0]), int(found.steps)
     settings = Sampling.make(rows)
     state = engine.prefill(model, params, prompt, cache, new_tokens, settings, stops)

@@ -9,6 +9,7 @@ import pytest
 
 import jaxlm
 from jaxlm import caches
+from jaxlm.decoding.sampling import Sampling
 from jaxlm.decoding.search.beam import Beam, Group, _advance_all, _Rules
 from jaxlm.decoding.search.texts import EARLY_STOPPING, Ending
 from tests.decoding import make_beam_goldens as goldens
@@ -32,7 +33,9 @@ def search(model, params, tokens, new, beam, stops=NO_STOPS, cache="dense"):
     tokens = jnp.asarray(tokens)
     lengths = jnp.full(len(tokens), tokens.shape[1])
     kept = caches.parse(cache).init(model.config, len(tokens), tokens.shape[1] + new)
-    return beam.search(model, params, (tokens, lengths), kept, new, stops)
+    return beam.search(
+        model, params, (tokens, lengths), kept, new, Sampling.make(len(tokens)), stops
+    )
 
 
 def said(texts, stops):

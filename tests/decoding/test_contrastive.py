@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxlm import caches
+from jaxlm.decoding.sampling import Sampling
 from jaxlm.decoding.search.contrastive import Contrastive
 from tests.decoding import tiny
 from tests.decoding.test_caches import SETTINGS
@@ -24,7 +25,9 @@ def search(settings, stops=NO_STOPS, cache="dense"):
     lengths = jnp.array([len(p) for p in PROMPTS])
     model, params = tiny.model(), tiny.params()
     kept = caches.parse(cache).init(model.config, len(PROMPTS), width + NEW)
-    found = settings.search(model, params, (tokens, lengths), kept, NEW, stops)
+    found = settings.search(
+        model, params, (tokens, lengths), kept, NEW, Sampling.make(len(tokens)), stops
+    )
     rows = zip(np.asarray(found.tokens[:, 0]), np.asarray(found.lengths[:, 0]), strict=True)
     return [row[:n].tolist() for row, n in rows]
 

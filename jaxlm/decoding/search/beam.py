@@ -19,6 +19,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxlm.caches.kind import KVCache
 from jaxlm.config import at_least, check, one_of
 from jaxlm.decoding.engine import read
+from jaxlm.decoding.history import History
+from jaxlm.decoding.sampling import Sampling, process
 from jaxlm.decoding.search.diversity import DIVERSITY
 from jaxlm.decoding.search.method import METHODS, Found, Method
 from jaxlm.decoding.search.texts import EARLY_STOPPING, NEVER, Ending, Texts, merged
@@ -75,6 +77,7 @@ class Beam(Method):
         prompt: tuple[Int[Array, "N T"], Int[Array, "N"]],
         cache: KVCache,
         max_new_tokens: int,
+        sampling: Sampling,
         stop_tokens: Int[Array, "E"],
     ) -> Found:
         """See `Method`; texts come group by group. Scores are sums of log-probabilities,
@@ -97,7 +100,8 @@ class Beam(Method):
             self.diversity,
         )
         shape = (self.num_beam_groups, self.num_beams // self.num_beam_groups, max_new_tokens)
-        groups, steps = _search(model, params, prompt, cache, shape, rules, stop_tokens)
+        given = (model, params, prompt, cache, shape, rules, sampling, stop_tokens)
+        groups, steps = _search(*given)
         texts = jax.tree.map(lambda *a: jnp.concatenate(a, 1), *groups)
         lengths = jnp.where(texts.there, texts.lengths, 0)
         return Found(texts.tokens, lengths, texts.scores, steps)
@@ -215,21 +219,31 @@ def _search(
     cache: KVCache,
     shape: tuple[int, int, int],
     rules: _Rules,
+    sampling: Sampling,
     stop_tokens: Int[Array, "E"],
 ) -> tuple[tuple[Texts, ...], Int[Array, ""]]:
     """The finished texts of each group, and calls of the model since the prompts were read.
 
     `shape`: groups, beams of each, most tokens.
     """
-    (tokens, lengths), (G, W, limit) = prompt, shape
-    N = tokens.shape[0]
+    G, W, limit = shape
+    N, rows = prompt[1].shape[0], jnp.repeat(jnp.arange(prompt[1].shape[0]), G * W)
     hidden, cache = read(model, params, prompt, cache)
-    last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, 1)
-    logits = model.apply({"params": params}, last, method="logits")[:, :, None]
-    first = jnp.broadcast_to(jax.nn.log_softmax(logits), (N, G, W, logits.shape[-1]))
-    groups = tuple(Group.start(N, W, limit) for _ in range(G))
-    groups, _ = _advance_all(rules, groups, first, jnp.zeros((), jnp.int32), stop_tokens)
-    cache = cache.reorder(jnp.repeat(jnp.arange(N), G * W))
+    last = hidden[jnp.arange(N), prompt[1] - 1][:, None]
+    logits = model.apply({"params": params}, last, method="logits")[:, 0]
+    prompts, settings = jax.tree.map(lambda a: a[rows], (prompt, sampling))
+    lengths, vocab = prompts[1], logits.shape[-1]
+    history = History.begin(settings.needs, prompts, vocab, limit)
+
+    def log_probs(logits: Float[Array, "R V"], tokens: Int[Array, "R M"], drawn: Array) -> Array:
+        written = jnp.broadcast_to(jnp.arange(limit)[None] < drawn, tokens.shape)
+        so_far = history.write(tokens, written, lengths)
+        past = so_far.past(jnp.full_like(lengths, drawn), lengths + drawn)
+        processed, _ = process(jax.nn.log_softmax(logits), settings, past)
+        return processed.reshape(N, G, W, vocab)
+
+    def all_tokens(groups: tuple[Group, ...]) -> Int[Array, "R M"]:
+        return jnp.stack([g.running.tokens for g in groups], 1).reshape(N * G * W, limit)
 
     def more(carry: Any) -> Array:
         groups, length, _ = carry
@@ -237,17 +251,20 @@ def _search(
 
     def step(carry: Any) -> Any:
         groups, length, cache = carry
-        newest = jnp.stack([g.running.tokens[:, :, length - 1] for g in groups], 1)
-        at = jnp.repeat(lengths, G * W)[:, None] + length - 1
+        tokens = all_tokens(groups)
+        at = lengths[:, None] + length - 1
         there = jnp.ones_like(at)
-        ids = newest.reshape(-1, 1)
-        logits, kv = model.apply({"params": params}, ids, at, there, cache, method="extend")
+        given = (tokens[:, length - 1][:, None], at, there, cache)
+        logits, kv = model.apply({"params": params}, *given, method="extend")
         cache = cache.commit(kv, at, there)
-        log_probs = jax.nn.log_softmax(logits[:, 0]).reshape(N, G, W, -1)
-        groups, parents = _advance_all(rules, groups, log_probs, length, stop_tokens)
+        scored = log_probs(logits[:, 0], tokens, length)
+        groups, parents = _advance_all(rules, groups, scored, length, stop_tokens)
         row = jnp.arange(N * G).reshape(N, G, 1) * W + parents
         return groups, length + 1, cache.reorder(row.reshape(-1))
 
-    start = (groups, jnp.ones((), jnp.int32), cache)
+    groups, zero = tuple(Group.start(N, W, limit) for _ in range(G)), jnp.zeros((), jnp.int32)
+    scored = log_probs(logits[rows], all_tokens(groups), zero)
+    groups, _ = _advance_all(rules, groups, scored, zero, stop_tokens)
+    start = (groups, zero + 1, cache.reorder(rows))
     groups, length, _ = jax.lax.while_loop(more, step, start)
     return tuple(group.finished for group in groups), length - 1

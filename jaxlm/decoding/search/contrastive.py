@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -22,6 +23,8 @@ from jaxlm.caches.kind import KVCache
 from jaxlm.caches.rows import write_rows
 from jaxlm.config import at_least, check
 from jaxlm.decoding.engine import read
+from jaxlm.decoding.history import History
+from jaxlm.decoding.sampling import Sampling, process
 from jaxlm.decoding.search.method import METHODS, Found, Method
 from jaxlm.model.transformer import Transformer
 
@@ -61,6 +64,7 @@ class Contrastive(Method):
         prompt: tuple[Int[Array, "N T"], Int[Array, "N"]],
         cache: KVCache,
         max_new_tokens: int,
+        sampling: Sampling,
         stop_tokens: Int[Array, "E"],
     ) -> Found:
         """See `Method`. Scores are sums of log-probabilities.
@@ -73,7 +77,8 @@ class Contrastive(Method):
                 f"contrastive: top_k={self.top_k}; allowed: at most "
                 f"vocab_size={model.config.vocab_size}"
             )
-        return _search(model, params, prompt, cache, max_new_tokens, self, stop_tokens)
+        given = (model, params, prompt, cache, max_new_tokens, self, sampling, stop_tokens)
+        return _search(*given)
 
 
 @jax.tree_util.register_dataclass
@@ -88,6 +93,7 @@ class _State:
         probs, candidates: the most probable next tokens.
         hidden: last hidden states of all tokens, the prompt's first, of length 1.
         lengths: tokens of each row, the prompt included.
+        history: what processors read of them.
         cache: of all of them.
     """
 
@@ -100,6 +106,7 @@ class _State:
     candidates: Int[Array, "B k"]
     hidden: Float[Array, "B L D"]
     lengths: Int[Array, "B"]
+    history: History
     cache: KVCache
 
 
@@ -125,6 +132,7 @@ def _search(
     cache: KVCache,
     max_new_tokens: int,
     settings: Contrastive,
+    sampling: Sampling,
     stop_tokens: Int[Array, "E"],
 ) -> Found:
     lengths = prompt[1]
@@ -133,42 +141,40 @@ def _search(
     def going(s: _State) -> Array:
         return ~s.done & (s.drawn < max_new_tokens)
 
+    def best(hidden: Array, history: History, *ends: Array) -> tuple[Array, Array]:
+        logits = model.apply({"params": params}, hidden[:, None], method="logits")[:, 0]
+        logits, _ = process(logits, sampling, history.past(*ends))
+        probs, candidates = jax.lax.top_k(jax.nn.softmax(logits), settings.top_k)
+        return probs, candidates
+
     def step(s: _State) -> _State:
-        return _step(model, params, settings, s, going(s), stop_tokens)
+        hidden, kv = _read_candidates(model, params, s, going(s))
+        unit, alpha = _unit(hidden), settings.penalty_alpha
+        score = (1 - alpha) * s.probs - alpha * likeness(unit, s.hidden, s.lengths)
+        return _chosen(s, going(s), jnp.argmax(score, 1), (hidden, unit, kv), best, stop_tokens)
 
     hidden, cache = read(model, params, prompt, cache)
-    last = hidden[jnp.arange(B), lengths - 1]
     # One place more than is needed: where rows that are done write.
-    tokens = jnp.zeros((B, max_new_tokens + 1), jnp.int32)
-    room = jnp.pad(_unit(hidden), ((0, 0), (0, max_new_tokens + 1), (0, 0)))
+    room = max_new_tokens + 1
+    history = History.begin(sampling.needs, prompt, model.config.vocab_size, room)
     none = jnp.zeros(B, jnp.int32)
-    best = _best(model, params, settings, last)
+    first = best(hidden[jnp.arange(B), lengths - 1], history, none, lengths)
+    tokens, states = (
+        jnp.zeros((B, room), jnp.int32),
+        jnp.pad(_unit(hidden), ((0, 0), (0, room), (0, 0))),
+    )
     score, steps = jnp.zeros(B), jnp.zeros((), jnp.int32)
-    state = _State(tokens, none, score, steps, none > 0, *best, room, lengths, cache)
-    s = jax.lax.while_loop(lambda s: going(s).any(), step, state)
+    begin = (tokens, none, score, steps, none > 0, *first, states, lengths, history, cache)
+    s = jax.lax.while_loop(lambda s: going(s).any(), step, _State(*begin))
     texts = s.tokens[:, None, :max_new_tokens]
     return Found(texts, s.drawn[:, None], s.score[:, None], s.steps)
 
 
-def _best(
-    model: Transformer, params: Any, settings: Contrastive, hidden: Float[Array, "B D"]
-) -> tuple[Float[Array, "B k"], Int[Array, "B k"]]:
-    """The next tokens of greatest probability."""
-    logits = model.apply({"params": params}, hidden[:, None], method="logits")[:, 0]
-    probs, candidates = jax.lax.top_k(jax.nn.softmax(logits), settings.top_k)
-    return probs, candidates
-
-
-def _step(
-    model: Transformer,
-    params: Any,
-    settings: Contrastive,
-    s: _State,
-    going: Bool[Array, "B"],
-    stop_tokens: Int[Array, "E"],
-) -> _State:
-    """One more token for the rows that go on."""
-    (B, k), rows = s.candidates.shape, jnp.arange(s.candidates.shape[0])
+def _read_candidates(
+    model: Transformer, params: Any, s: _State, going: Bool[Array, "B"]
+) -> tuple[Float[Array, "B k D"], tuple[Array, ...]]:
+    """Hidden states, and keys and values, of the next tokens that may be, each alone."""
+    B, k = s.candidates.shape
     at = jnp.broadcast_to(s.lengths[:, None], (B, k))
     there = jnp.broadcast_to(going[:, None], (B, k)).astype(jnp.int32)
     alone = jnp.broadcast_to(jnp.eye(k, dtype=bool)[None], (B, k, k))
@@ -176,19 +182,33 @@ def _step(
     hidden, kv = model.apply(
         {"params": params}, *given, return_kv=True, tree=alone, method="hidden"
     )
-    unit, alpha = _unit(hidden), settings.penalty_alpha
-    score = (1 - alpha) * s.probs - alpha * likeness(unit, s.hidden, s.lengths)
-    chosen = jnp.argmax(score, 1)
-    token, one = s.candidates[rows, chosen], going.astype(jnp.int32)
+    assert kv is not None
+    return hidden, kv
+
+
+def _chosen(
+    s: _State,
+    going: Bool[Array, "B"],
+    chosen: Int[Array, "B"],
+    of_candidates: tuple[Array, Array, tuple[Array, ...]],
+    best: Callable[..., tuple[Array, Array]],
+    stop_tokens: Int[Array, "E"],
+) -> _State:
+    """With one of the candidates as the next token of each row that goes on."""
+    rows, one = jnp.arange(len(chosen)), going.astype(jnp.int32)
+    token = jnp.where(going, s.candidates[rows, chosen], 0)[:, None]
+    hidden, unit, kv = of_candidates
     kv = jax.tree.map(lambda a: a[:, rows, chosen][:, :, None], kv)
+    history = s.history.write(token, going[:, None], s.lengths)
     return _State(
-        write_rows(s.tokens, jnp.where(going, token, 0)[:, None], s.drawn),
+        write_rows(s.tokens, token, s.drawn),
         s.drawn + one,
         s.score + jnp.where(going, jnp.log(s.probs[rows, chosen]), 0.0),
         s.steps + 1,
-        s.done | (going & (token[:, None] == stop_tokens[None]).any(1)),
-        *_best(model, params, settings, hidden[rows, chosen]),
+        s.done | (going & (token == stop_tokens[None]).any(1)),
+        *best(hidden[rows, chosen], history, s.drawn + one, s.lengths + one),
         write_rows(s.hidden, unit[rows, chosen][:, None], s.lengths),
         s.lengths + one,
-        s.cache.commit(kv, at[:, :1], one[:, None]),
+        history,
+        s.cache.commit(kv, s.lengths[:, None], one[:, None]),
     )

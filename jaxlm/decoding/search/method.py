@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 from jaxtyping import Array, Float, Int
 
 from jaxlm.caches.kind import KVCache
+from jaxlm.decoding.sampling import Sampling
 from jaxlm.model.transformer import Transformer
 from jaxlm.registry import Registry, text_of
 
@@ -48,6 +49,7 @@ class Method(abc.ABC):
         prompt: tuple[Int[Array, "N T"], Int[Array, "N"]],
         cache: KVCache,
         max_new_tokens: int,
+        sampling: Sampling,
         stop_tokens: Int[Array, "E"],
     ) -> Found:
         """Continues prompts.
@@ -56,6 +58,7 @@ class Method(abc.ABC):
             prompt: tokens, padded behind, and true lengths.
             cache: an empty one of N rows, for prompts and `max_new_tokens` more.
             max_new_tokens: most tokens of a text, M.
+            sampling: of N rows, whose processors change the logits; nothing is drawn.
             stop_tokens: at which a text ends.
         """
 
