@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.attention.decode import attend_decode, unsupported
 from jaxlm.attention.inputs import AttentionInputs, AttentionSpec, CachedLayer
@@ -47,29 +47,78 @@ class SlotLayer:
             spec = dataclasses.replace(spec, mask=spec.mask & self.mask)
         if near_keys is None and unsupported(spec, new, cached) is None:
             return attend_decode(spec, new, cached, far_keys)
-        # XLA folds the exchange of axes into the products.
-        kept, v = (
-            jax.lax.dynamic_index_in_dim(a, cached.layer, keepdims=False).swapaxes(1, 2)
-            for a in (cached.keys, cached.values)
-        )
-        k = kept if near_keys is None else near_keys(kept, cached.positions)
-        k_far = None if far_keys is None else far_keys(kept, cached.positions)
-        where = {"k_positions": cached.positions, "k_segment_ids": cached.segment_ids}
-        part = dataclasses.replace(new, k=k, v=v, k_far=k_far, tree=None, **where)
-        return attend_materialized(spec, [part, new])
+        part = part_of_slots(spec, new, cached, near_keys, far_keys)
+        return attend_parts(spec, new, [part])
 
 
-def attend_materialized(
-    spec: AttentionSpec, parts: Sequence[AttentionInputs]
-) -> Float[Array, "B T N H"]:
-    """One softmax over parts of the keys, the same queries in all; for every device. Keys and
-    values are read where they lie, nothing is concatenated but scores.
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Some of the keys that queries attend to.
+
+    Attributes:
+        seen: which of them each query sees.
+        scores: attention logits, as `jaxlm.attention.reference.scores`.
+        weighted: Σ p·v over them, from weights of R = G·T rows a kv head.
     """
-    q, sinks = parts[0].q, parts[0].sink_logits
-    B, T, N, H = q.shape
-    K = parts[0].k.shape[2]
-    seen = jnp.concatenate([visible(spec, part) for part in parts], -1)[:, None]
-    s = jnp.concatenate([scores(spec, part) for part in parts], -1)
+
+    seen: Bool[Array, "B T S"]
+    scores: Float[Array, "B N T S"]
+    weighted: Callable[[Float[Array, "B K R S"]], Float[Array, "B K R H"]]
+
+
+def part_of(spec: AttentionSpec, x: AttentionInputs) -> Part:
+    """Keys and values as they are."""
+    return Part(visible(spec, x), scores(spec, x), functools.partial(_weighted, x.v))
+
+
+def part_of_slots(
+    spec: AttentionSpec,
+    new: AttentionInputs,
+    cached: CachedLayer,
+    near_keys: NearKeys | None,
+    far_keys: FarKeys | None,
+) -> Part:
+    """What lies in slots, read where it lies."""
+    # XLA folds the exchange of axes into the products.
+    kept, v = (
+        jax.lax.dynamic_index_in_dim(a, cached.layer, keepdims=False).swapaxes(1, 2)
+        for a in (cached.keys, cached.values)
+    )
+    at, segments = cached.positions, cached.segment_ids
+    return part_of(spec, met(new, kept, v, at, segments, near_keys, far_keys))
+
+
+def met(
+    new: AttentionInputs,
+    kept: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    positions: Int[Array, "B S"],
+    segment_ids: Int[Array, "B S"],
+    near_keys: NearKeys | None = None,
+    far_keys: FarKeys | None = None,
+) -> AttentionInputs:
+    """The queries of `new` with other keys: those that a cache has kept, as they are met."""
+    return dataclasses.replace(
+        new,
+        k=kept if near_keys is None else near_keys(kept, positions),
+        v=v,
+        k_far=None if far_keys is None else far_keys(kept, positions),
+        tree=None,
+        k_positions=positions,
+        k_segment_ids=segment_ids,
+    )
+
+
+def attend_parts(
+    spec: AttentionSpec, new: AttentionInputs, cached: Sequence[Part]
+) -> Float[Array, "B T N H"]:
+    """One softmax over parts of a cache and, after them, the new tokens; for every device. Nothing
+    is concatenated but scores.
+    """
+    parts = [*cached, part_of(spec, new)]
+    (B, T, N, H), K, sinks = new.q.shape, new.k.shape[2], new.sink_logits
+    seen = jnp.concatenate([part.seen for part in parts], -1)[:, None]
+    s = jnp.concatenate([part.scores for part in parts], -1)
     s = jnp.where(seen, s, HIDDEN)
     top = s.max(-1, keepdims=True)
     if sinks is not None:
@@ -78,17 +127,18 @@ def attend_materialized(
     total = p.sum(-1, keepdims=True)
     if sinks is not None:
         total += jnp.exp(sinks[None, :, None, None] - top)
-    p = (p / jnp.where(total == 0, 1.0, total)).astype(parts[0].v.dtype)
+    p = (p / jnp.where(total == 0, 1.0, total)).astype(new.v.dtype)
     p = p.reshape(B, K, N // K * T, -1)
-    ends = itertools.accumulate(part.v.shape[1] for part in parts[:-1])
+    ends = itertools.accumulate(part.seen.shape[-1] for part in parts[:-1])
     weights = jnp.split(p, list(ends), -1)
-    sums = [_weighted(w, part.v) for w, part in zip(weights, parts, strict=True)]
-    out = functools.reduce(jnp.add, sums)
+    out = functools.reduce(
+        jnp.add, (part.weighted(w) for part, w in zip(parts, weights, strict=True))
+    )
     out = out.reshape(B, K, N // K, T, H).transpose(0, 3, 1, 2, 4)
-    return out.reshape(B, T, N, H).astype(q.dtype)
+    return out.reshape(B, T, N, H).astype(new.q.dtype)
 
 
-def _weighted(p: Float[Array, "B K R S"], v: Float[Array, "B S K H"]) -> Float[Array, "B K R H"]:
+def _weighted(v: Float[Array, "B S K H"], p: Float[Array, "B K R S"]) -> Float[Array, "B K R H"]:
     """Σ p·v over the keys. Values come first in what einsum makes of it, and XLA's CPU compiler
     then copies them turned, at ten times the cost of the product.
     """

@@ -35,6 +35,10 @@ class CrossedCache:
         """
         return cls(DenseCache.init(config, batch, capacity))
 
+    @property
+    def appendable(self) -> None:
+        """As the decoder's own."""
+
     def commit(
         self,
         kv: tuple[Array, ...],

@@ -76,6 +76,10 @@ class DenseCache:
     def mask(self) -> None:
         """It keeps all."""
 
+    @property
+    def appendable(self) -> None:
+        """Any number: a token stays as it is."""
+
     def layer(self, index: int | Int[Array, ""]) -> SlotLayer:
         """What a layer attends to: a known layer of any stack, or one in a loop over the first."""
         there = (self.positions, self.segment_ids)

@@ -35,6 +35,13 @@ class KVCache(Protocol):
         """What it keeps for each query; None: all."""
         ...
 
+    @property
+    def appendable(self) -> Int[Array, "B"] | None:
+        """How many tokens may be appended to each row before what is kept changes its form; None:
+        any number. A draft's tokens, which see the cache as it is at the root, go no deeper.
+        """
+        ...
+
     def layer(self, index: int | Int[Array, ""]) -> LayerView:
         """What a layer attends to."""
         ...

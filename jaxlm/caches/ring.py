@@ -96,6 +96,10 @@ class RingCache:
         """What it keeps for each query."""
         return self.kind.mask
 
+    @property
+    def appendable(self) -> None:
+        """Any number: a token stays as it is."""
+
     def layer(self, index: int | Int[Array, ""]) -> SlotLayer:
         """What a layer attends to."""
         stack = of_stack(self.keys, self.values, index)

@@ -44,11 +44,17 @@ def of_stack(
     """The stack that a layer is in, and which of it: a known layer of any, or one in a loop over
     the first.
     """
+    stack, layer = place_of(keys, index)
+    return keys[stack], values[stack], layer
+
+
+def place_of(stacks: tuple[Array, ...], index: int | Int[Array, ""]) -> tuple[int, Int[Array, ""]]:
+    """Which of the stacks a layer is in, and where."""
     stack = 0
     if isinstance(index, int):
-        while index >= (size := keys[stack].shape[0]):
+        while index >= (size := stacks[stack].shape[0]):
             stack, index = stack + 1, index - size
-    return keys[stack], values[stack], jnp.asarray(index)
+    return stack, jnp.asarray(index)
 
 
 def split_stacks(buffers: tuple[Array, ...], new: Array) -> list[Array]:

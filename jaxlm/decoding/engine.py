@@ -178,6 +178,8 @@ def verify(
         new ones but the last; the logits that each new token was drawn from.
     """
     depths, way = ancestors(draft)
+    if (most := state.cache.appendable) is not None:
+        draft = dataclasses.replace(draft, valid=draft.valid & (depths <= most[:, None]))
     at = state.lengths[:, None] + depths
     going = ~state.done & (state.drawn < state.limit)
     there = (draft.valid & going[:, None]).astype(jnp.int32)

@@ -1,0 +1,134 @@
+"""A few new tokens attending to a cache that keeps older ones in fewer bits, and to each other."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxlm.attention.cached import Part, attend_parts, met, part_of_slots
+from jaxlm.attention.inputs import AttentionInputs, AttentionSpec, CachedLayer
+from jaxlm.attention.layer_view import FarKeys, NearKeys
+from jaxlm.attention.mask import AttentionMask
+from jaxlm.attention.reference import scores, visible
+from kernels.kv_quantize.layout import BLOCK, Quantized, rows_of_codes
+from kernels.kv_quantize.reference import dequantize_keys, dequantize_values
+
+# Of a zone, that are numbers at one time; a multiple of the kernels' 128.
+TOKENS = 512
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class QuantizedLayer:
+    """What a zone holds of one layer, as `CachedLayer`; see `kernels.kv_quantize.layout`."""
+
+    keys: Quantized
+    values: Quantized
+    layer: Int[Array, ""]
+    positions: Int[Array, "B S"]
+    segment_ids: Int[Array, "B S"]
+
+    def block_of_keys(self, start: Array, length: int, dtype: Any) -> Float[Array, "B S K H"]:
+        """As numbers; start and length are multiples of 128."""
+        g = self.keys.group
+        affine = self._cut(self.keys.affine, start // g, length // g)
+        return dequantize_keys(self._block(self.keys, start, length, affine), dtype).swapaxes(1, 2)
+
+    def block_of_values(self, start: Array, length: int, dtype: Any) -> Float[Array, "B K S H"]:
+        """As numbers, heads outside of time."""
+        affine = self._cut(self.values.affine, start, length, 4)
+        return dequantize_values(self._block(self.values, start, length, affine), dtype)
+
+    def _block(self, x: Quantized, start: Array, length: int, affine: Array) -> Quantized:
+        first = start // BLOCK * rows_of_codes(BLOCK, x.bits)
+        codes = self._cut(x.codes, first, rows_of_codes(length, x.bits))
+        return dataclasses.replace(x, codes=codes, affine=affine)
+
+    def _cut(self, x: Array, start: Any, length: int, axis: int = 3) -> Array:
+        """Of this layer."""
+        at: list[Any] = [self.layer, 0, 0, 0, 0]
+        at[axis] = start
+        size = [1, *x.shape[1:]]
+        size[axis] = length
+        return jax.lax.dynamic_slice(x, at, size)[0]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ZonedLayer:
+    """A layer of a cache of several precisions: see `jaxlm.attention.layer_view`.
+
+    Attributes:
+        full: tokens as they are.
+        zones: the others.
+        mask: what the cache keeps for each query, whatever still lies there; None: all. Static.
+    """
+
+    full: CachedLayer
+    zones: tuple[QuantizedLayer, ...]
+    mask: AttentionMask | None = dataclasses.field(default=None, metadata={"static": True})
+
+    def attend(
+        self,
+        spec: AttentionSpec,
+        new: AttentionInputs,
+        near_keys: NearKeys | None = None,
+        far_keys: FarKeys | None = None,
+    ) -> Float[Array, "B T N H"]:
+        """Attention of T new queries to [zones ‖ new tokens], in O(T·(S + T)) memory."""
+        if self.mask is not None:
+            spec = dataclasses.replace(spec, mask=spec.mask & self.mask)
+        full = part_of_slots(spec, new, self.full, near_keys, far_keys)
+        rest = [_part(spec, new, zone, near_keys, far_keys) for zone in self.zones]
+        return attend_parts(spec, new, [full, *rest])
+
+
+def _part(
+    spec: AttentionSpec,
+    new: AttentionInputs,
+    zone: QuantizedLayer,
+    near_keys: NearKeys | None,
+    far_keys: FarKeys | None,
+) -> Part:
+    """Codes, which become numbers a block at a time: all of them would be a cache in full."""
+    there = zone.positions, zone.segment_ids
+    S = zone.positions.shape[1]
+
+    def scored(start: Array, length: int) -> Array:
+        at = [jax.lax.dynamic_slice_in_dim(x, start, length, 1) for x in there]
+        k = zone.block_of_keys(start, length, new.k.dtype)
+        v = jnp.zeros_like(k)  # no score needs them
+        return scores(spec, met(new, k, v, at[0], at[1], near_keys, far_keys))
+
+    def weighted(p: Array) -> Array:
+        def added(start: Array, length: int, total: Array) -> Array:
+            v = zone.block_of_values(start, length, new.v.dtype)
+            part = jax.lax.dynamic_slice_in_dim(p, start, length, 3)
+            dims = (((3,), (2,)), ((0, 1), (0, 1)))
+            dots = jax.lax.dot_general(part, v, dims, preferred_element_type=jnp.float32)
+            return total + dots
+
+        zeros = jnp.zeros((*p.shape[:3], new.v.shape[3]), jnp.float32)
+        return _over_blocks(added, S, zeros).astype(p.dtype)
+
+    def placed(start: Array, length: int, all_scores: Array) -> Array:
+        part = scored(start, length)
+        return jax.lax.dynamic_update_slice_in_dim(all_scores, part, start, 3)
+
+    B, T, N = new.q.shape[:3]
+    where = {"k_positions": zone.positions, "k_segment_ids": zone.segment_ids}
+    seen = visible(spec, dataclasses.replace(new, tree=None, **where))
+    return Part(seen, _over_blocks(placed, S, jnp.zeros((B, N, T, S), jnp.float32)), weighted)
+
+
+def _over_blocks(step: Callable[[Array, int, Array], Array], tokens: int, x: Array) -> Array:
+    """step(first token, tokens of a block, what came of the blocks before) over all blocks."""
+    whole, rest = divmod(tokens, TOKENS)
+    if whole:
+        x = jax.lax.fori_loop(0, whole, lambda i, x: step(i * TOKENS, TOKENS, x), x)
+    return step(jnp.asarray(whole * TOKENS), rest, x) if rest else x
