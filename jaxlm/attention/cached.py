@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -47,15 +48,20 @@ class SlotLayer:
         if near_keys is None and unsupported(spec, new, cached) is None:
             return attend_decode(spec, new, cached, far_keys)
         # XLA folds the exchange of axes into the products.
-        kept, v = (
-            jax.lax.dynamic_index_in_dim(a, cached.layer, keepdims=False).swapaxes(1, 2)
-            for a in (cached.keys, cached.values)
-        )
+        kept, v = (_of_layer(a, cached).swapaxes(1, 2) for a in (cached.keys, cached.values))
         k = kept if near_keys is None else near_keys(kept, cached.positions)
         k_far = None if far_keys is None else far_keys(kept, cached.positions)
         where = {"k_positions": cached.positions, "k_segment_ids": cached.segment_ids}
         part = dataclasses.replace(new, k=k, v=v, k_far=k_far, tree=None, **where)
         return attend_materialized(spec, [part, new])
+
+
+def _of_layer(x: Float[Array, "L _ K _ H"], cached: CachedLayer) -> Float[Array, "B K S H"]:
+    """Keys or values of one layer, row by row."""
+    if cached.pages is None:
+        return jax.lax.dynamic_index_in_dim(x, cached.layer, keepdims=False)
+    rows = x[cached.layer, cached.pages].swapaxes(1, 2)
+    return rows.reshape(*rows.shape[:2], -1, rows.shape[-1])
 
 
 def attend_materialized(
@@ -80,9 +86,9 @@ def attend_materialized(
     p = (p / jnp.where(total == 0, 1.0, total)).astype(parts[0].v.dtype)
     p = p.reshape(B, K, N // K * T, -1)
     ends = itertools.accumulate(part.v.shape[1] for part in parts[:-1])
-    out = sum(
-        _weighted(w, part.v) for w, part in zip(jnp.split(p, list(ends), -1), parts, strict=True)
-    )
+    weights = jnp.split(p, list(ends), -1)
+    sums = [_weighted(w, part.v) for w, part in zip(weights, parts, strict=True)]
+    out = functools.reduce(jnp.add, sums)
     out = out.reshape(B, K, N // K, T, H).transpose(0, 3, 1, 2, 4)
     return out.reshape(B, T, N, H).astype(q.dtype)
 
