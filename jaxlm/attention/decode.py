@@ -24,6 +24,7 @@ from kernels.decode_attention import (
     decode_attention,
     merge,
     paged_decode_attention,
+    table_fits,
 )
 
 
@@ -38,6 +39,8 @@ def unsupported(spec: AttentionSpec, new: AttentionInputs, cached: CachedLayer) 
         return f"head_dim={H}"
     if new.q.dtype not in (jnp.bfloat16, jnp.float32):
         return f"dtype={new.q.dtype}"
+    if cached.pages is not None and not table_fits(*cached.pages.shape):
+        return f"a table of {cached.pages.shape} pages, which is larger than scalar memory"
     pattern = window_and_sinks(spec.mask)
     if pattern is None:
         return f"mask={spec.mask}"

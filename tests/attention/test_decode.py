@@ -157,6 +157,10 @@ def test_what_else_is_for_the_other_form(on_tpu):
     assert reason(many, turned) == "76 sinks of 2 tokens, which are more than the cache"
     half = dataclasses.replace(new, q=new.q.astype(jnp.float16))
     assert reason(new=half) == "dtype=float16"
+    paged = dataclasses.replace(call()[1], pages=jnp.zeros((2, 129000), jnp.int32))
+    assert decode.unsupported(SPEC, new, paged) == (
+        "a table of (2, 129000) pages, which is larger than scalar memory"
+    )
     prefix = dataclasses.replace(SPEC, mask=masks.prefix(3))
     assert reason(prefix).startswith("mask=AttentionMask")
 
