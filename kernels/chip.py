@@ -14,6 +14,8 @@ GENERATIONS = {
     "TPU v6e": "v6e",
     "TPU7x": "tpu7x",
 }
+# Of scalars that a kernel may have: every generation has a mebibyte, of which XLA takes a bit.
+SCALAR_BYTES = (1 << 20) - (16 << 10)
 
 
 def target_chip() -> str | None:

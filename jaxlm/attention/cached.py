@@ -80,12 +80,17 @@ def part_of_slots(
 ) -> Part:
     """What lies in slots, read where it lies."""
     # XLA folds the exchange of axes into the products.
-    kept, v = (
-        jax.lax.dynamic_index_in_dim(a, cached.layer, keepdims=False).swapaxes(1, 2)
-        for a in (cached.keys, cached.values)
-    )
+    kept, v = (_of_layer(a, cached).swapaxes(1, 2) for a in (cached.keys, cached.values))
     at, segments = cached.positions, cached.segment_ids
     return part_of(spec, met(new, kept, v, at, segments, near_keys, far_keys))
+
+
+def _of_layer(x: Float[Array, "L _ K _ H"], cached: CachedLayer) -> Float[Array, "B K S H"]:
+    """Keys or values of one layer, row by row."""
+    if cached.pages is None:
+        return jax.lax.dynamic_index_in_dim(x, cached.layer, keepdims=False)
+    rows = x[cached.layer, cached.pages].swapaxes(1, 2)
+    return rows.reshape(*rows.shape[:2], -1, rows.shape[-1])
 
 
 def met(

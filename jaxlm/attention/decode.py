@@ -23,6 +23,8 @@ from kernels.decode_attention import (
     bias_fits,
     decode_attention,
     merge,
+    paged_decode_attention,
+    table_fits,
 )
 
 
@@ -37,6 +39,8 @@ def unsupported(spec: AttentionSpec, new: AttentionInputs, cached: CachedLayer) 
         return f"head_dim={H}"
     if new.q.dtype not in (jnp.bfloat16, jnp.float32):
         return f"dtype={new.q.dtype}"
+    if cached.pages is not None and not table_fits(*cached.pages.shape):
+        return f"a table of {cached.pages.shape} pages, which is larger than scalar memory"
     pattern = window_and_sinks(spec.mask)
     if pattern is None:
         return f"mask={spec.mask}"
@@ -55,7 +59,7 @@ def _unmet_ceiling(
     """The kernel meets all keys alike: at the ceiling may be no more than a few sinks."""
     if window is None or spec.ceiling is None or spec.ceiling < window:
         return f"ceiling={spec.ceiling} with window={window}"
-    if T * num_sinks > cached.keys.shape[3]:
+    if T * num_sinks > cached.positions.shape[1]:
         return f"{num_sinks} sinks of {T} tokens, which are more than the cache"
     return None
 
@@ -83,7 +87,8 @@ def attend_decode(
 ) -> Float[Array, "B T N H"]:
     """`SlotLayer.attend` by the kernel of `kernels.decode_attention`, for what it does.
 
-    On a mesh set by `jax.set_mesh`, each device attends for its rows and its heads.
+    On a mesh set by `jax.set_mesh`, each device attends for its rows and its heads; of a pool of
+    pages it has its heads of all pages, since any row may hold any of them.
     """
     pattern = window_and_sinks(spec.mask)
     assert pattern is not None
@@ -96,15 +101,15 @@ def attend_decode(
         num_sinks = 0
     scoring = Scoring(spec.scale, spec.softcap, window, num_sinks)
     array, row = ("batch", "kv_heads"), ("batch",)
-    cache = (None, *array)
+    cache = (None, *array) if cached.pages is None else (None, None, "kv_heads")
     run = on_mesh(
         functools.partial(_attend_layer, spec, scoring),
-        {"batch": cached.keys.shape[1], "kv_heads": cached.keys.shape[2]},
-        [array, cache, cache, (), row, row, row, row, ("kv_heads",)],
+        {"batch": cached.positions.shape[0], "kv_heads": cached.keys.shape[2]},
+        [array, cache, cache, (), row, row, row, row, row, ("kv_heads",)],
         [array, array],
     )
     out, lse = run(
-        *(new.q.swapaxes(1, 2), cached.keys, cached.values, cached.layer),
+        *(new.q.swapaxes(1, 2), cached.keys, cached.values, cached.layer, cached.pages),
         *(new.q_positions, cached.positions, new.q_segment_ids, cached.segment_ids),
         new.head_parameters,
     )
@@ -115,9 +120,10 @@ def _attend_layer(
     spec: AttentionSpec,
     scoring: Scoring,
     q: Float[Array, "B N T H"],
-    keys: Float[Array, "L B K S H"],
-    values: Float[Array, "L B K S H"],
+    keys: Float[Array, "L _ K _ H"],
+    values: Float[Array, "L _ K _ H"],
     layer: Int[Array, ""],
+    pages: Int[Array, "B _"] | None,
     q_positions: Int[Array, "B T"],
     k_positions: Int[Array, "B S"],
     q_segment_ids: Int[Array, "B T"],
@@ -125,20 +131,18 @@ def _attend_layer(
     head_parameters: Any,
 ) -> tuple[Float[Array, "B N T H"], Float[Array, "B N T"]]:
     """One device's rows and heads."""
-    L, B, K, S, H = keys.shape
+    B, S = k_positions.shape
     bias = None
     if spec.score is not None:
         zeros = jnp.zeros((*q.shape[:3], S), jnp.float32)
         bias = with_position(spec, head_parameters, zeros, q_positions, k_positions)
     # What lies behind the last token is not fetched.
     lengths = jnp.where(k_segment_ids != 0, jnp.arange(1, S + 1)[None], 0).max(1)
-    return decode_attention(
-        q,
-        keys.reshape(L * B, K, S, H),
-        values.reshape(L * B, K, S, H),
-        scoring,
-        Queries(q_positions, q_segment_ids),
-        Slots(k_positions, k_segment_ids, lengths, bias),
-        k_rows=layer * B + jnp.arange(B),
-        chip=target_chip(),
-    )
+    queries = Queries(q_positions, q_segment_ids)
+    slots = Slots(k_positions, k_segment_ids, lengths, bias)
+    first, chip = layer * keys.shape[1], target_chip()
+    k, v = (x.reshape(-1, *x.shape[2:]) for x in (keys, values))
+    if pages is not None:
+        return paged_decode_attention(q, k, v, first + pages, scoring, queries, slots, chip=chip)
+    rows = first + jnp.arange(B)
+    return decode_attention(q, k, v, scoring, queries, slots, k_rows=rows, chip=chip)

@@ -39,14 +39,15 @@ def attend_far_sinks(
     """
     B, T, N, H = new.q.shape
     row, heads = ("batch",), ("batch", "kv_heads")
+    cache = (None, *heads) if cached.pages is None else (None, None, "kv_heads")
     gather = on_mesh(
         _gather,
         {"batch": B, "kv_heads": new.k.shape[2]},
-        [(None, *heads), (None, *heads), (), row],
+        [cache, cache, (), row, row],
         [heads] * 2,
     )
     slots, held = _slots(new, cached, num_sinks)
-    gathered = gather(cached.keys, cached.values, cached.layer, slots.reshape(B, -1))
+    gathered = gather(cached.keys, cached.values, cached.layer, cached.pages, slots.reshape(B, -1))
     k, v = (a.swapaxes(1, 2) for a in gathered)
     positions = jnp.broadcast_to(jnp.arange(num_sinks)[None, None], (B, T, num_sinks))
     far = held & (new.q_positions[..., None] - positions >= window)
@@ -89,14 +90,20 @@ def _slots(
 
 
 def _gather(
-    keys: Float[Array, "L B K S H"],
-    values: Float[Array, "L B K S H"],
+    keys: Float[Array, "L _ K _ H"],
+    values: Float[Array, "L _ K _ H"],
     layer: Int[Array, ""],
+    pages: Int[Array, "B _"] | None,
     slots: Int[Array, "B n"],
 ) -> tuple[Float[Array, "B K n H"], Float[Array, "B K n H"]]:
     """One device's rows and heads. A head's key alone is one stretch of memory: gathered by all
     heads, the whole cache would be copied into another order first.
     """
-    row, head = jnp.arange(keys.shape[1]), jnp.arange(keys.shape[2])
-    at = layer, row[:, None, None], head[None, :, None], slots[:, None]
+    if pages is None:
+        row = jnp.arange(keys.shape[1])[:, None]
+    else:
+        page = keys.shape[3]
+        row, slots = jnp.take_along_axis(pages, slots // page, 1), slots % page
+    head = jnp.arange(keys.shape[2])
+    at = layer, row[:, None], head[None, :, None], slots[:, None]
     return keys[at], values[at]

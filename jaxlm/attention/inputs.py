@@ -90,6 +90,8 @@ class AttentionInputs:
 class CachedLayer:
     """What a KV cache holds of one layer. L layers, B batch, K kv heads, S slots, H head dim.
 
+    Keys and values are [L, B, K, S, H], or with `pages` a pool [L, P, K, page, H] that rows share.
+
     All layers come with it: a kernel then reads its own where it lies, while a layer that is cut
     out must be copied for it.
 
@@ -98,10 +100,12 @@ class CachedLayer:
         layer: which one.
         positions: of the token in each slot.
         segment_ids: 0 where a slot is empty or holds padding.
+        pages: slot s of row b is in page `pages[b, s // page]` of the pool; None: in row b.
     """
 
-    keys: Float[Array, "L B K S H"]
-    values: Float[Array, "L B K S H"]
+    keys: Float[Array, "L _ K _ H"]
+    values: Float[Array, "L _ K _ H"]
     layer: Int[Array, ""]
     positions: Int[Array, "B S"]
     segment_ids: Int[Array, "B S"]
+    pages: Int[Array, "B _"] | None = None

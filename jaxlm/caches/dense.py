@@ -122,8 +122,8 @@ class DenseCache:
             lengths=self.lengths + real.sum(1, dtype=jnp.int32),
         )
 
-    def reorder(self, rows: Int[Array, "B"]) -> DenseCache:
-        """Row i becomes what row `rows[i]` was."""
+    def reorder(self, rows: Int[Array, "R"]) -> DenseCache:
+        """Row i becomes what row `rows[i]` was, of any number of rows."""
         return reorder_rows(self, rows)
 
     @property

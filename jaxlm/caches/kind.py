@@ -59,8 +59,8 @@ class KVCache(Protocol):
         """
         ...
 
-    def reorder(self, rows: Int[Array, "B"]) -> KVCache:
-        """Row i becomes what row `rows[i]` was."""
+    def reorder(self, rows: Int[Array, "R"]) -> KVCache:
+        """Row i becomes what row `rows[i]` was, of any number of rows."""
         ...
 
     @property

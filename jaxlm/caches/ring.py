@@ -134,8 +134,8 @@ class RingCache:
             lengths=self.lengths + there.sum(1, dtype=jnp.int32),
         )
 
-    def reorder(self, rows: Int[Array, "B"]) -> RingCache:
-        """Row i becomes what row `rows[i]` was."""
+    def reorder(self, rows: Int[Array, "R"]) -> RingCache:
+        """Row i becomes what row `rows[i]` was, of any number of rows."""
         return reorder_rows(self, rows)
 
     @property

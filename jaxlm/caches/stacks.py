@@ -63,6 +63,8 @@ def split_stacks(buffers: tuple[Array, ...], new: Array) -> list[Array]:
     return jnp.split(new, list(ends))
 
 
-def reorder_rows(cache: Any, rows: Int[Array, "B"]) -> Any:
-    """Row i becomes what row `rows[i]` was: axis 1 of arrays by layer, 0 of the others."""
+def reorder_rows(cache: Any, rows: Int[Array, "R"]) -> Any:
+    """Row i becomes what row `rows[i]` was, of any number of rows: axis 1 of arrays by layer, 0 of
+    the others.
+    """
     return jax.tree.map(lambda a: a[rows] if a.ndim < 3 else a[:, rows], cache)

@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from kernels.chip import SCALAR_BYTES
 from kernels.decode_attention import inputs
 from kernels.decode_attention.blocks import Cut, chip_or_target, cuts, state_bytes, vmem_bytes
-from kernels.decode_attention.inputs import MOST_TOKENS, bias_fits
+from kernels.decode_attention.inputs import MOST_PARTS, MOST_TOKENS, bias_fits, table_fits
 from kernels.decode_attention.kernel import Layout, call
 from kernels.decode_attention.merge import merge, merge_splits
 from kernels.decode_attention.new_tokens import attend_new
@@ -39,6 +40,7 @@ __all__ = [
     "merge",
     "paged_decode_attention",
     "reference",
+    "table_fits",
 ]
 
 # A copy of 1 MiB takes 1.3 µs on v5e; a grid step, ~0.35 µs beside its work.
@@ -107,7 +109,8 @@ def paged_decode_attention(
             of it.
         page_table: int32 [B, max_pages]: slot s of a sequence lies in page
             `page_table[b, s // page]`.
-            Every entry is a page that exists, also those past the length.
+            Every entry is a page that exists, also those past the length. It fits scalar memory,
+            see `table_fits`: 8 sequences of 32,121 pages, 64 of 3,961.
         slots: max_pages·page of each sequence.
     """
     if k.ndim != 4 or page_table.ndim != 2 or page_table.shape[1] == 0:
@@ -120,6 +123,11 @@ def paged_decode_attention(
     if page % 16 or (LANES % page and page % LANES):
         raise ValueError(
             f"k={k.shape}; allowed: pages of 16, 32, 64 or a multiple of 128 tokens, not {page}"
+        )
+    if not table_fits(*page_table.shape):
+        raise ValueError(
+            f"page_table={page_table.shape}: {inputs.table_bytes(*page_table.shape)} bytes of "
+            f"scalar memory; allowed: at most {SCALAR_BYTES}: fewer sequences a call, longer pages"
         )
     layouts = paged_layouts(k, pages, slots.lengths is not None)
     table = page_table.astype(jnp.int32)
@@ -162,7 +170,7 @@ def paged_layouts(k: jax.Array, pages: int, ragged: bool) -> Iterator[Layout]:
     least = max(1, LANES // page)  # pages of a block of LANES tokens
     for heads in (n for n in range(8, 0, -1) if K % n == 0):
         most = BLOCK_BYTES // (heads * max(H, LANES) * k.dtype.itemsize)
-        parts = max(least, min(8, most // page) // least * least)
+        parts = max(least, min(MOST_PARTS, most // page) // least * least)
         while parts > least:
             yield _pages(pages, page, parts, 1, heads, ragged)
             parts = parts // 2 // least * least or least

@@ -5,9 +5,12 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from kernels.chip import SCALAR_BYTES
 from kernels.decode_attention.scoring import EMPTY, Queries, Slots
+from kernels.decode_attention.softmax import LANES
 
 MOST_TOKENS = 128
+MOST_PARTS = 8  # pages of a block; of the last one some may be missing
 INTEGERS = (jnp.int32, jnp.int16, jnp.int8)
 CACHE_DTYPES = (jnp.bfloat16, jnp.float32, jnp.float8_e4m3fn)
 
@@ -60,6 +63,20 @@ def check_integers(name: str, array: jax.Array, shape: tuple[int, ...]) -> None:
     if array.dtype not in INTEGERS:
         names = ", ".join(jnp.dtype(d).name for d in INTEGERS)
         raise ValueError(f"{name}.dtype={array.dtype}; allowed: {names}")
+
+
+def table_bytes(batch: int, pages: int) -> int:
+    """What scalar memory takes for a table of pages and the lengths: it pads rows to 1, 2, 4 or a
+    multiple of 8, columns to a multiple of 128.
+    """
+    rows = -(-batch // 8) * 8 if batch > 4 else 1 << (batch - 1).bit_length()
+    columns = -(-(pages + MOST_PARTS - 1) // LANES) * LANES
+    return 4 * (rows * columns + -(-batch // LANES) * LANES)
+
+
+def table_fits(batch: int, pages: int) -> bool:
+    """Whether scalar memory holds a table of so many pages of each sequence."""
+    return table_bytes(batch, pages) <= SCALAR_BYTES
 
 
 def bias_fits(num_heads: int, length: int, slot_bytes: int) -> bool:

@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from kernels.chip import SCALAR_BYTES
 from kernels.flash_attention.call import LANES, SUBLANES
 from kernels.flash_attention.fire import Quotient
 from kernels.flash_attention.places import Places
 from kernels.flash_attention.sinks import SinkRows
-
-SCALAR_BYTES = (1 << 20) - (16 << 10)  # every generation has a mebibyte, of which XLA takes a bit
 
 
 class Far(NamedTuple):

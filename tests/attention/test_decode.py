@@ -56,6 +56,41 @@ def test_it_is_chosen_on_a_tpu_and_agrees_with_the_form_for_every_device(on_tpu)
     check(dataclasses.replace(SPEC, softcap=3.0), new, cached)
 
 
+def in_pages(cached, page=16):
+    """The same in pages that lie in any order, of a pool that has some more."""
+    L, B, K, S, H = cached.keys.shape
+    n = -(-S // page)
+    table = np.random.default_rng(0).permutation(B * n + 3)[: B * n].reshape(B, n)
+
+    def pool(x):
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, n * page - S), (0, 0)))
+        x = x.reshape(L, B, K, n, page, H).swapaxes(2, 3)
+        return jnp.zeros((L, B * n + 3, K, page, H), x.dtype).at[:, table].set(x)
+
+    def slots(x):
+        return jnp.pad(x, ((0, 0), (0, n * page - S)))
+
+    rest = slots(cached.positions), slots(cached.segment_ids), jnp.asarray(table, jnp.int32)
+    return CachedLayer(pool(cached.keys), pool(cached.values), cached.layer, *rest)
+
+
+@pytest.mark.parametrize("mask", [masks.causal(), masks.lambda_shaped(40, 3)])
+def test_pages_of_a_pool_are_read_as_slots_of_a_row(on_tpu, mask):
+    new, cached = call(sinks=False)
+    spec = dataclasses.replace(SPEC, mask=mask, ceiling=40)
+    turned = dataclasses.replace(new, q_far=2 * new.q, k_far=new.k) if mask != SPEC.mask else new
+
+    def far_keys(k, at):
+        return k + jnp.cos(at)[..., None, None]
+
+    far = None if turned is new else far_keys
+    check(spec, turned, in_pages(cached), far)
+    met = (lambda k, _: k, far)
+    found, wanted = (SlotLayer(c).attend(spec, turned, *met) for c in (in_pages(cached), cached))
+    # The same terms and some more zeros, in another order.
+    np.testing.assert_allclose(found, wanted, atol=2e-6, rtol=2e-6)
+
+
 def test_window_and_kept_sinks(on_tpu):
     check(dataclasses.replace(SPEC, mask=masks.lambda_shaped(40, 3)), *call(sinks=False))
 
@@ -122,6 +157,10 @@ def test_what_else_is_for_the_other_form(on_tpu):
     assert reason(many, turned) == "76 sinks of 2 tokens, which are more than the cache"
     half = dataclasses.replace(new, q=new.q.astype(jnp.float16))
     assert reason(new=half) == "dtype=float16"
+    paged = dataclasses.replace(call()[1], pages=jnp.zeros((2, 129000), jnp.int32))
+    assert decode.unsupported(SPEC, new, paged) == (
+        "a table of (2, 129000) pages, which is larger than scalar memory"
+    )
     prefix = dataclasses.replace(SPEC, mask=masks.prefix(3))
     assert reason(prefix).startswith("mask=AttentionMask")
 

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 
 from jaxlm import caches
+from jaxlm.attention import mask as masks
+from jaxlm.attention.inputs import AttentionInputs, AttentionSpec
 from jaxlm.decoding.generate import generate
 from tests.decoding import tiny
 
 # As the registry's text forms; sizes at which a text of some 40 tokens goes round.
 SETTINGS = {
     "dense": "dense",
+    "paged": "paged(page=16)",
     "quantized": "quantized(full=16, group=16, num_sinks=1, window=24)",
     "ring": "ring(window=8, num_sinks=2, slack=3)",
     "staircase": "staircase(full=16, steps=((8, 16), (2, None)), group=16, num_sinks=1)",
@@ -64,17 +67,32 @@ def test_how_many_tokens_come_at_a_time_changes_nothing(cache, parts):
     np.testing.assert_array_equal(cache.lengths, lengths)
 
 
-def test_rows_change_places(kind):
-    model = tiny.model()
-    cache = kind.init(model.config, 3, 8)
-    shape = (model.config.num_layers, 3, 2, model.config.num_kv_heads, model.config.head_dim)
+@pytest.mark.parametrize("rows", [[2, 0, 0], [1], [2, 0, 0, 1, 2]])
+def test_rows_change_places(kind, rows):
+    """And number: as if the same tokens had been written into those rows."""
+    config, rows = tiny.model().config, jnp.array(rows)
+    shape = (config.num_layers, 3, 2, config.num_kv_heads, config.head_dim)
     k, v = jax.random.normal(jax.random.key(0), (2, *shape))
     at = jnp.broadcast_to(jnp.arange(2)[None], (3, 2))
-    rows = jnp.array([2, 0, 0])
-    after = cache.commit((k, v), at, at + 1).reorder(rows)
-    before = cache.commit((k[:, rows], v[:, rows]), at, at + 1)
-    for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True):
+    after = kind.init(config, 3, 8).commit((k, v), at, jnp.ones_like(at)).reorder(rows)
+    written = (k[:, rows], v[:, rows]), at[rows], jnp.ones_like(at[rows])
+    before = kind.init(config, len(rows), 8).commit(*written)
+    np.testing.assert_array_equal(after.lengths, before.lengths)
+    for layer in range(config.num_layers):
+        a, b = (attended(cache.layer(layer), len(rows)) for cache in (after, before))
         np.testing.assert_array_equal(a, b)
+
+
+def attended(layer, batch):
+    """What one token a row at position 2 makes of a layer."""
+    config = tiny.model().config
+    q, k, v = jax.random.normal(
+        jax.random.key(1), (3, 1, 1, config.attention.num_heads, config.head_dim)
+    )
+    q, k, v = (jnp.repeat(x, batch, axis=0) for x in (q, *(x[:, :, ::2] for x in (k, v))))
+    at = jnp.full((batch, 1), 2)
+    spec = AttentionSpec(masks.causal(), scale=1.0)
+    return layer.attend(spec, AttentionInputs(q, k, v, at, at, at // 2, at // 2))
 
 
 def test_bytes_are_known_before_it_is_made(kind):
@@ -91,6 +109,8 @@ def test_bytes_are_known_before_it_is_made(kind):
         ("ring", "window missing"),
         ("ring(window=0)", "window=0; allowed"),
         ("ring(window=8, num_sinks=-1)", "num_sinks=-1; allowed"),
+        ("paged(page=24)", "page=24; allowed"),
+        ("paged(page=16, pages=1)", "pages=1; allowed: at least 5 for a sequence of 66 tokens"),
     ],
 )
 def test_bad_settings_are_told(cache, told):

@@ -246,6 +246,7 @@ def test_no_races(form, monkeypatch):
 
 
 INT = jnp.int32
+MOST_PAGES = 32121  # of eight sequences
 # What is wrong of (sizes, queries, slots, k_rows), and what the error says.
 BAD_CALLS = [
     ({"N": 3}, {}, {}, "allowed: N a multiple of k's K=2"),
@@ -328,6 +329,25 @@ def test_pages_that_make_no_sense_are_refused(page, pool, table, message):
     k, slots = jnp.zeros((pool, 2, page, 128)), Slots(jnp.zeros((2, page), jnp.int32))
     with pytest.raises(ValueError, match=message):
         paged_decode_attention(q, k, k, table, SCORING, queries, slots)
+
+
+def test_a_table_that_scalar_memory_does_not_hold():
+    """The most pages of eight sequences, and one more; `test_pages_compile` has the former."""
+
+    def run(pages):
+        shapes = (8, 1, 1, 128), (9, 1, 16, 128), (8, pages), (8, 1), (8, pages * 16)
+        q, k, *integers = (jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)
+        table, i, j = (jax.ShapeDtypeStruct(x.shape, INT) for x in integers)
+        return jax.eval_shape(
+            lambda q, k, table, i, j: paged_decode_attention(
+                *(q, k, k, table, SCORING, Queries(i), Slots(j)), interpret=INTERPRET
+            ),
+            *(q, k, table, i, j),
+        )
+
+    assert run(MOST_PAGES)[0].shape == (8, 1, 1, 128)
+    with pytest.raises(ValueError, match=r"page_table=\(8, 32122\): 1.* allowed: at most 1032192"):
+        run(MOST_PAGES + 1)
 
 
 @pytest.mark.parametrize("position", [-1, -2, -(2**31)])
@@ -416,8 +436,9 @@ def test_compiles(topology, sizes):
         {**LIKE_8B, "batch": 8, "capacity": 32768, "page": 64},
         {**LIKE_70B, "batch": 1, "capacity": 1 << 20, "page": 128},
         {**LIKE_8B, "batch": 2, "capacity": 8192, "page": 2048, "head_dim": 256, **FLOAT32},
+        {"heads": 1, "head_dim": 128, "batch": 8, "capacity": MOST_PAGES * 16, "page": 16},
     ],
-    ids=["8B_32k", "70B_1M", "long_pages"],
+    ids=["8B_32k", "70B_1M", "long_pages", "most_pages"],
 )
 def test_pages_compile(topology, sizes):
     compiles("kernel_programs_decode:paged_decode", sizes, topology)
