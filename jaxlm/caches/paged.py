@@ -129,6 +129,10 @@ class PagedCache:
     def mask(self) -> None:
         """It keeps all."""
 
+    @property
+    def appendable(self) -> None:
+        """What it keeps never changes its form."""
+
     def layer(self, index: int | Int[Array, ""]) -> PagedLayer:
         """What a layer attends to."""
         stack = of_stack(self.keys, self.values, index)

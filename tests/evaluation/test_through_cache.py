@@ -8,10 +8,10 @@ import pytest
 from jaxlm import caches
 from jaxlm.evaluation.through_cache import losses_through_cache
 from tests.decoding import tiny
-from tests.decoding.test_caches import SETTINGS
+from tests.decoding.test_caches import ROUNDED, SETTINGS
 
 
-@pytest.mark.parametrize("cache", SETTINGS)
+@pytest.mark.parametrize("cache", sorted(set(SETTINGS) - set(ROUNDED)))
 def test_losses_are_those_of_one_forward(cache):
     model, params = tiny.model(), tiny.params()
     tokens = jax.random.randint(jax.random.key(2), (2, 40), 0, model.config.vocab_size)
