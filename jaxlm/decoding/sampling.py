@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.decoding.processors.batch import SMALLEST, Batch
 from jaxlm.decoding.processors.chain import make_chain, needs_of, of_user
@@ -103,6 +103,36 @@ class Sampling:
         return self if times == 1 else jax.tree.map(lambda a: jnp.repeat(a, times, 0), self)
 
 
+def process(
+    logits: Float[Array, "B V"], sampling: Sampling, past: Past | None
+) -> tuple[Float[Array, "B V"], Bool[Array, "B"]]:
+    """Logits after the processors, and which rows need no draw: greedy ones, and those without a
+    token left, whose logits stay as they were.
+    """
+    raw, settled = logits, sampling.temperature == 0
+    for processor in sampling.processors:
+        logits = processor(logits, past)
+    if sampling.processors:
+        none = (logits == -jnp.inf).all(-1)
+        logits = jnp.where(none[:, None], raw, logits)
+        settled |= none
+    return logits, settled
+
+
+def warm_up(
+    logits: Float[Array, "B V"], sampling: Sampling, past: Past | None
+) -> Float[Array, "B V"]:
+    """Processed logits as they are drawn from: after temperature and truncations."""
+    warm = logits / jnp.where(sampling.temperature == 0, 1.0, sampling.temperature)[:, None]
+    cut = (sampling.top_k != 0) | (sampling.top_p < 1)
+    warm = jax.lax.cond(  # sorting the vocabulary is dear, and often not asked for
+        cut.any(), lambda x: truncate(x, sampling.top_k, sampling.top_p), lambda x: x, warm
+    )
+    for truncation in sampling.truncations:
+        warm = truncation(warm, past)
+    return warm
+
+
 def sample(
     logits: Float[Array, "B V"],
     sampling: Sampling,
@@ -119,29 +149,15 @@ def sample(
         positions: of the token to be drawn.
         past: what processors read.
     """
-    raw = logits
-    for processor in sampling.processors:
-        logits = processor(logits, past)
-    settled = sampling.temperature == 0
-    if sampling.processors:
-        none = (logits == -jnp.inf).all(-1)
-        logits = jnp.where(none[:, None], raw, logits)
-        settled |= none
+    logits, settled = process(logits, sampling, past)
     greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
     def draw(_):
-        warm = logits / jnp.where(sampling.temperature == 0, 1.0, sampling.temperature)[:, None]
-        cut = (sampling.top_k != 0) | (sampling.top_p < 1)
-        warm = jax.lax.cond(  # sorting the vocabulary is dear, and often not asked for
-            cut.any(), lambda x: truncate(x, sampling.top_k, sampling.top_p), lambda x: x, warm
-        )
-        for truncation in sampling.truncations:
-            warm = truncation(warm, past)
         keys = jax.vmap(lambda s, p: jax.random.fold_in(jax.random.key(s), p))(
             sampling.seed, positions
         )
         noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:]))(keys)
-        drawn = jnp.argmax(warm + noise, axis=-1).astype(jnp.int32)
+        drawn = jnp.argmax(warm_up(logits, sampling, past) + noise, axis=-1).astype(jnp.int32)
         return jnp.where(settled, greedy, drawn)
 
     return jax.lax.cond((sampling.temperature > 0).any(), draw, lambda _: greedy, None)
