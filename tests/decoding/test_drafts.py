@@ -9,6 +9,8 @@ import pytest
 from jaxlm import caches
 from jaxlm.decoding import engine
 from jaxlm.decoding.drafters.plain import PLAIN
+from jaxlm.decoding.processors import chain
+from jaxlm.decoding.processors.batch import Batch
 from jaxlm.decoding.sampling import Sampling
 from jaxlm.decoding.tree import Draft, ancestors
 from tests.decoding import tiny
@@ -48,7 +50,8 @@ def draw(cache, encoding, settings, drafter=PLAIN, stops=()):
     tokens = jnp.array([p + [0] * (width - len(p)) for p in PROMPTS])
     lengths = jnp.array([len(p) for p in PROMPTS])
     cache = caches.parse(cache).init(model.config, len(PROMPTS), width + NEW + drafter.depth)
-    sampling, stops = Sampling.make(len(PROMPTS), **settings), jnp.array(stops, jnp.int32)
+    batch = Batch(len(PROMPTS), model.config.vocab_size, tuple(stops), NEW)
+    sampling, stops = Sampling.make(batch, **settings), jnp.array(stops, jnp.int32)
     rest = (sampling, stops, drafter)
     state = engine.prefill(model, params, (tokens, lengths), cache, NEW, *rest)
     state = engine.decode(model, params, state, jnp.asarray(NEW), *rest)
@@ -83,6 +86,41 @@ def test_the_same_tokens_in_fewer_steps(cache, encoding, settings):
     assert steps == NEW - 1
     # Of four positions three are foreknown, two at most a step; rows wait for the slower one.
     assert fewer <= steps * 2 / 3
+
+
+# Of every processor one row at least wants something; what is drawn shows it.
+PROCESSED = SAMPLED | {
+    "repetition_penalty": [1.5, 1.0],
+    "frequency_penalty": [0.0, 0.4],
+    "presence_penalty": 0.3,
+    "no_repeat_ngram_size": [2, 1],
+    "min_new_tokens": [20, 5],
+    "logit_bias": {ord(" "): 9.0, ord("e"): 9.0, ord("t"): 8.0, ord("a"): 8.0},
+    "bad_words_ids": [[ord(" ")] * 2, [ord("e"), ord("t")], [ord("a"), ord(" "), ord("e")]],
+    "allowed_token_ids": [list(range(160)), None],
+    "suppress_tokens": [None, list(range(40, 90))],
+    "begin_suppress_tokens": [ord("e")],
+    "forced_bos_token_id": 7,
+    "forced_eos_token_id": [200, None],
+    "min_p": [0.01, 0.0],
+    "typical_p": [0.9, 1.0],
+    "epsilon_cutoff": [0.0, 0.01],
+    "eta_cutoff": [0.001, 0.01],
+}
+
+
+def add_to_last(logits, past):
+    rows = jnp.arange(logits.shape[0])
+    return logits.at[rows, past.tokens[rows, past.lengths - 1] // 2].add(3.0)
+
+
+def test_processors_see_what_a_draft_has_on_its_way():
+    assert set(PROCESSED) >= set(chain.available())
+    settings, stops = PROCESSED | {"processors": [add_to_last]}, [ord("t")]
+    plain, steps = draw("dense", "rope", settings, stops=stops)
+    fast, fewer = draw("dense", "rope", settings, foreknown(plain), stops)
+    same(plain, fast)
+    assert fewer < steps and plain[0][-1] in (200, ord("t"))
 
 
 def test_a_stop_token_within_a_draft_ends_its_row():
