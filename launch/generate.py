@@ -37,6 +37,11 @@ CACHE = flags.DEFINE_string(
     "dense",
     "What keeps keys and values; 'ring(window=1024, num_sinks=4)': no more than so many tokens.",
 )
+METHOD = flags.DEFINE_string(
+    "method",
+    None,
+    "Of search in place of drawing: 'beam(num_beams=4)', contrastive, ….",
+)
 CHAT = flags.DEFINE_bool("chat", False, "Prompts are what a user says to a chat model.")
 SYSTEM = flags.DEFINE_string("system", None, "With --chat: what it is told before.")
 UNROLL = flags.DEFINE_bool(
@@ -81,7 +86,7 @@ def main(argv: list[str]) -> None:
         if ENCODING.value is not None:
             model = model.with_position_encoding(ENCODING.value)
         between = "\n" if answers else ""
-        if STREAM.value and len(PROMPT.value) == 1:
+        if STREAM.value and len(PROMPT.value) == 1 and METHOD.value is None:
             (prompt,) = PROMPT.value
             start = prompt_of(tokenizer, prompt)
             pieces = jaxlm.stream(model, params, tokenizer, start, **settings)
@@ -93,6 +98,7 @@ def main(argv: list[str]) -> None:
             sys.stdout.write("\n")
             return
         prompts = [prompt_of(tokenizer, p) for p in PROMPT.value]
+        settings["method"] = METHOD.value
         texts = jaxlm.generate(model, params, tokenizer, prompts, **settings)
         for prompt, text in zip(PROMPT.value, texts, strict=True):
             print(f"> {prompt}\n{text}\n" if CHAT.value else f"{prompt}{between}{text}\n")

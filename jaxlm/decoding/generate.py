@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.caches.kind import CacheKind
 from jaxlm.config import at_least, check
 from jaxlm.data.tokenizers import Tokenizer
+from jaxlm.decoding import search
 from jaxlm.decoding.completion import Choice, Completion, Scorer, logprobs_of
 from jaxlm.decoding.engine import DecodeState, decode
 from jaxlm.decoding.processors.batch import is_id
 from jaxlm.decoding.request import Request, make_request
+from jaxlm.decoding.search.method import Method
 from jaxlm.decoding.stop_strings import check_stop, cut_at_stop, surely_said
+from jaxlm.model.encoder_decoder import EncoderDecoder
 from jaxlm.model.parameters import Model
 
 # With stop strings the text is looked at after as many more tokens.
@@ -54,6 +58,7 @@ def complete(
     best_of: int | None = None,
     length_penalty: float = 1.0,
     scorer: Scorer | None = None,
+    method: str | Method | None = None,
     **settings: Any,
 ) -> list[Completion]:
     """Continues each prompt, or answers it where the model is an encoder–decoder.
@@ -72,6 +77,8 @@ def complete(
             seeds count on. More than one need a temperature above 0.
         best_of: how many to draw of each prompt, of which the n best are given.
         length_penalty, scorer: what makes them better; see `Choice`.
+        method: of search in place of drawing, such as "beam(num_beams=8)"; see
+            `jaxlm.decoding.search`. The n best are given, with what the method ranks by as score.
         **settings: temperature (0: greedy), top_k, top_p, seed — a number, or one for each prompt —
             and many more, all in `jaxlm.decoding.sampling.Sampling.make`.
 
@@ -84,15 +91,62 @@ def complete(
     choice = Choice(n, best_of, length_penalty, scorer)
     _check_logprobs(logprobs, model.config.vocab_size)
     given = (model, tokenizer, prompts, max_new_tokens, settings, cache, stop_token_ids)
+    if method is not None:
+        unused = {"best_of": best_of, "logprobs": logprobs, "scorer": scorer}
+        return _found(params, stop, search.parse(method), n, unused, given)
     r = make_request(*given, choice.drawn)
     kept = 0 if logprobs is None and choice.by_score else logprobs
     state = _run(model, params, tokenizer, r, r.start(model, params, kept), stop)
     found = _completions(tokenizer, r, state, stop)
-    if logprobs is None:
-        found = [dataclasses.replace(c, logprobs=None) for c in found]
     size = choice.drawn
     groups = [found[i : i + size] for i in range(0, len(found), size)]
-    return [c for p, group in zip(prompts, groups, strict=True) for c in choice.best(p, group)]
+    chosen = [c for p, group in zip(prompts, groups, strict=True) for c in choice.best(p, group)]
+    return chosen if logprobs is not None else [_without_logprobs(c) for c in chosen]
+
+
+def _without_logprobs(completion: Completion) -> Completion:
+    return dataclasses.replace(completion, logprobs=None)
+
+
+def _found(
+    params: Any,
+    stop: Sequence[str],
+    method: Method,
+    n: int,
+    unused: Mapping[str, Any],
+    given: tuple[Any, ...],
+) -> list[Completion]:
+    """The n best texts of each prompt by a method of search.
+
+    Args:
+        unused: what has no meaning here.
+        given: of `make_request`.
+    """
+    model, tokenizer = given[:2]
+    for name, value in unused.items():
+        if value is not None:
+            raise ValueError(f"{name}={value!r} with method={str(method)!r}; allowed: None")
+    if isinstance(model, EncoderDecoder):
+        raise ValueError(f"method={str(method)!r}; allowed: None with an encoder–decoder")
+    if n > method.num_texts:
+        raise ValueError(f"n={n} with method={str(method)!r}; allowed: up to {method.num_texts}")
+    r = make_request(*given)
+    if np.asarray(r.sampling.temperature).any() or r.sampling.truncations:
+        told = "allowed: no temperature and no truncation, as nothing is drawn"
+        raise ValueError(f"method={str(method)!r}; {told}")
+    tokens, lengths = map(jnp.asarray, r.prompt)
+    cache = r.cache.init(model.config, len(lengths), tokens.shape[1] + r.max_new_tokens)
+    rest = (r.max_new_tokens, r.sampling, jnp.asarray(r.stop_tokens))
+    texts = jax.tree.map(np.asarray, method.search(model, params, (tokens, lengths), cache, *rest))
+    found = []
+    for row, before in enumerate(r.before):
+        scores = np.where(texts.lengths[row] > 0, texts.scores[row], -np.inf)
+        for place in np.argsort(-scores, kind="stable")[:n]:
+            ids = texts.tokens[row, place, : texts.lengths[row, place]].tolist()
+            if ids:
+                one = _completion(tokenizer, r, before, ids, stop)
+                found.append(dataclasses.replace(one, score=float(scores[place])))
+    return found
 
 
 def _check_logprobs(logprobs: Any, vocab_size: int) -> None:
@@ -129,24 +183,31 @@ def _completions(
     """Of each row."""
     found = []
     for row, (before, ids) in enumerate(zip(r.before, _drawn(state), strict=True)):
-
-        def text_of(count: int, before=before, ids=ids) -> str:
-            return _text(tokenizer, before, ids[:count], r.stop_tokens)
-
-        def says_stop(count: int, text_of=text_of) -> bool:
-            text = text_of(count)
-            return cut_at_stop(text, stop) != text
-
-        text = text_of(len(ids))
-        cut = cut_at_stop(text, stop)
-        ended = cut != text or ids[-1] in r.stop_tokens
-        if cut != text:
-            counts = range(1, len(ids))
-            ids = ids[: 1 + bisect.bisect_left(counts, True, key=says_stop)]  # noqa: PLW2901
-        told = None if state.logprobs is None else logprobs_of(state.logprobs, row, ids)
-        score = None if told is None else sum(p[i] for p, i in zip(told, ids, strict=True))
-        found.append(Completion(cut, ids, "stop" if ended else "length", told, score))
+        one = _completion(tokenizer, r, before, ids, stop)
+        if state.logprobs is not None:
+            told = logprobs_of(state.logprobs, row, one.token_ids)
+            score = sum(p[i] for p, i in zip(told, one.token_ids, strict=True))
+            one = dataclasses.replace(one, logprobs=told, score=score)
+        found.append(one)
     return found
+
+
+def _completion(
+    tokenizer: Tokenizer, r: Request, before: list[int], ids: list[int], stop: Sequence[str]
+) -> Completion:
+    """Of tokens that continue a row, up to the first stop string."""
+
+    def says_stop(count: int) -> bool:
+        text = _text(tokenizer, before, ids[:count], r.stop_tokens)
+        return cut_at_stop(text, stop) != text
+
+    text = _text(tokenizer, before, ids, r.stop_tokens)
+    cut = cut_at_stop(text, stop)
+    ended = cut != text or ids[-1] in r.stop_tokens
+    kept = ids
+    if cut != text:
+        kept = ids[: 1 + bisect.bisect_left(range(1, len(ids)), True, key=says_stop)]
+    return Completion(cut, kept, "stop" if ended else "length")
 
 
 def generate(

@@ -74,11 +74,13 @@ def same(a, b):
 SAMPLED = {"temperature": 0.7, "top_p": 0.9, "seed": 3}
 
 
-@pytest.mark.parametrize("cache", SETTINGS)
-@pytest.mark.parametrize(
-    ("encoding", "settings"),
-    [("rope", {}), ("rope", SAMPLED), ("alibi", {}), ("learned", {}), ("nope", SAMPLED)],
-)
+ENCODINGS = [("rope", {}), ("alibi", {}), ("learned", {}), ("nope", SAMPLED)]
+# Every cache, and every encoding on one that keeps all and on one that forgets.
+PAIRS = [(cache, "rope", SAMPLED) for cache in SETTINGS]
+PAIRS += [("dense", *one) for one in ENCODINGS] + [("ring", *one) for one in ENCODINGS[1:]]
+
+
+@pytest.mark.parametrize(("cache", "encoding", "settings"), PAIRS)
 def test_the_same_tokens_in_fewer_steps(cache, encoding, settings):
     plain, steps = draw(SETTINGS[cache], encoding, settings)
     fast, fewer = draw(SETTINGS[cache], encoding, settings, foreknown(plain))
