@@ -28,7 +28,7 @@ from jaxlm.model.parameters import Model
 TOKENS_BETWEEN_LOOKS = 16
 
 
-def _drawn(state: DecodeState) -> list[list[int]]:
+def drawn_of(state: DecodeState) -> list[list[int]]:
     """Each row's tokens, the stop token too."""
     rows = zip(np.asarray(state.tokens), np.asarray(state.drawn), strict=True)
     return [row[:count].tolist() for row, count in rows]
@@ -144,7 +144,7 @@ def _found(
         for place in np.argsort(-scores, kind="stable")[:n]:
             ids = texts.tokens[row, place, : texts.lengths[row, place]].tolist()
             if ids:
-                one = _completion(tokenizer, r, before, ids, stop)
+                one = completion_of(tokenizer, r, before, ids, stop)
                 found.append(dataclasses.replace(one, score=float(scores[place])))
     return found
 
@@ -170,7 +170,7 @@ def _run(
         until = min(more, r.max_new_tokens)
         state = decode(model, params, state, jnp.asarray(until), r.sampling, stops)
         if stop:
-            rows = zip(r.before, _drawn(state), strict=True)
+            rows = zip(r.before, drawn_of(state), strict=True)
             texts = [_text(tokenizer, *pair, r.stop_tokens) for pair in rows]
             said = jnp.asarray([cut_at_stop(text, stop) != text for text in texts])
             state = dataclasses.replace(state, done=state.done | said)
@@ -182,8 +182,8 @@ def _completions(
 ) -> list[Completion]:
     """Of each row."""
     found = []
-    for row, (before, ids) in enumerate(zip(r.before, _drawn(state), strict=True)):
-        one = _completion(tokenizer, r, before, ids, stop)
+    for row, (before, ids) in enumerate(zip(r.before, drawn_of(state), strict=True)):
+        one = completion_of(tokenizer, r, before, ids, stop)
         if state.logprobs is not None:
             told = logprobs_of(state.logprobs, row, one.token_ids)
             score = sum(p[i] for p, i in zip(told, one.token_ids, strict=True))
@@ -192,7 +192,7 @@ def _completions(
     return found
 
 
-def _completion(
+def completion_of(
     tokenizer: Tokenizer, r: Request, before: list[int], ids: list[int], stop: Sequence[str]
 ) -> Completion:
     """Of tokens that continue a row, up to the first stop string."""
@@ -250,7 +250,7 @@ def stream(
     stops = jnp.asarray(r.stop_tokens)
     sent = ""
     while True:
-        (new,) = _drawn(state)
+        (new,) = drawn_of(state)
         text = _text(tokenizer, r.before[0], new, r.stop_tokens)
         cut = cut_at_stop(text, stop)
         done = cut != text or bool(state.done.all()) or len(new) >= max_new_tokens

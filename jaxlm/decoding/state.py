@@ -42,6 +42,19 @@ class DecodeState:
     logprobs: LogProbs | None
     limit: int = dataclasses.field(metadata={"static": True})
 
+    def reorder(self, rows: Int[Array, "R"]) -> DecodeState:
+        """Row i becomes what row `rows[i]` was."""
+        return dataclasses.replace(
+            self,
+            tokens=self.tokens[rows],
+            drawn=self.drawn[rows],
+            lengths=self.lengths[rows],
+            done=self.done[rows],
+            cache=self.cache.reorder(rows),
+            history=jax.tree.map(lambda a: a[rows], self.history),
+            logprobs=jax.tree.map(lambda a: a[rows], self.logprobs),
+        )
+
 
 def write(
     state: DecodeState,
