@@ -4,58 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from jaxlm.attention.cached import Part, attend_parts, met, part_of_slots
+from jaxlm.attention.decode_zones import attend_zones, unsupported
 from jaxlm.attention.inputs import AttentionInputs, AttentionSpec, CachedLayer
 from jaxlm.attention.layer_view import FarKeys, NearKeys
 from jaxlm.attention.mask import AttentionMask
+from jaxlm.attention.quantized_layer import QuantizedLayer
 from jaxlm.attention.reference import scores, visible
-from kernels.kv_quantize.layout import BLOCK, Quantized, rows_of_codes
-from kernels.kv_quantize.reference import dequantize_keys, dequantize_values
+from jaxlm.attention.weighted_codes import weighted_codes
 
 # Of a zone, that are numbers at one time; a multiple of the kernels' 128.
-TOKENS = 512
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class QuantizedLayer:
-    """What a zone holds of one layer, as `CachedLayer`; see `kernels.kv_quantize.layout`."""
-
-    keys: Quantized
-    values: Quantized
-    layer: Int[Array, ""]
-    positions: Int[Array, "B S"]
-    segment_ids: Int[Array, "B S"]
-
-    def block_of_keys(self, start: Array, length: int, dtype: Any) -> Float[Array, "B S K H"]:
-        """As numbers; start and length are multiples of 128."""
-        g = self.keys.group
-        affine = self._cut(self.keys.affine, start // g, length // g)
-        return dequantize_keys(self._block(self.keys, start, length, affine), dtype).swapaxes(1, 2)
-
-    def block_of_values(self, start: Array, length: int, dtype: Any) -> Float[Array, "B K S H"]:
-        """As numbers, heads outside of time."""
-        affine = self._cut(self.values.affine, start, length, 4)
-        return dequantize_values(self._block(self.values, start, length, affine), dtype)
-
-    def _block(self, x: Quantized, start: Array, length: int, affine: Array) -> Quantized:
-        first = start // BLOCK * rows_of_codes(BLOCK, x.bits)
-        codes = self._cut(x.codes, first, rows_of_codes(length, x.bits))
-        return dataclasses.replace(x, codes=codes, affine=affine)
-
-    def _cut(self, x: Array, start: Any, length: int, axis: int = 3) -> Array:
-        """Of this layer."""
-        at: list[Any] = [self.layer, 0, 0, 0, 0]
-        at[axis] = start
-        size = [1, *x.shape[1:]]
-        size[axis] = length
-        return jax.lax.dynamic_slice(x, at, size)[0]
+TOKENS = 256
 
 
 @jax.tree_util.register_dataclass
@@ -80,9 +44,14 @@ class ZonedLayer:
         near_keys: NearKeys | None = None,
         far_keys: FarKeys | None = None,
     ) -> Float[Array, "B T N H"]:
-        """Attention of T new queries to [zones ‖ new tokens], in O(T·(S + T)) memory."""
+        """Attention of T new queries to [zones ‖ new tokens], in O(T·(S + T)) memory.
+
+        On a TPU by the kernel for what it does, see `jaxlm.attention.decode_zones.unsupported`.
+        """
         if self.mask is not None:
             spec = dataclasses.replace(spec, mask=spec.mask & self.mask)
+        if near_keys is None and unsupported(spec, new, self.full, self.zones) is None:
+            return attend_zones(spec, new, self.full, self.zones)
         full = part_of_slots(spec, new, self.full, near_keys, far_keys)
         rest = [_part(spec, new, zone, near_keys, far_keys) for zone in self.zones]
         return attend_parts(spec, new, [full, *rest])
@@ -106,6 +75,10 @@ def _part(
         return scores(spec, met(new, k, v, at[0], at[1], near_keys, far_keys))
 
     def weighted(p: Array) -> Array:
+        if p.shape[2] == 1:
+            row = p[:, :, 0].astype(jnp.float32)
+            return weighted_codes(row, zone.cut_out()[1])[:, :, None].astype(p.dtype)
+
         def added(start: Array, length: int, total: Array) -> Array:
             v = zone.block_of_values(start, length, new.v.dtype)
             part = jax.lax.dynamic_slice_in_dim(p, start, length, 3)

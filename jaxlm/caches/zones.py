@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.attention.inputs import CachedLayer
-from jaxlm.attention.zoned import QuantizedLayer
+from jaxlm.attention.quantized_layer import QuantizedLayer
 from jaxlm.caches.stacks import empty_stacks, of_stack, place_of
 from jaxlm.model.config import ModelConfig
 from kernels.kv_quantize.layout import BLOCK, Quantized, pack, rows_of_codes
