@@ -59,6 +59,11 @@ def _request(model, tokenizer, prompts, max_new_tokens, settings, cache="dense")
     kind = caches.parse(cache)
     if encoded and kind.name != "dense":
         raise ValueError(f"cache={str(kind)!r}; allowed: 'dense' with an encoder–decoder")
+    if not kind.holds([len(row) + max_new_tokens for row in rows]):
+        raise ValueError(
+            f"cache={str(kind)!r}; allowed: one that holds {len(rows)} texts of up to "
+            f"{longest + max_new_tokens} tokens"
+        )
     _check_memory(model, kind, len(rows), longest, max_new_tokens)
     width = max(SMALLEST_BUCKET, 1 << (longest - 1).bit_length())
     if limit is not None:
