@@ -89,7 +89,8 @@ def _of_layer(x: Float[Array, "L _ K _ H"], cached: CachedLayer) -> Float[Array,
     """Keys or values of one layer, row by row."""
     if cached.pages is None:
         return jax.lax.dynamic_index_in_dim(x, cached.layer, keepdims=False)
-    rows = x[cached.layer, cached.pages].swapaxes(1, 2)
+    head = jnp.arange(x.shape[2])[None, :, None]
+    rows = x[cached.layer, cached.pages[:, None], head]  # [B, K, n, page, H]
     return rows.reshape(*rows.shape[:2], -1, rows.shape[-1])
 
 

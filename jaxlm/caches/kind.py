@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
@@ -82,6 +83,10 @@ class CacheKind(abc.ABC):
         Raises:
             ValueError: capacity below 1, or a model that this cache cannot serve.
         """
+
+    def holds(self, lengths: Sequence[int]) -> bool:
+        """Whether there is room for sequences that have these lengths and nothing in common."""
+        return True
 
     def nbytes_of(self, config: ModelConfig, batch: int, capacity: int) -> int:
         """Bytes that `init` would take."""

@@ -6,6 +6,7 @@ Block tables and copy-on-write as in vLLM (PagedAttention, arXiv 2309.06180, §4
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar
 
 import jax
@@ -47,6 +48,10 @@ class Paged(CacheKind):
             page=(self.page, fine, "16, 32, 64 or a multiple of 128"),
             pages=(self.pages, enough, "None or an integer >= 1"),
         )
+
+    def holds(self, lengths: Sequence[int]) -> bool:
+        """Whether there are pages for sequences that have these lengths and nothing in common."""
+        return self.pages is None or sum(-(-n // self.page) for n in lengths) <= self.pages
 
     def init(self, config: ModelConfig, batch: int, capacity: int) -> PagedCache:
         """Empty.
@@ -157,7 +162,6 @@ class PagedCache:
         claims = claim(self.table, self.holders, self.lengths, counts, page, T)
         if not isinstance(claims.unplaced, jax.core.Tracer) and claims.unplaced.any():
             self._refuse(int((self.lengths + counts).max()))
-        there &= ~claims.unplaced[:, None]
         counts = jnp.where(claims.unplaced, 0, counts)
         slots = self.lengths[:, None] + jnp.arange(T)[None]
         buffers = self.keys + self.values

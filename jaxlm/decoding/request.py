@@ -95,6 +95,11 @@ def make_request(
     kind = caches.parse(cache)
     if encoded and kind.name != "dense":
         raise ValueError(f"cache={str(kind)!r}; allowed: 'dense' with an encoder–decoder")
+    if not kind.holds([len(row) + max_new_tokens for row in rows for _ in range(copies)]):
+        raise ValueError(
+            f"cache={str(kind)!r}; allowed: one that holds {len(rows) * copies} texts of up to "
+            f"{longest + max_new_tokens} tokens"
+        )
     _check_memory(model, kind, len(rows) * copies, longest, max_new_tokens)
     stops, size = _stops(tokenizer, stop_token_ids, model), model.config.vocab_size
     known = tuple(i for i in stops.tolist() if 0 <= i < size)

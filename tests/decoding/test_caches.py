@@ -110,7 +110,10 @@ def test_bytes_are_known_before_it_is_made(kind):
         ("ring(window=0)", "window=0; allowed"),
         ("ring(window=8, num_sinks=-1)", "num_sinks=-1; allowed"),
         ("paged(page=24)", "page=24; allowed"),
-        ("paged(page=16, pages=1)", "pages=1; allowed: at least 5 for a sequence of 66 tokens"),
+        (
+            "paged(page=16, pages=4)",
+            "pages=4.*; allowed: one that holds 1 texts of up to 66 tokens",
+        ),
     ],
 )
 def test_bad_settings_are_told(cache, told):
