@@ -13,7 +13,7 @@ from absl import app, flags
 
 import jaxlm
 from jaxlm.data.tokenizers import Tokenizer
-from launch import console
+from launch import console, sampling_flags
 
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -25,10 +25,6 @@ PROMPT = flags.DEFINE_multi_string(
     "prompt", None, "Text to continue; may be given several times.", required=True
 )
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "Most tokens to draw.")
-TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.")
-TOP_K = flags.DEFINE_integer("top_k", 0, "Only the k most probable tokens; 0: all.")
-TOP_P = flags.DEFINE_float("top_p", 1.0, "Only the smallest set of tokens with this mass.")
-SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
 ENCODING = flags.DEFINE_string(
     "position_encoding", None, "Put on the trained model, e.g. 'lm_infinite(window=128)'."
 )
@@ -67,12 +63,10 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     settings: dict[str, Any] = {
         "max_new_tokens": MAX_NEW_TOKENS.value,
-        "temperature": TEMPERATURE.value,
-        "top_k": TOP_K.value,
-        "top_p": TOP_P.value,
-        "seed": SEED.value,
         "cache": CACHE.value,
+        **sampling_flags.given(),
     }
+    several = sampling_flags.several()
     with console.clear_errors():
         if SYSTEM.value is not None and not CHAT.value:
             raise ValueError(f"system={SYSTEM.value!r} without chat; allowed: with --chat")
@@ -86,7 +80,7 @@ def main(argv: list[str]) -> None:
         if ENCODING.value is not None:
             model = model.with_position_encoding(ENCODING.value)
         between = "\n" if answers else ""
-        if STREAM.value and len(PROMPT.value) == 1 and METHOD.value is None:
+        if STREAM.value and len(PROMPT.value) == 1 and not several and METHOD.value is None:
             (prompt,) = PROMPT.value
             start = prompt_of(tokenizer, prompt)
             pieces = jaxlm.stream(model, params, tokenizer, start, **settings)
@@ -99,8 +93,9 @@ def main(argv: list[str]) -> None:
             return
         prompts = [prompt_of(tokenizer, p) for p in PROMPT.value]
         settings["method"] = METHOD.value
-        texts = jaxlm.generate(model, params, tokenizer, prompts, **settings)
-        for prompt, text in zip(PROMPT.value, texts, strict=True):
+        texts = jaxlm.generate(model, params, tokenizer, prompts, **settings, **several)
+        asked = [p for p in PROMPT.value for _ in range(len(texts) // len(prompts))]
+        for prompt, text in zip(asked, texts, strict=True):
             print(f"> {prompt}\n{text}\n" if CHAT.value else f"{prompt}{between}{text}\n")
 
 

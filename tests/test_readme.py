@@ -21,7 +21,7 @@ def quickstart():
 
 def test_python_runs_as_written(tmp_path, monkeypatch, capsys):
     snippets = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(snippets) == 4 and '"steps": 50' in snippets[-1]
+    assert len(snippets) == 5 and '"steps": 50' in snippets[-1]
     monkeypatch.chdir(tmp_path)
     quickstart()
     for name, golden in HUB.items():

@@ -44,6 +44,19 @@ def test_several_prompts(launcher, reference):
     assert result.stdout == "".join(blocks)
 
 
+def test_several_texts_of_each_prompt(launcher, reference):
+    workdir, _ = reference
+    settings = {"temperature": 1.0, "min_p": 0.05, "repetition_penalty": 1.2, "seed": 3, "n": 2}
+    flags = [f"--{name}={value}" for name, value in settings.items()]
+    flags += ["--prompt=it was", "--prompt=she", "--max_new_tokens=12", "--stop=e", "--stop=a"]
+    result = run(launcher, f"--checkpoint={workdir}", *flags)
+    assert result.returncode == 0, result.stderr
+    settings |= {"max_new_tokens": 12, "stop": ["e", "a"]}
+    texts = jaxlm.generate(*jaxlm.load(workdir), ["it was", "she"], **settings)
+    prompts = ["it was"] * 2 + ["she"] * 2
+    assert result.stdout == "".join(f"{p}{t}\n\n" for p, t in zip(prompts, texts, strict=True))
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
