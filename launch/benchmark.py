@@ -346,7 +346,9 @@ def main(argv: list[str]) -> None:
             show(figures)
         elif argv[1] == "decode":
             rows = compare_methods()
-            Console().print(benchmark_methods.as_table(rows))
+            # A file has no width; a terminal has its own.
+            wide = None if sys.stdout.isatty() else 160
+            Console(width=wide).print(benchmark_methods.as_table(rows))
             figures = [dataclasses.asdict(row) for row in rows]
         else:
             raise ValueError("methods and caches are given; allowed: with decode")
