@@ -22,11 +22,12 @@ FLASH = functools.partial(flash.flash_attention, chip="v5e")
 FLASH_AT = functools.partial(flash.flash_attention_at, chip="v5e")
 
 
-def _causal(dtype: str) -> Results:
+def _alone(dtype: str, **options: Any) -> Results:
+    """Causal, but for the options."""
     q, k = normal(1, 2, 200, 64, dtype=dtype), normal(1, 1, 200, 64, dtype=dtype)
 
     def of(function: Any) -> Any:
-        return lambda q, k, v: function(q, k, v, scale=0.125, softcap=4.0)
+        return functools.partial(function, scale=0.125, **options)
 
     return with_gradients(of(FLASH), of(flash_reference.flash_attention), q, k, -k)
 
@@ -54,15 +55,6 @@ def _lambda(dtype: str) -> Results:
 
     kernel, oracle = of(FLASH), of(flash_reference.flash_attention)
     return with_gradients(kernel, oracle, q, k, -k, -q)
-
-
-def _prefix(dtype: str) -> Results:
-    q, k = normal(1, 2, 200, 64, dtype=dtype), normal(1, 1, 200, 64, dtype=dtype)
-
-    def of(function: Any) -> Any:
-        return lambda q, k, v: function(q, k, v, scale=0.125, prefix=50)
-
-    return with_gradients(of(FLASH), of(flash_reference.flash_attention), q, k, -k)
 
 
 def _fire(dtype: str) -> Results:
@@ -124,10 +116,12 @@ def _cross_entropy(dtype: str) -> Results:
 
 
 AGREEMENTS = (
-    Agreement("flash_attention", "causal, soft cap, gradients", _causal),
+    Agreement(
+        "flash_attention", "causal, soft cap, gradients", functools.partial(_alone, softcap=4.0)
+    ),
     Agreement("flash_attention", "packed, window, trained bias, gradients", _packed_bias),
     Agreement("flash_attention", "Λ: window, sinks, gradients", _lambda),
-    Agreement("flash_attention", "prefix, gradients", _prefix),
+    Agreement("flash_attention", "prefix, gradients", functools.partial(_alone, prefix=50)),
     Agreement("flash_attention", "FIRE, gradients", _fire),
     Agreement("flash_attention", "tokens anywhere, window, slopes, gradients", _anywhere),
     Agreement("block_sampled_attention", "drawn blocks, sinks, gradients", _sampled),

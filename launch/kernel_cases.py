@@ -157,33 +157,10 @@ def _lambda_attention() -> Case:
     )
 
 
-def _changed_scores(function: str, about: str) -> list[Case]:
-    """Against our own attention without what changes its scores: what that costs."""
+def _passes(function: str, about: str) -> list[Case]:
+    """Forward, then backward too."""
     cases = []
     for backward in (False, True):
-        sizes = {"length": 4096, "heads": HEADS, "head_dim": HEAD_DIM, "backward": backward}
-        group = f"{function} {'forward + backward' if backward else 'forward'}"
-        cases.append(
-            Case(
-                name=f"{group} 4096",
-                group=group,
-                shape=f"bf16 [1, {HEADS}, 4096, {HEAD_DIM}] causal, {about}",
-                useful_flops=causal_flops(4096, HEADS, HEAD_DIM, backward),
-                function=f"launch.kernel_programs_attention:{function}",
-                kwargs=sizes,
-                peer=FLASH,
-                peer_kwargs=(sizes,),
-                scale="heads",
-            )
-        )
-    return cases
-
-
-def _by_data(function: str, about: str) -> list[Case]:
-    """Which blocks take part is data, so there are bytes and bundles, and no cycles."""
-    cases = []
-    for backward in (False, True):
-        sizes = {"length": 4096, "heads": HEADS, "head_dim": HEAD_DIM, "backward": backward}
         group = f"{function} {'forward + backward' if backward else 'forward'}"
         cases.append(
             Case(
@@ -192,10 +169,23 @@ def _by_data(function: str, about: str) -> list[Case]:
                 shape=f"bf16 [1, {HEADS}, 4096, {HEAD_DIM}] {about}",
                 useful_flops=causal_flops(4096, HEADS, HEAD_DIM, backward),
                 function=f"launch.kernel_programs_attention:{function}",
-                kwargs=sizes,
+                kwargs={
+                    "length": 4096,
+                    "heads": HEADS,
+                    "head_dim": HEAD_DIM,
+                    "backward": backward,
+                },
             )
         )
     return cases
+
+
+def _changed_scores(function: str, about: str) -> list[Case]:
+    """Against our own attention without what changes its scores: what that costs."""
+    return [
+        dataclasses.replace(case, peer=FLASH, peer_kwargs=(case.kwargs,), scale="heads")
+        for case in _passes(function, f"causal, {about}")
+    ]
 
 
 def _sampled() -> list[Case]:
@@ -346,8 +336,9 @@ CASES = (
     *_changed_scores("damped_attention", "factor of the distance"),
     # Which kinks a tile meets is data, so there are bytes and bundles, and no cycles.
     *_changed_scores("fire_attention", "FIRE, 32 units"),
-    *_by_data("packed_attention", "causal, packed"),
-    *_by_data("attention_at", "tokens anywhere, Λ-shaped, slopes"),
+    # Which blocks take part is data, so there are bytes and bundles, and no cycles.
+    *_passes("packed_attention", "causal, packed"),
+    *_passes("attention_at", "tokens anywhere, Λ-shaped, slopes"),
     *_sampled(),
     *_cross_entropy(),
     *_attention("splash_attention", steps=True),

@@ -10,7 +10,6 @@ from jax.sharding import Mesh
 from jaxlm.attention import mask as masks
 from kernels import block_sampled_attention as sampled
 from kernels import flash_attention as ours
-from kernels.chip import target_chip
 from kernels.flash_attention.blocks import Blocks
 from launch.kernel_peers import Program, struct, with_gradients
 
@@ -34,10 +33,9 @@ def flash_attention(
     blocks = None if sizes is None else (Blocks(**sizes),) * 2
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        chip, scale = target_chip() or "v5e", head_dim**-0.5
         options: dict[str, Any] = {"window": window, "softcap": softcap, "blocks": blocks}
-        options["ahead"] = 0 if causal else None
-        return ours.flash_attention(q, k, v, scale=scale, chip=chip, **options)[0]
+        options |= {"scale": head_dim**-0.5, "ahead": 0 if causal else None}
+        return ours.flash_attention(q, k, v, **options)[0]
 
     q = struct(mesh, 1, heads, length, head_dim, dtype=dtype)
     k = struct(mesh, 1, kv_heads or heads, length, head_dim, dtype=dtype)
@@ -56,9 +54,9 @@ def lambda_attention(
     """Λ-attention of one document: bfloat16, with queries and keys of their own for the sinks."""
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, q_far: Any, k_far: Any) -> jax.Array:
-        chip, scale = target_chip() or "v5e", head_dim**-0.5
         sinks = ours.Sinks(num_sinks, q_far, k_far)
-        return ours.flash_attention(q, k, v, scale=scale, window=window, sinks=sinks, chip=chip)[0]
+        options: dict[str, Any] = {"scale": head_dim**-0.5, "window": window, "sinks": sinks}
+        return ours.flash_attention(q, k, v, **options)[0]
 
     x = struct(mesh, 1, heads, length, head_dim)
     return with_gradients(attend) if backward else attend, [x] * 5
@@ -70,9 +68,9 @@ def packed_lambda_attention(
     """Λ-attention of rows of packed documents, forward: bfloat16."""
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array) -> jax.Array:
-        chip, sinks = target_chip() or "v5e", ours.Sinks(num_sinks)
+        sinks = ours.Sinks(num_sinks)
         options: dict[str, Any] = {"scale": head_dim**-0.5, "window": window, "sinks": sinks}
-        return ours.flash_attention(q, k, v, ids, chip=chip, **options)[0]
+        return ours.flash_attention(q, k, v, ids, **options)[0]
 
     x = struct(mesh, rows, heads, length, head_dim)
     return attend, [x, x, x, struct(mesh, rows, length, dtype="int32")]
@@ -97,7 +95,7 @@ def _by_distance(
 ) -> Program:
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, vector: jax.Array) -> jax.Array:
         options: dict[str, Any] = {"scale": head_dim**-0.5, name: vector}
-        return ours.flash_attention(q, k, v, chip=target_chip() or "v5e", **options)[0]
+        return ours.flash_attention(q, k, v, **options)[0]
 
     x = struct(mesh, 1, heads, length, head_dim)
     vector = struct(mesh, heads, 2 * length - 1, dtype="float32")
@@ -110,8 +108,7 @@ def fire_attention(
     """Causal, bfloat16, with FIRE's network."""
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, *fire: jax.Array) -> jax.Array:
-        chip, scale = target_chip() or "v5e", head_dim**-0.5
-        return ours.flash_attention(q, k, v, scale=scale, fire=ours.Fire(*fire), chip=chip)[0]
+        return ours.flash_attention(q, k, v, scale=head_dim**-0.5, fire=ours.Fire(*fire))[0]
 
     x = struct(mesh, 1, heads, length, head_dim)
     shapes = [(2 * length - 1,), (1, length), (width,), (width,), (heads, width), (heads,)]
@@ -126,8 +123,7 @@ def packed_attention(
 
     def program(ids: jax.Array, *trained: jax.Array) -> Any:
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            chip, scale = target_chip() or "v5e", head_dim**-0.5
-            return ours.flash_attention(q, k, v, ids, scale=scale, chip=chip)[0]
+            return ours.flash_attention(q, k, v, ids, scale=head_dim**-0.5)[0]
 
         return (with_gradients(attend) if backward else attend)(*trained)
 
@@ -146,8 +142,7 @@ def attention_at(
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
             options: dict[str, Any] = {"mask": mask, "scale": head_dim**-0.5, "slopes": slopes}
-            chip = target_chip() or "v5e"
-            return ours.flash_attention_at(q, k, v, tokens, tokens, chip=chip, **options)[0]
+            return ours.flash_attention_at(q, k, v, tokens, tokens, **options)[0]
 
         return (with_gradients(attend) if backward else attend)(*trained)
 
@@ -170,11 +165,9 @@ def attention_of_a_part(
 
     def program(ids: jax.Array, first: jax.Array, *trained: jax.Array) -> Any:
         def attend(q: Any, k: Any, v: Any, k_far: Any, bias: Any) -> jax.Array:
-            chip, sinks = target_chip() or "v5e", ours.Sinks(num_sinks, q, k_far)
+            sinks = ours.Sinks(num_sinks, q, k_far)
             options = {"scale": head_dim**-0.5, "window": window, "first_query": first}
-            return ours.flash_attention(q, k, v, ids, bias=bias, sinks=sinks, chip=chip, **options)[
-                0
-            ]
+            return ours.flash_attention(q, k, v, ids, bias=bias, sinks=sinks, **options)[0]
 
         return (with_gradients(attend) if backward else attend)(*trained)
 

@@ -81,7 +81,9 @@ def _quantize(x: jax.Array, bits: int, group: int, turned: bool, interpret: Any)
         raise ValueError(f"group={group}; allowed: a divisor of x's H={x.shape[3]}")
     if x.dtype not in (jnp.bfloat16, jnp.float32):
         raise ValueError(f"x.dtype={x.dtype}; allowed: bfloat16, float32")
-    T = x.shape[2]
+    B, K, T, _ = x.shape
     block = next(n for n in range(min(MOST_TOKENS, T), 0, -BLOCK) if T % n == 0)
-    codes, affine = call(x, bits, group, turned, block, cost_estimate(x, bits, group), interpret)
+    heads = next(n for n in range(MOST_TOKENS // block, 0, -1) if B * K % n == 0)
+    cost = cost_estimate(x, bits, group)
+    codes, affine = call(x, bits, group, turned, heads, block, cost, interpret)
     return Quantized(codes, affine, bits, group)
