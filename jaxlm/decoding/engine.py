@@ -199,6 +199,7 @@ def verify(
     order = jnp.arange(path.shape[1])[None]
     kept = (order < accepted.length[:, None]) & going[:, None]
     positions = state.lengths[:, None] - 1 + order
+    kv = _behind(accepted.token, kv)
     cache = state.cache.commit(kv, positions, kept.astype(jnp.int32))
     said = jnp.take_along_axis(draft.tokens, jnp.roll(path, -1, axis=1), 1)
     new = jnp.where(order == accepted.length[:, None] - 1, accepted.token[:, None], said)
@@ -214,3 +215,13 @@ def _counted(tokens: Array, lengths: Array) -> tuple[Array, Array]:
     """Positions and segment ids of rows that are padded behind."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
     return positions, (positions < lengths[:, None]).astype(jnp.int32)
+
+
+def _behind(token: Int[Array, "B"], kv: tuple[Array, ...]) -> tuple[Array, ...]:
+    """The same keys and values, but known only when the token is, which no token below 0 is.
+
+    The last layer's are known before its queries have read the cache, and XLA then copies the whole
+    of it, so that it can be written to at the same time.
+    """
+    known = (token >= 0)[None, :, None, None, None]
+    return jax.tree.map(lambda a: jnp.where(known, a, jnp.zeros((), a.dtype)), kv)
