@@ -18,7 +18,7 @@ from jaxlm.decoding import search
 from jaxlm.decoding.completion import Choice, Completion, Scorer, logprobs_of
 from jaxlm.decoding.engine import DecodeState, decode
 from jaxlm.decoding.processors.batch import is_id
-from jaxlm.decoding.request import Request, make_request
+from jaxlm.decoding.request import Request, check_holds, make_request
 from jaxlm.decoding.search.method import Method
 from jaxlm.decoding.stop_strings import check_stop, cut_at_stop, surely_said
 from jaxlm.model.encoder_decoder import EncoderDecoder
@@ -134,6 +134,8 @@ def _found(
     if np.asarray(r.sampling.temperature).any() or r.sampling.truncations:
         told = "allowed: no temperature and no truncation, as nothing is drawn"
         raise ValueError(f"method={str(method)!r}; {told}")
+    ends = [len(row) + r.max_new_tokens for row in r.before for _ in range(method.num_texts)]
+    check_holds(r.cache, ends)
     tokens, lengths = map(jnp.asarray, r.prompt)
     cache = r.cache.init(model.config, len(lengths), tokens.shape[1] + r.max_new_tokens)
     rest = (r.max_new_tokens, r.sampling, jnp.asarray(r.stop_tokens))

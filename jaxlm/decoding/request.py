@@ -95,11 +95,7 @@ def make_request(
     kind = caches.parse(cache)
     if encoded and kind.name != "dense":
         raise ValueError(f"cache={str(kind)!r}; allowed: 'dense' with an encoder–decoder")
-    if not kind.holds([len(row) + max_new_tokens for row in rows for _ in range(copies)]):
-        raise ValueError(
-            f"cache={str(kind)!r}; allowed: one that holds {len(rows) * copies} texts of up to "
-            f"{longest + max_new_tokens} tokens"
-        )
+    check_holds(kind, [len(row) + max_new_tokens for row in rows for _ in range(copies)])
     _check_memory(model, kind, len(rows) * copies, longest, max_new_tokens)
     stops, size = _stops(tokenizer, stop_token_ids, model), model.config.vocab_size
     known = tuple(i for i in stops.tolist() if 0 <= i < size)
@@ -167,6 +163,15 @@ def _check_lengths(
                 f"position_encoding={encoding}"
             )
     return limit
+
+
+def check_holds(cache: CacheKind, lengths: Sequence[int]) -> None:
+    """Raises ValueError where there is no room for texts of these lengths."""
+    if not cache.holds(lengths):
+        raise ValueError(
+            f"cache={str(cache)!r}; allowed: one that holds {len(lengths)} texts of up to "
+            f"{max(lengths)} tokens"
+        )
 
 
 def _check_memory(

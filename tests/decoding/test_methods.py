@@ -58,6 +58,7 @@ def test_the_best_come_first_and_no_text_twice():
         ({"method": "beam", "best_of": 3}, "best_of=3 with method='beam'; allowed: None"),
         ({"method": "beam", "logprobs": 2}, "logprobs=2 with method='beam'; allowed: None"),
         ({"method": "beam", "temperature": 1.0}, "method='beam'; allowed: no temperature"),
+        ({"method": "beam", "cache": "paged(page=16, pages=9)"}, "that holds 8 texts of up to 37"),
         ({"method": "contrastive(top_k=300)"}, "top_k=300; allowed: at most vocab_size"),
     ],
 )
