@@ -49,8 +49,9 @@ def begun(sampling, outputs):
 
 
 def processed(sampling, logits, past):
-    """Op by op: in about one process of fifteen XLA's CPU backend of jax 0.10 gave the jitted form
-    of a truncation other numbers, in that process alone.
+    """Op by op: under conftest's XLA flags for jax 0.10, in about one process of fifteen the jitted
+    form of a truncation gave other numbers, in that process alone; without the flags it was not
+    seen to.
     """
     for processor in (*sampling.processors, *sampling.truncations):
         logits = processor(logits, past)
