@@ -98,6 +98,7 @@ def test_batches_are_of_one_document_and_do_not_overlap():
         next(inbook_pairs(texts, 19, 212, 6, seed=0))
 
 
+@pytest.mark.slow
 def test_it_learns_which_suffix_belongs_to_a_prefix():
     """A book of stretches that each keep to one word: 8 suffixes, of which chance finds 1 in 8."""
     generator = np.random.default_rng(0)

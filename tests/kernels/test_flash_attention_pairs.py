@@ -44,7 +44,17 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("head_dim", "dtype", "pattern", "parts"), CASES)
+# The others under the mark: each takes some eight seconds.
+IN_EVERY_RUN = 3
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "dtype", "pattern", "parts"),
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] if number >= IN_EVERY_RUN else [])
+        for number, case in enumerate(CASES)
+    ],
+)
 def test_kernels_agree_with_the_reference(head_dim, dtype, pattern, parts):
     case = {"length": SEGMENTS.size, "heads": (1, 1), "head_dim": head_dim, **PATTERNS[pattern]}
     for part in parts.split():
