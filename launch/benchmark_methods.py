@@ -84,10 +84,15 @@ def measure(
             search.parse(name)
     prompts = jnp.asarray(windows[:, :prompt_length])
     pairs = [(method, kind) for method in methods for kind in chosen]
-    greedy, _ = draw(model, params, prompts, new_tokens, GREEDY, caches.parse("dense"))
-    losses = {kind: _loss(model, params, windows, prompt_length, kind) for kind in chosen}
-    dense = _loss(model, params, windows, prompt_length, caches.parse("dense"))
-    said = {pair: draw(model, params, prompts, new_tokens, *pair) for pair in pairs}
+    reference = caches.parse("dense")
+    losses = {
+        kind: _loss(model, params, windows, prompt_length, kind) for kind in {reference, *chosen}
+    }
+    said = {
+        pair: draw(model, params, prompts, new_tokens, *pair)
+        for pair in {(GREEDY, reference), *pairs}
+    }
+    greedy, _ = said[GREEDY, reference]
     seconds: dict[Any, list[float]] = {pair: [] for pair in pairs}
     for _ in range(rounds):
         for pair in pairs:
@@ -106,7 +111,7 @@ def measure(
                 kind.nbytes_of(model.config, 1, windows.shape[1]) / windows.shape[1],
                 _agreement(greedy, texts),
                 _log_prob(model, params, prompts, texts),
-                losses[kind] - dense,
+                losses[kind] - losses[reference],
             )
         )
     return rows
