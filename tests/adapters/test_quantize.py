@@ -54,7 +54,7 @@ def test_each_number_is_within_half_a_step_of_its_own(kind):
 ATOL = {"int8": 1e-3, "int4": 1e-4}
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("kind", ["int8", pytest.param("int4", marks=pytest.mark.slow)])
 def test_the_model_computes_with_the_matrices_put_together(kind):
     quantized = quantize_params(init_params(MODEL), kind)
     whole = add_adapters(MODEL, quantized, AdapterConfig(rank=2, dora=True))
@@ -67,7 +67,7 @@ def test_the_model_computes_with_the_matrices_put_together(kind):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("kind", ["int8", pytest.param("int4", marks=pytest.mark.slow)])
 def test_tables_are_read_where_they_are_quantized(kind, tied):
     model = Transformer(MODEL.config.replace(embedding=EmbeddingConfig(tied=tied)))
     made = quantize_params(init_params(model), kind, tables=True)

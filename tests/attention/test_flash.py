@@ -107,7 +107,7 @@ ENCODINGS = {
     ),
     "lm_infinite_alibi": "lm_infinite(inner=alibi, window=130, num_sinks=3)",
 }
-IN_EVERY_RUN = ("two_sided_t5", "lm_infinite", "multiplicative", "fire")
+IN_EVERY_RUN = ("lm_infinite", "multiplicative")
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,8 @@ SAMPLED = {"temperature": 0.7, "top_p": 0.9, "seed": 3}
 ENCODINGS = [("rope", {}), ("alibi", {}), ("learned", {}), ("nope", SAMPLED)]
 # Every cache, and every encoding on one that keeps all and on one that forgets.
 PAIRS = [(cache, "rope", SAMPLED) for cache in SETTINGS]
-PAIRS += [("dense", *one) for one in ENCODINGS] + [("ring", *one) for one in ENCODINGS[1:]]
+PAIRS += [("dense", *one) for one in ENCODINGS]
+PAIRS += [pytest.param("ring", *one, marks=pytest.mark.slow) for one in ENCODINGS[1:]]
 
 
 @pytest.mark.parametrize(("cache", "encoding", "settings"), PAIRS)

@@ -38,7 +38,12 @@ def greedy(model, params, prompt, count, eos_id=None):
 
 # A rotation, a bias, a mask with far pairs, absolute positions, and none.
 @pytest.mark.parametrize(
-    "encoding", ["rope", "alibi", "lm_infinite(window=8, num_sinks=2)", "sinusoidal", "nope"]
+    "encoding",
+    [
+        "lm_infinite(window=8, num_sinks=2)",
+        "sinusoidal",
+        *(pytest.param(e, marks=pytest.mark.slow) for e in ("rope", "alibi", "nope")),
+    ],
 )
 def test_greedy_is_the_argmax_of_a_full_forward_at_each_step(encoding):
     model, params = tiny.model(encoding), tiny.params()
@@ -179,7 +184,8 @@ def test_a_continuation_keeps_the_space_that_it_begins_with(tmp_path, make):
 
 
 @pytest.mark.parametrize(
-    ("table", "prompt", "count"), [(100, 70, 5), (100, 95, 5), (8, 3, 2), (8, 7, 1)]
+    ("table", "prompt", "count"),
+    [pytest.param(100, 70, 5, marks=pytest.mark.slow), (100, 95, 5), (8, 3, 2), (8, 7, 1)],
 )
 def test_a_prompt_that_fits_the_table_is_continued(table, prompt, count):
     """Padding to a power of two would not fit."""

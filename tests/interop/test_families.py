@@ -27,6 +27,18 @@ def test_every_key_of_a_config_is_understood(case):
     assert config.unread == {"some_new_key"}
 
 
+# One of each kind of layer that a cache could spoil; the others under the mark: two seconds each.
+CACHED_IN_EVERY_RUN = ("bloom", "gemma3", "gpt_oss", "llama", "mistral", "phi3", "qwen2_moe")
+
+
+@pytest.mark.parametrize(
+    "golden",
+    [
+        pytest.param(name, marks=[] if name in CACHED_IN_EVERY_RUN else pytest.mark.slow)
+        for name in GOLDENS
+    ],
+    indirect=True,
+)
 def test_cached_logits(golden):
     """A prompt of 30 tokens, then one at a time."""
     file, (model, params, _) = golden
