@@ -40,6 +40,4 @@ hypothesis.settings.load_profile("jaxlm")
 def forget_programs():
     """Every program holds memory mappings, of which a process may have 65,530 and no more."""
     yield
-    maps = pathlib.Path("/proc/self/maps")
-    if not maps.exists() or maps.read_bytes().count(b"\n") > 30_000:
-        jax.clear_caches()
+    jax.clear_caches()
