@@ -135,7 +135,9 @@ def test_another_config_is_refused_before_texts_are_read(launcher, copy):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_while_texts_are_read(launcher, tmp_path, number):
     texts = shutil.copytree(launcher.texts, tmp_path / "texts")
-    (texts / "one.txt").write_text("It was the best of times.\n" * 2_000_000)
+    long = "It was the best of times.\n" * 2_000_000
+    for number_of_file in range(6):  # a signal that is late by many seconds is in time
+        (texts / f"long{number_of_file}.txt").write_text(long)
     workdir = tmp_path / "run"
     stopped = launcher.stop(
         workdir,
