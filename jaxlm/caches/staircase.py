@@ -54,6 +54,7 @@ class Staircase(CacheKind):
     name: ClassVar[str] = "staircase"
 
     def __post_init__(self):
+        check(self.name, group=one_of(self.group, *GROUPS))
         bits = [step[0] for step in self.steps]
         lengths = [n for _, n in self.steps[:-1]]
         last = self.steps[-1][1] if self.steps else 0
@@ -61,7 +62,6 @@ class Staircase(CacheKind):
         whole = all(n is not None and n > 0 and n % self.group == 0 for n in lengths)
         check(
             self.name,
-            group=one_of(self.group, *GROUPS),
             full=(
                 self.full,
                 self.full >= self.group and self.full % self.group == 0,

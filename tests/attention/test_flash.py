@@ -107,7 +107,8 @@ ENCODINGS = {
     ),
     "lm_infinite_alibi": "lm_infinite(inner=alibi, window=130, num_sinks=3)",
 }
-IN_EVERY_RUN = ("lm_infinite", "multiplicative")
+# A far part, a factor of the scores, and one with a gradient of its own.
+IN_EVERY_RUN = ("lm_infinite", "multiplicative", "fire")
 
 
 @pytest.mark.parametrize(

@@ -243,6 +243,7 @@ def test_more_tokens_than_it_holds():
 @pytest.mark.parametrize(
     ("cache", "told"),
     [
+        ("staircase(group=0)", "group=0; allowed: 16, 32, 64, 128"),
         ("staircase(group=24)", "group=24; allowed: 16, 32, 64, 128"),
         ("staircase(full=16)", "full=16; allowed: a multiple of group=32"),
         ("staircase(full=100)", "full=100; allowed"),
