@@ -84,9 +84,9 @@ class Razor(CacheKind):
         counts = [len(layer) for layer in heads]
         if len(set(counts[:scanned])) > 1:
             raise ValueError(
-                f"razor: {min(counts)} to {max(counts)} heads a layer; allowed: as many in each "
-                "with numerics.scan_layers=True; else set it False and give the parameters of "
-                "jaxlm.model.layouts.unroll_layers"
+                f"razor: {min(counts)} to {max(counts)} heads a layer; allowed: as many in each, or "
+                "layers apart, as with numerics.scan_layers=False, jaxlm.load(…, unroll=True), "
+                "launch.generate --unroll"
             )
         K, parts = config.num_kv_heads, []
         for i, count in enumerate(dict.fromkeys(counts)):

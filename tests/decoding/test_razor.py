@@ -162,7 +162,7 @@ def test_layers_in_a_loop_say_what_layers_that_are_apart_say():
     )
     assert looped == unrolled
     assert looped != generate(*pairs[0], tiny.TOKENIZER, ["it was the best"], 40)
-    with pytest.raises(ValueError, match="0 to 1 heads a layer; allowed: as many in each with"):
+    with pytest.raises(ValueError, match="0 to 1 heads a layer; allowed: as many in each, or"):
         generate(*pairs[0], tiny.TOKENIZER, ["it"], cache="razor(heads=((), (0,)), window=32)")
 
 
