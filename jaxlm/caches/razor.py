@@ -84,8 +84,8 @@ class Razor(CacheKind):
         counts = [len(layer) for layer in heads]
         if len(set(counts[:scanned])) > 1:
             raise ValueError(
-                f"razor: {min(counts)} to {max(counts)} heads a layer; allowed: as many in each, or "
-                "layers apart, as with numerics.scan_layers=False, jaxlm.load(…, unroll=True), "
+                f"razor: {min(counts)} to {max(counts)} heads a layer; allowed: as many in each, "
+                "or layers apart: numerics.scan_layers=False, jaxlm.load(…, unroll=True) or "
                 "launch.generate --unroll"
             )
         K, parts = config.num_kv_heads, []

@@ -242,7 +242,7 @@ def test_bytes():
 
 def test_more_tokens_than_it_holds():
     """An error where the numbers are known; under jit NaN, which nobody takes for an answer. A
-    window holds any number.
+    window holds any number, and so does a mean.
     """
     kv, at, there = tokens()
     cache = committed(caches.parse(SETTINGS[0]), (40,) * 4)
@@ -250,9 +250,10 @@ def test_more_tokens_than_it_holds():
     with pytest.raises(ValueError, match="181 tokens; allowed: at most capacity=180"):
         cache.commit(*part)
     assert np.isnan(commit(cache, *part).full.keys[0]).any()
-    rolling = committed(caches.parse(SETTINGS[2]), (), 100)
-    assert rolling.lengths.tolist() == list(LENGTHS)
-    assert np.isfinite(rolling.full.keys[0]).all()
+    for settings in (SETTINGS[2], AVERAGED):
+        rolling = committed(caches.parse(settings), (), 100)
+        assert rolling.lengths.tolist() == list(LENGTHS)
+        assert np.isfinite(rolling.full.keys[0]).all()
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,23 @@ def test_it_is_no_larger_than_it_must_be():
         assert far <= EPSILON < near * 1.001  # beside it is a whole token: 1 + ε in all
 
 
+def test_biases_are_a_row_of_the_matrices():
+    model = Transformer(config())
+    keys = iter(jax.random.split(jax.random.key(3), 100))
+    params = jax.tree.map(lambda x: jax.random.normal(next(keys), x.shape), init_params(model))
+    block = jax.tree.map(lambda x: np.asarray(x[1], np.float64), params["layers"]["block_0"])
+    q, k = (
+        np.append(block["attention"][n]["kernel"], [block["attention"][n]["bias"]], 0) for n in "qk"
+    )
+    norm = block["attention_norm"]
+    radius = math.sqrt(8) * np.abs(norm["scale"]).max() + np.linalg.norm(norm["bias"])
+    slopes = 100 * np.array([2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8])
+    for head, scope in enumerate(alibi_scope(model.config, params, EPSILON)[1]):
+        product = np.linalg.norm(q[:, head] @ k[:, head // 2].T, 2)
+        bound = product * (radius**2 + 1) / math.sqrt(2)  # a bias is a 1 that comes in too
+        np.testing.assert_allclose(scope, (2 * bound - np.log(EPSILON)) / slopes[head])
+
+
 def test_heads_that_reach_farther_than_a_window():
     scope = np.array([[5.0, 70, 9, 3], [80, np.inf, 64, 64]])
     assert reaching(scope, 64, config()) == ((0,), (0,))
