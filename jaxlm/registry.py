@@ -20,11 +20,17 @@ from jaxlm.config import check_types, fits
 def text_of(one: Any) -> str:
     """What `Registry.parse` turns back into an equal one: its name and what is not the default."""
     given = [
-        f"{f.name}={getattr(one, f.name)!s}"
+        f"{f.name}={_shown(getattr(one, f.name))}"
         for f in dataclasses.fields(one)
         if getattr(one, f.name) != f.default
     ]
     return f"{one.name}({', '.join(given)})" if given else one.name
+
+
+def _shown(value: Any) -> str:
+    """A string that is no word, such as a path, stands in quotes."""
+    plain = not isinstance(value, str) or value.isidentifier()
+    return str(value) if plain else repr(value)
 
 
 class Registry:

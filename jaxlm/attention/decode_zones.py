@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxlm.attention import decode
+from jaxlm.attention.averaged import AveragedLayer
 from jaxlm.attention.inputs import AttentionInputs, AttentionSpec, CachedLayer
 from jaxlm.attention.on_mesh import on_mesh
 from jaxlm.attention.quantized_layer import QuantizedLayer
@@ -46,6 +47,7 @@ def attend_zones(
     new: AttentionInputs,
     full: CachedLayer,
     zones: tuple[QuantizedLayer, ...],
+    averaged: tuple[AveragedLayer, ...] = (),
 ) -> Float[Array, "B T N H"]:
     """`ZonedLayer.attend` by `kernels.quantized_decode_attention`, for what it does.
 
@@ -72,7 +74,8 @@ def attend_zones(
         *(new.q.swapaxes(1, 2), new.q_positions, new.q_segment_ids, new.head_parameters), *arrays
     )
     cached = out.swapaxes(1, 2), lse.swapaxes(1, 2)
-    return merge([cached, attend_reference(spec, new)])[0]
+    others = [zone.alone(spec, new) for zone in averaged]
+    return merge([cached, *others, attend_reference(spec, new)])[0]
 
 
 def _attend(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxlm.attention.averaged import AveragedLayer
 from jaxlm.attention.cached import Part, attend_parts, met, part_of_slots
 from jaxlm.attention.decode_zones import attend_zones, unsupported
 from jaxlm.attention.inputs import AttentionInputs, AttentionSpec, CachedLayer
@@ -34,7 +35,7 @@ class ZonedLayer:
     """
 
     full: CachedLayer
-    zones: tuple[QuantizedLayer, ...]
+    zones: tuple[QuantizedLayer | AveragedLayer, ...]
     mask: AttentionMask | None = dataclasses.field(default=None, metadata={"static": True})
 
     def attend(
@@ -50,10 +51,13 @@ class ZonedLayer:
         """
         if self.mask is not None:
             spec = dataclasses.replace(spec, mask=spec.mask & self.mask)
-        if near_keys is None and unsupported(spec, new, self.full, self.zones) is None:
-            return attend_zones(spec, new, self.full, self.zones)
+        averaged = tuple(zone for zone in self.zones if isinstance(zone, AveragedLayer))
+        quantized = tuple(zone for zone in self.zones if isinstance(zone, QuantizedLayer))
+        if near_keys is None and unsupported(spec, new, self.full, quantized) is None:
+            return attend_zones(spec, new, self.full, quantized, averaged)
         full = part_of_slots(spec, new, self.full, near_keys, far_keys)
-        rest = [_part(spec, new, zone, near_keys, far_keys) for zone in self.zones]
+        rest = [_part(spec, new, zone, near_keys, far_keys) for zone in quantized]
+        rest += [zone.part(spec, new, near_keys, far_keys) for zone in averaged]
         return attend_parts(spec, new, [full, *rest])
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jaxlm.caches import dense, paged, quantized, ring, staircase  # noqa: F401  each registers itself
+from jaxlm.caches import dense, paged, quantized, razor, ring, staircase  # noqa: F401  each registers itself
 from jaxlm.caches.kind import CACHES, CacheKind
 
 available = CACHES.available

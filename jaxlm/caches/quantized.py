@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from jaxlm.attention.mask import AttentionMask
 from jaxlm.caches.kind import CACHES, CacheKind
-from jaxlm.caches.staircase import Staircase, StaircaseCache
-from jaxlm.config import check, one_of
+from jaxlm.caches.staircase import Staircase, StaircaseCache, check_full
+from jaxlm.config import at_least, check, one_of
 from jaxlm.model.config import ModelConfig
 from kernels.kv_quantize.layout import BITS
 
@@ -28,7 +28,9 @@ class Quantized(CacheKind):
 
     def __post_init__(self):
         check(self.name, bits=one_of(self.bits, *BITS))
-        _ = self.staircase
+        check_full(self.name, self.group, self.num_sinks, full=self.full)
+        if self.window is not None:
+            check(self.name, window=at_least(self.window, self.full + 2))
 
     @property
     def staircase(self) -> Staircase:

@@ -1,5 +1,5 @@
 """Precision that falls in steps with a token's age: the last tokens in full, older ones in 8, then
-4, then 2 bits, and the first few in full for ever.
+4, then 2 bits, and the first few in full for ever. A last step of 0 bits keeps their mean alone.
 
 KIVI's quantization (arXiv 2402.02750, section 3: keys per channel over groups of tokens, values per
 token over groups of channels, the last tokens in full), in the steps that staircase adaptive
@@ -24,12 +24,28 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxlm.attention import mask as masks
 from jaxlm.attention.mask import AttentionMask
 from jaxlm.attention.zoned import ZonedLayer
+from jaxlm.caches.averaged import AveragedZone
 from jaxlm.caches.kind import CACHES, CacheKind
 from jaxlm.caches.stacks import check_sees_no_future, reorder_rows, split_stacks
 from jaxlm.caches.zones import TIME, FullZone, Group, QuantizedZone, round_up
 from jaxlm.config import at_least, check, one_of
 from jaxlm.model.config import ModelConfig
 from kernels.kv_quantize.layout import BITS, GROUPS
+
+
+def check_full(owner: str, group: int, num_sinks: int, **tokens: int) -> None:
+    """Raises ValueError for a setting of what is kept in full that is not allowed.
+
+    Args:
+        owner: whose settings they are.
+        tokens: how many of the last, under the name that the owner has for it.
+    """
+    check(owner, group=one_of(group, *GROUPS))
+    whole = {
+        name: (n, n >= group and n % group == 0, f"a multiple of group={group}")
+        for name, n in tokens.items()
+    }
+    check(owner, num_sinks=at_least(num_sinks, 0), **whole)
 
 
 @CACHES.register
@@ -39,7 +55,8 @@ class Staircase(CacheKind):
 
     Attributes:
         full: the last tokens kept in full, beside those of a group that is not yet complete.
-        steps: (bits, tokens) of each zone after that; the last has no end: None.
+        steps: (bits, tokens) of each zone after that; the last has no end: None. Of 0 bits only the
+            mean is kept, see `jaxlm.caches.averaged`.
         group: tokens that go down together, whose keys share a scale per channel.
         num_sinks: the first tokens, kept in full.
         window: the last tokens kept at all, the query's own included; None: every one.
@@ -54,28 +71,20 @@ class Staircase(CacheKind):
     name: ClassVar[str] = "staircase"
 
     def __post_init__(self):
-        check(self.name, group=one_of(self.group, *GROUPS))
+        check_full(self.name, self.group, self.num_sinks, full=self.full)
         bits = [step[0] for step in self.steps]
         lengths = [n for _, n in self.steps[:-1]]
         last = self.steps[-1][1] if self.steps else 0
-        falling = set(bits) <= set(BITS) and bits == sorted(set(bits), reverse=True)
+        falling = set(bits) <= {*BITS, 0} and bits == sorted(set(bits), reverse=True)
         whole = all(n is not None and n > 0 and n % self.group == 0 for n in lengths)
-        check(
-            self.name,
-            full=(
-                self.full,
-                self.full >= self.group and self.full % self.group == 0,
-                f"a multiple of group={self.group}",
-            ),
-            steps=(
-                self.steps,
-                falling and whole and last is None,
-                "bits of 8, 4, 2 that fall from step to step, each for a multiple of "
-                f"group={self.group} tokens, the last for None",
-            ),
-            num_sinks=at_least(self.num_sinks, 0),
+        told = (
+            "bits of 8, 4, 2, 0 that fall from step to step, each for a multiple of "
+            f"group={self.group} tokens, the last for None"
         )
+        check(self.name, steps=(self.steps, falling and whole and last is None, told))
         if self.window is not None:
+            told = "None with a step of 0 bits, whose mean is of all tokens"
+            check(self.name, window=(self.window, 0 not in bits, told))
             check(
                 self.name,
                 window=at_least(self.window, self.full + sum(n or 0 for n in lengths) + 2),
@@ -95,9 +104,12 @@ class Staircase(CacheKind):
         g, ahead = self.group, self.full // self.group
         needed = max(0, capacity - self.num_sinks)
         blocks, down = [max(1, min(ahead + 1, -(-needed // g)))], needed // g - ahead
-        limit = None if self.window is not None else capacity
-        for _, length in self.steps:
+        endless = self.window is not None or self.steps[-1][0] == 0
+        limit = None if endless else capacity
+        for bits, length in self.steps:
             room = down if length is None else length // g
+            if bits == 0:
+                room = 1
             if length is None and self.window is not None:
                 room = -(-(self.window - 1) // g) - ahead
             if down < room:
@@ -113,8 +125,10 @@ class Staircase(CacheKind):
         (first, *rest), limit = self.blocks(capacity)
         slots = first * g + round_up(self.num_sinks, g)
         full = FullZone.empty(config, batch, first, slots)
-        zones = tuple(
+        zones: tuple[QuantizedZone | AveragedZone, ...] = tuple(
             QuantizedZone.empty(config, batch, blocks, bits, g)
+            if bits
+            else AveragedZone.empty(config, batch)
             for blocks, (bits, _) in zip(rest, self.steps, strict=True)
             if blocks
         )
@@ -135,7 +149,7 @@ class StaircaseCache:
     """
 
     full: FullZone
-    zones: tuple[QuantizedZone, ...]
+    zones: tuple[QuantizedZone | AveragedZone, ...]
     lengths: Int[Array, "B"]
     kind: Staircase = dataclasses.field(metadata={"static": True})
     capacity: int | None = dataclasses.field(metadata={"static": True})
@@ -265,7 +279,7 @@ class StaircaseCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys and values, whose codes have scales beside them."""
+        """Bytes of keys and values, whose codes have scales beside them, and of their sums."""
         full = self.full.keys, self.full.values
         parts = full, [(zone.keys, zone.values) for zone in self.zones]
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(parts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +19,9 @@ from jaxlm.model.config import ModelConfig
 from jaxlm.model.heads import into_heads, out_of_heads
 from jaxlm.model.norms import Norm
 from jaxlm.positions import PositionEncoding, Rotation
+
+# One layer's attention → any arrays, which Linen collects as "probes".
+Probe = Callable[[AttentionSpec, AttentionInputs], Any]
 
 
 @jax.tree_util.register_dataclass
@@ -36,6 +40,7 @@ class Tokens:
             cache.
         contiguous: within a segment the position grows by one a slot. Static.
         kept: what a cache that they will go to keeps for each query; None: all. Static.
+        probe: what is to be known of each layer's attention, see `Transformer.hidden`. Static.
     """
 
     positions: Int[Array, "B T"]
@@ -46,6 +51,7 @@ class Tokens:
     tree: Bool[Array, "B T T"] | None
     contiguous: bool = dataclasses.field(metadata={"static": True})
     kept: masks.AttentionMask | None = dataclasses.field(default=None, metadata={"static": True})
+    probe: Probe | None = dataclasses.field(default=None, metadata={"static": True})
 
 
 class Attention(nn.Module):
@@ -118,6 +124,8 @@ class Attention(nn.Module):
             tree=tokens.tree,
         )
         spec = self.spec(tokens)
+        if tokens.probe is not None:
+            self.sow("probes", "found", tokens.probe(spec, inputs))
         if cached is None:
             y, _ = attend(spec, inputs, a.implementation)
         else:

@@ -17,7 +17,7 @@ from jaxlm.attention.layer_view import LayerView
 from jaxlm.attention.mask import AttentionMask
 from jaxlm.caches.kind import KVCache
 from jaxlm.caches.rows import padding_last
-from jaxlm.model.attention import Attention, Tokens
+from jaxlm.model.attention import Attention, Probe, Tokens
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.cross_attention import CrossAttention, Source
 from jaxlm.model.feed_forward import FeedForward
@@ -188,7 +188,7 @@ class Transformer(nn.Module):
         if scanned:
             self.layers = nn.scan(
                 Period,
-                variable_axes={"params": 0, "losses": 0},
+                variable_axes={"params": 0, "losses": 0, "probes": 0},
                 split_rngs={"params": True, "dropout": True},
                 in_axes=(*(nn.broadcast,) * 3, 0),
                 length=scanned // len(pattern),
@@ -289,11 +289,13 @@ class Transformer(nn.Module):
         source: Source | None = None,
         tree: Bool[Array, "B T T"] | None = None,
         kept: AttentionMask | None = None,
+        probe: Probe | None = None,
     ) -> tuple[Float[Array, "B T D"], tuple[Array, ...] | None]:
         """The normalised last hidden states, and with `return_kv` the tokens' keys and values
         [layers, batch, length, kv_heads, head_dim], not yet committed to the cache. Crossed layers
         attend to `source` and add its keys and values. `tree` is as in `extend`; `kept` is what a
-        cache that these tokens will go to keeps for each query.
+        cache that these tokens will go to keeps for each query. With `mutable=["probes"]` what
+        `probe` finds in each layer's attention is collected, in the layout of the parameters.
         """
         c, encoding = self.config, self.config.encoding
         self._check_given(token_types, source)
@@ -321,7 +323,9 @@ class Transformer(nn.Module):
             own = encoding.of_kind(kind)
             rotations[kind] = own.rotation(positions, lengths, c.head_dim)
             heads[kind] = own.head_parameters(position, c.attention.num_heads)
-        now = Tokens(positions, segment_ids, lengths, rotations, heads, tree, contiguous, kept)
+        now = Tokens(
+            positions, segment_ids, lengths, rotations, heads, tree, contiguous, kept, probe
+        )
         x, kv = self._run_layers(x, (now, cache, source))
         x = x if c.norm.placement == "residual" else self.final_norm(x)
         return x, kv if return_kv else None

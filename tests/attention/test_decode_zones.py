@@ -9,6 +9,7 @@ import pytest
 
 from jaxlm.attention import decode_zones
 from jaxlm.attention import mask as masks
+from jaxlm.attention.averaged import AveragedLayer
 from jaxlm.attention.quantized_layer import QuantizedLayer
 from jaxlm.attention.zoned import ZonedLayer
 from jaxlm.sharding.mesh import MeshConfig, make_mesh
@@ -41,7 +42,8 @@ def zoned(bits=8, window=None):
 
 
 def check(spec, new, layer):
-    assert decode_zones.unsupported(spec, new, layer.full, layer.zones) is None
+    quantized = tuple(zone for zone in layer.zones if isinstance(zone, QuantizedLayer))
+    assert decode_zones.unsupported(spec, new, layer.full, quantized) is None
     found = layer.attend(spec, new)
     # Keys that are met in some way are not the kernel's.
     wanted = layer.attend(spec, new, lambda k, _: k)
@@ -60,6 +62,17 @@ def test_it_agrees_with_the_form_for_every_device(on_tpu):
     """On a mesh, of one device here, and with a window and sinks."""
     with jax.set_mesh(make_mesh(MeshConfig())):
         check(SPEC, *zoned(4, masks.lambda_shaped(160, 3)))
+
+
+def test_a_mean_is_merged_with_what_the_kernel_has_read(on_tpu):
+    """Beside a zone of few bits, and as the only one; the second row has none."""
+    new, layer = zoned()
+    k, v = jax.random.normal(jax.random.key(9), (2, 2, 1, 2, 64))
+    count = jnp.array([50, 0])
+    there = (count[:, None] > 0).astype(jnp.int32)
+    mean = AveragedLayer(k, v, count, jnp.zeros_like(there), there)
+    for zones in ((*layer.zones, mean), (mean,)):
+        check(SPEC, new, dataclasses.replace(layer, zones=zones))
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,13 @@ SETTINGS = {
     "dense": "dense",
     "paged": "paged(page=16)",
     "quantized": "quantized(full=16, group=16, num_sinks=1, window=24)",
+    "razor": "razor(heads=((1,), (0,)), window=16, group=16, num_sinks=1)",
     "ring": "ring(window=8, num_sinks=2, slack=3)",
     "staircase": "staircase(full=16, steps=((8, 16), (2, None)), group=16, num_sinks=1)",
 }
-# Those that round what they keep: a prompt, whose tokens see each other as they are, is then more
-# exact in one piece than in several. Their own tests are in test_staircase.
-ROUNDED = ("quantized", "staircase")
+# Those that round what they keep, or average it: a prompt, whose tokens see each other as they are,
+# is then more exact in one piece than in several. Their own tests: test_staircase, test_razor.
+ROUNDED = ("quantized", "razor", "staircase")
 LENGTH = 24
 
 

@@ -20,6 +20,8 @@ SETTINGS = (
     "quantized(bits=4, full=32, group=32, num_sinks=0)",
     "quantized(bits=2, full=16, group=16, num_sinks=1, window=40)",
 )
+# And one that ends in a mean, which holds no token that an oracle could find.
+AVERAGED = "staircase(full=16, steps=((8, 32), (0, None)), group=16, num_sinks=3)"
 LENGTHS = (180, 151)
 SIZES = (1, 5, 40)  # of commits; each is a program
 
@@ -147,10 +149,23 @@ def test_a_history_is_what_an_oracle_keeps(kind):
 @hypothesis.settings(max_examples=4)
 @hypothesis.example([40, 40, 40])
 def test_how_many_tokens_come_at_a_time_changes_no_bit(sizes):
-    for settings in SETTINGS:
+    for settings in (*SETTINGS, AVERAGED):
         one, many = (committed(caches.parse(settings), s) for s in ((), sizes))
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_the_mean_is_that_of_all_tokens_behind_the_last_zone():
+    kv, at, _ = tokens()
+    mean = committed(caches.parse(AVERAGED), (40, 40, 5)).zones[-1]
+    for row, n in enumerate(LENGTHS):
+        end = 3 + ((n - 3) // 16 - 3) * 16  # behind the sinks, before 3 groups and one not complete
+        assert mean.count[row] == end - 3
+        np.testing.assert_allclose(mean.position[row], at[row, 3:end].mean(), rtol=1e-6)
+        for sums, x in zip((mean.keys[0], mean.values[0]), kv, strict=True):
+            want = x[:, row, 3:end].mean(1)
+            # 8 bits of numbers below 5: half a step is below 0.02, and in the mean far less
+            np.testing.assert_allclose(sums[:, row, :, 0] / (end - 3), want, rtol=0, atol=5e-3)
 
 
 def dense(cache):
@@ -227,7 +242,7 @@ def test_bytes():
 
 def test_more_tokens_than_it_holds():
     """An error where the numbers are known; under jit NaN, which nobody takes for an answer. A
-    window holds any number.
+    window holds any number, and so does a mean.
     """
     kv, at, there = tokens()
     cache = committed(caches.parse(SETTINGS[0]), (40,) * 4)
@@ -235,9 +250,10 @@ def test_more_tokens_than_it_holds():
     with pytest.raises(ValueError, match="181 tokens; allowed: at most capacity=180"):
         cache.commit(*part)
     assert np.isnan(commit(cache, *part).full.keys[0]).any()
-    rolling = committed(caches.parse(SETTINGS[2]), (), 100)
-    assert rolling.lengths.tolist() == list(LENGTHS)
-    assert np.isfinite(rolling.full.keys[0]).all()
+    for settings in (SETTINGS[2], AVERAGED):
+        rolling = committed(caches.parse(settings), (), 100)
+        assert rolling.lengths.tolist() == list(LENGTHS)
+        assert np.isfinite(rolling.full.keys[0]).all()
 
 
 @pytest.mark.parametrize(
@@ -247,17 +263,22 @@ def test_more_tokens_than_it_holds():
         ("staircase(group=24)", "group=24; allowed: 16, 32, 64, 128"),
         ("staircase(full=16)", "full=16; allowed: a multiple of group=32"),
         ("staircase(full=100)", "full=100; allowed"),
-        ("staircase(steps=())", "allowed: bits of 8, 4, 2 that fall"),
-        ("staircase(steps=((4, 64), (8, None)))", "bits of 8, 4, 2 that fall"),
-        ("staircase(steps=((6, None),))", "bits of 8, 4, 2 that fall"),
+        ("staircase(steps=())", "allowed: bits of 8, 4, 2, 0 that fall"),
+        ("staircase(steps=((4, 64), (8, None)))", "bits of 8, 4, 2, 0 that fall"),
+        ("staircase(steps=((6, None),))", "bits of 8, 4, 2, 0 that fall"),
         ("staircase(steps=((8, 40), (4, None)))", "a multiple of group=32"),
         ("staircase(steps=((8, None), (4, None)))", "the last for None"),
         ("staircase(steps=((8, 64),))", "the last for None"),
         ("staircase(steps=8)", "steps=8; allowed"),
         ("staircase(num_sinks=-1)", "num_sinks=-1; allowed"),
         ("staircase(window=600)", "window=600; allowed: a number >= 2690"),
+        ("staircase(steps=((0, 64), (0, None)))", "bits of 8, 4, 2, 0 that fall"),
+        ("staircase(steps=((0, None),), window=600)", "window=600; allowed: None with a step of 0"),
         ("quantized(bits=3)", "bits=3; allowed: 8, 4, 2"),
-        ("quantized(window=128)", "window=128; allowed: a number >= 130"),
+        ("quantized(bits=0)", "quantized: bits=0; allowed: 8, 4, 2"),
+        ("quantized(window=128)", "quantized: window=128; allowed: a number >= 130"),
+        ("quantized(full=100)", "quantized: full=100; allowed: a multiple of group=32"),
+        ("quantized(group=24)", "quantized: group=24; allowed: 16, 32, 64, 128"),
     ],
 )
 def test_bad_settings_are_told(cache, told):
