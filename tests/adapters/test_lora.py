@@ -20,6 +20,7 @@ from jaxlm.model.low_rank import adapted_kernel, add_low_rank
 from jaxlm.model.parameters import init_params
 from jaxlm.model.partition import combine, split
 from jaxlm.model.transformer import Transformer
+from tests.marks import slow_but
 from tests.model.configs import EXPERTS, PATTERN, small
 
 # A round of a pattern and one layer more; heads, biases; a router, shared experts.
@@ -55,7 +56,7 @@ def logits(params):
     return MODEL.apply({"params": params}, TOKENS)[0]
 
 
-@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("dora", slow_but([False], [False, True]))
 def test_a_fresh_adapter_changes_nothing_and_a_learned_one_can_be_merged(dora):
     params, fresh, learned = adapted(dora)
     plain = logits(params)

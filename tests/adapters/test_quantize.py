@@ -13,6 +13,7 @@ from jaxlm.model.config import EmbeddingConfig
 from jaxlm.model.parameters import init_params
 from jaxlm.model.quantized import MOST_ROWS, contract_quantized
 from jaxlm.model.transformer import Transformer
+from tests.marks import slow_but
 from tests.model.configs import small
 
 # A matrix with a whole number of blocks, one with none; a scanned round and one layer more.
@@ -66,8 +67,8 @@ def test_the_model_computes_with_the_matrices_put_together(kind):
     assert jax.tree.structure(merge_adapters(whole)) == jax.tree.structure(init_params(MODEL))
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("kind", ["int8", pytest.param("int4", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("tied", slow_but([True], [True, False]))
+@pytest.mark.parametrize("kind", slow_but(["int8"], ["int8", "int4"]))
 def test_tables_are_read_where_they_are_quantized(kind, tied):
     model = Transformer(MODEL.config.replace(embedding=EmbeddingConfig(tied=tied)))
     made = quantize_params(init_params(model), kind, tables=True)

@@ -12,6 +12,7 @@ from jaxlm.caches.dense import DenseCache
 from jaxlm.model.layouts import unroll_layers
 from jaxlm.model.parameters import abstract_params
 from jaxlm.model.transformer import Transformer
+from tests.marks import slow_but
 from tests.positions.test_shared import CASES as SHARED
 from tests.positions.test_shared import LENGTH, bare, make, tokens
 
@@ -33,7 +34,7 @@ OTHER_FORM = {
     "rope_alibi_multiplicative",
     "lm_infinite_without_mask",
 }
-IN_EVERY_RUN = {"fire", "lm_infinite_ceiling", "lm_infinite_rope_alibi"}
+IN_EVERY_RUN = ["fire", "lm_infinite_rope_alibi"]
 NEW = 2
 
 
@@ -66,11 +67,7 @@ def test_which_of_them_use_the_kernel(on_tpu, case):
 
 @pytest.mark.parametrize(
     "case",
-    [
-        pytest.param(case, marks=[] if case in IN_EVERY_RUN else pytest.mark.slow)
-        for case in CASES
-        if case not in OTHER_FORM
-    ],
+    slow_but(IN_EVERY_RUN, [case for case in CASES if case not in OTHER_FORM]),
 )
 def test_the_kernel_agrees_with_a_full_forward(on_tpu, case):
     scanned, params = make(CASES[case])

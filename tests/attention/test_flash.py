@@ -19,6 +19,7 @@ from jaxlm.attention.inputs import AttentionInputs, AttentionSpec
 from jaxlm.attention.reference import attend_reference
 from jaxlm.positions.encoding import Dimensions
 from jaxlm.sharding.mesh import MeshConfig, make_mesh
+from tests.marks import slow_but
 
 SPEC = AttentionSpec(masks.causal(), scale=0.125, aligned=True)
 
@@ -107,13 +108,13 @@ ENCODINGS = {
     ),
     "lm_infinite_alibi": "lm_infinite(inner=alibi, window=130, num_sinks=3)",
 }
-# A far part, a factor of the scores, and one with a gradient of its own.
-IN_EVERY_RUN = ("lm_infinite", "multiplicative", "fire")
+# A far part, and one with a gradient of its own.
+IN_EVERY_RUN = ("lm_infinite", "fire")
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[] if n in IN_EVERY_RUN else pytest.mark.slow) for n in ENCODINGS],
+    slow_but(IN_EVERY_RUN, ENCODINGS),
 )
 def test_position_encodings(on_tpu, name):
     """Two documents, one longer than the window; the gradient of what the encoding has learned."""

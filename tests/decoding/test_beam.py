@@ -16,6 +16,7 @@ from tests.decoding import make_beam_goldens as goldens
 from tests.decoding import tiny
 from tests.decoding.test_caches import SETTINGS
 from tests.interop.folders import read_golden, write_folder
+from tests.marks import slow_but
 
 NO_STOPS = jnp.zeros(0, jnp.int32)
 
@@ -162,7 +163,7 @@ def test_groups_that_do_not_push_are_alike_and_the_first_is_never_pushed():
         assert strength == 0 or not all(same)
 
 
-@pytest.mark.parametrize("cache", SETTINGS)
+@pytest.mark.parametrize("cache", slow_but(["dense", "quantized", "ring"], SETTINGS))
 def test_each_cache_keeps_the_beams_apart(cache):
     """One beam is greedy decoding; of four, each text has the log-probability that it was given."""
     model, params = tiny.model(), tiny.params()

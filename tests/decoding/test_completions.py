@@ -75,6 +75,7 @@ def test_n_prompts_are_read_once():
     assert state.tokens.shape[0] == state.cache.keys[0].shape[1] == 6
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_says_several_things_too():
     model = jaxlm.EncoderDecoder(pair(vocab=258))
     params = random_params(abstract_params(model))

@@ -12,6 +12,7 @@ from jaxlm.decoding.sampling import Sampling
 from jaxlm.decoding.search.contrastive import Contrastive
 from tests.decoding import tiny
 from tests.decoding.test_caches import SETTINGS
+from tests.marks import slow_but
 
 PROMPTS = [[5, 70, 9], [3, 3, 8, 120, 77, 6, 1]]
 NEW = 14
@@ -59,7 +60,7 @@ def slowly(settings, prompt, mask=None):
     return row[len(prompt) :]
 
 
-@pytest.mark.parametrize("cache", SETTINGS)
+@pytest.mark.parametrize("cache", slow_but(["dense", "quantized", "ring"], SETTINGS))
 def test_each_token_is_the_best_by_the_formula(cache):
     settings = Contrastive(penalty_alpha=0.6, top_k=5)
     mask = caches.parse(SETTINGS[cache]).init(tiny.model().config, 1, 8).mask

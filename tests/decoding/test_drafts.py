@@ -15,6 +15,7 @@ from jaxlm.decoding.sampling import Sampling
 from jaxlm.decoding.tree import Draft, ancestors
 from tests.decoding import tiny
 from tests.decoding.test_caches import SETTINGS
+from tests.marks import slow_but
 
 PROMPTS = [[5, 70, 9], [3, 3, 8, 120, 77, 6, 1]]
 NEW = 30
@@ -78,10 +79,12 @@ ENCODINGS = [("rope", {}), ("alibi", {}), ("learned", {}), ("nope", SAMPLED)]
 # Every cache, and every encoding on one that keeps all and on one that forgets.
 PAIRS = [(cache, "rope", SAMPLED) for cache in SETTINGS]
 PAIRS += [("dense", *one) for one in ENCODINGS]
-PAIRS += [pytest.param("ring", *one, marks=pytest.mark.slow) for one in ENCODINGS[1:]]
+PAIRS += [("ring", *one) for one in ENCODINGS[1:]]
+KEPT = [(cache, "rope", SAMPLED) for cache in ("dense", "quantized", "ring")]
+KEPT += [("dense", "rope", {}), ("dense", "alibi", {})]
 
 
-@pytest.mark.parametrize(("cache", "encoding", "settings"), PAIRS)
+@pytest.mark.parametrize(("cache", "encoding", "settings"), slow_but(KEPT, PAIRS))
 def test_the_same_tokens_in_fewer_steps(cache, encoding, settings):
     plain, steps = draw(SETTINGS[cache], encoding, settings)
     fast, fewer = draw(SETTINGS[cache], encoding, settings, foreknown(plain))

@@ -8,6 +8,7 @@ from tests.decoding import tiny
 from tests.decoding.example_cache import Recent
 from tests.decoding.test_methods import PROMPTS
 from tests.decoding.test_methods import SETTINGS as METHODS
+from tests.marks import slow_but
 
 
 @pytest.fixture
@@ -16,7 +17,9 @@ def registered(monkeypatch):
     CACHES.register(Recent)
 
 
-@pytest.mark.parametrize("method", [None, *METHODS.values()])
+@pytest.mark.parametrize(
+    "method", slow_but([None, METHODS["contrastive"]], [None, *METHODS.values()])
+)
 def test_it_says_what_a_ring_as_large_says(registered, method):
     assert isinstance(Recent(8).init(tiny.model().config, 1, 4), KVCache)
     given = (tiny.model(), tiny.params(), tiny.TOKENIZER, PROMPTS, 12)

@@ -6,6 +6,7 @@ from jaxlm.decoding.generate import complete
 from jaxlm.decoding.search.reranked import Reranked, complete_reranked
 from tests.decoding import tiny
 from tests.decoding.test_caches import SETTINGS
+from tests.marks import slow_but
 
 PROMPTS = ["it was the best of times", "no"]
 DRAWS = {"temperature": 1.0, "top_p": 0.9, "seed": 5}
@@ -37,7 +38,7 @@ def test_one_segment_is_the_best_of_many():
     assert [f.text for (f,) in found] == [c.text for c in want]
 
 
-@pytest.mark.parametrize("cache", ["dense", "paged"])
+@pytest.mark.parametrize("cache", slow_but(["dense"], ["dense", "paged"]))
 def test_texts_come_with_their_scores_best_first(cache):
     """Whatever keeps the past; a row alone says the same as one among others."""
     found = search(Reranked(2, 4, 4), cache=SETTINGS[cache])

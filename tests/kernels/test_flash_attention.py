@@ -13,6 +13,7 @@ from kernels.flash_attention.blocks import TABLE, Blocks, choose_blocks
 from kernels.flash_attention.segments import count_up
 from tests.kernels.aot import TOPOLOGIES, compiles, needs_libtpu
 from tests.kernels.interpret import INTERPRET, races
+from tests.marks import slow_but
 
 # float32 sums of up to 768 terms in another order: products of float32 are exact here, as on a TPU
 # they are with `jax.default_matmul_precision("highest")`. bfloat16 has 8 bits: p is rounded to it.
@@ -135,7 +136,7 @@ CASES = {
     "own_blocks": {"length": 700, "blocks": None},
     "longer_blocks_backward": {"blocks": (SMALL, Blocks(256, 128, 128, 128, 256))},
 }
-IN_EVERY_RUN = 4
+IN_EVERY_RUN = ("causal_ragged", "scattered", "lambda_packed")
 
 
 def arrays(length, heads, head_dim, dtype, batch=1):
@@ -291,13 +292,7 @@ def compare(*, learned_bias=True, **case):
         assert_near(*pair, TOLERANCE[d_out.dtype.name])
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if number >= IN_EVERY_RUN else [])
-        for number, name in enumerate(CASES)
-    ],
-)
+@pytest.mark.parametrize("name", slow_but(IN_EVERY_RUN, CASES))
 def test_kernels_agree_with_the_reference(name):
     with pltpu.force_tpu_interpret_mode(INTERPRET):
         compare(**CASES[name])

@@ -10,6 +10,7 @@ import pytest
 
 from jaxlm.interop.write import write_hub_folder
 from tests.decoding import tiny
+from tests.marks import slow_but
 
 SIZES = ["--batch_size=2", "--prompt_length=12", "--new_tokens=5", "--rounds=2"]
 
@@ -19,7 +20,7 @@ def run(*flags):
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("what", ["train", "decode"])
+@pytest.mark.parametrize("what", slow_but(["train"], ["train", "decode"]))
 def test_alone(tmp_path, what):
     sizes = ["--d_model=16", "--num_layers=1", "--num_heads=2", "--vocab_size=64", "--length=16"]
     output = tmp_path / "figures.json"

@@ -67,6 +67,7 @@ def test_two_encodings_of_one_checkpoint(launcher, reference, tmp_path):
             assert f" {figure:.3f} " in result.stdout
 
 
+@pytest.mark.slow
 def test_rows_are_no_longer_than_the_text(launcher, tmp_path):
     """Whatever context length a file claims."""
     run_of = tiny_run(launcher.texts, model__context_length=2_000_000_000, train__steps=6)

@@ -44,6 +44,7 @@ def test_several_prompts(launcher, reference):
     assert result.stdout == "".join(blocks)
 
 
+@pytest.mark.slow
 def test_several_texts_of_each_prompt(launcher, reference):
     workdir, _ = reference
     settings = {"temperature": 1.0, "min_p": 0.05, "repetition_penalty": 1.2, "seed": 3, "n": 2}

@@ -66,11 +66,15 @@ def test_killed_and_started_again_is_the_same_run(launcher, reference, tmp_path,
     check_kills(launcher, tmp_path, reference, kills, "--config.train.log_every=5")
 
 
-def test_stopped_twice_it_saves_says_how_to_go_on_and_is_the_same_run(
-    launcher, reference, tmp_path
+STOPS = [((signal.SIGTERM, 15),), ((signal.SIGINT, 5), (signal.SIGTERM, 25))]
+
+
+@pytest.mark.parametrize("stops", [STOPS[0], pytest.param(STOPS[1], marks=pytest.mark.slow)])
+def test_stopped_it_saves_says_how_to_go_on_and_is_the_same_run(
+    launcher, reference, tmp_path, stops
 ):
     at = 0
-    for number, until in ((signal.SIGTERM, 5), (signal.SIGINT, 25)):
+    for number, until in stops:
         stopped = launcher.stop(tmp_path, number, lambda until=until: last_step(tmp_path) >= until)
         assert stopped.returncode == 0, stopped.stderr
         assert at == 0 or f"going on from step {at} of " in stopped.stderr
@@ -150,6 +154,7 @@ def test_stopped_while_texts_are_read(launcher, tmp_path, number):
     assert stopped.stderr.splitlines()[-1] == last and "Traceback" not in stopped.stderr
 
 
+@pytest.mark.slow
 def test_other_texts_under_the_same_name(launcher, copy, tmp_path_factory):
     """The tokens would be others than the ones it was trained on, or their order."""
     texts = tmp_path_factory.mktemp("texts")

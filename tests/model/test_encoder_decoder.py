@@ -166,9 +166,8 @@ def test_packed_pairs_are_what_they_are_alone():
         np.testing.assert_allclose(packed[:, t], alone, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize(
-    "numerics", [pytest.param({"scan_layers": False}, marks=pytest.mark.slow), {"remat": "full"}]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("numerics", [{"scan_layers": False}, {"remat": "full"}])
 def test_layouts_give_one_result(numerics):
     model, params = make()
     config = model.config

@@ -166,6 +166,7 @@ def test_another_base_is_refused(texts, base, adapted, tmp_path):
         train_tiny(finetuned(texts, base, adapter=LORA), workdir, texts / "cache")
 
 
+@pytest.mark.slow
 def test_a_base_that_moves_on(texts, base, tmp_path):
     """A run keeps to the step it began with, and takes nothing else for it."""
     base = shutil.copytree(base, tmp_path / "base")

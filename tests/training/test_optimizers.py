@@ -16,6 +16,7 @@ from jaxlm.training.optimizers import decayed, learning_rate, make_optimizer, mu
 from jaxlm.training.state import abstract_state, init_state
 from jaxlm.training.step import make_train_step
 from tests.checkpoints.states import assert_same_bytes
+from tests.marks import slow_but
 from tests.training.cases import make_batch, make_model
 
 STEPS, WARMUP, PEAK, END = 100, 10, 0.5, 0.1
@@ -267,7 +268,7 @@ def test_muon_on_stacked_layers_and_experts_is_muon_on_each_matrix(kind):
 RATES = {"adamw": 1e-2, "adafactor": 1e-2, "lion": 3e-3, "muon": 3e-2, "sgd": 0.1}
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", slow_but(["adamw", "muon"], OPTIMIZERS))
 def test_learns_and_its_state_comes_back_from_a_checkpoint(name, tmp_path):
     model, batch = make_model(), make_batch()
     config = TrainConfig(

@@ -88,7 +88,7 @@ def test_pairs_that_teach_nothing(tmp_path, chosen, rejected, length, message):
 def test_the_papers_formula(tmp_path):
     """Equation 7 for each pair alone, in a row of its own, from all logits."""
     model = make_model(vocab_size=320, context_length=256)
-    pairs = [PAIRS[0], PAIRS[1], PAIRS[-1]]
+    pairs = [PAIRS[0], PAIRS[-1]]
     store, tokenizer = stored(tmp_path, pairs), make(CHATML)
     batch = {k: jnp.stack([r[k] for r in store]) for k in store[0]}
     base = init_params(model, 0)
@@ -165,6 +165,7 @@ def test_it_learns_which_answer_is_better(chat_model, tmp_path):
     assert "bits_per_byte" not in records[0]
 
 
+@pytest.mark.slow
 def test_it_learns_what_the_assistant_says(chat_model, tmp_path):
     path = tmp_path / "talks.chat.jsonl"
     path.write_text(json.dumps({"messages": TALK}))
