@@ -131,7 +131,7 @@ def _found(
     if n > method.num_texts:
         raise ValueError(f"n={n} with method={str(method)!r}; allowed: up to {method.num_texts}")
     r = make_request(*given)
-    if np.asarray(r.sampling.temperature).any() or r.sampling.truncations:
+    if np.asarray(r.sampling.temperature).any() or (*r.sampling.early, *r.sampling.truncations):
         told = "allowed: no temperature and no truncation, as nothing is drawn"
         raise ValueError(f"method={str(method)!r}; {told}")
     ends = [len(row) + r.max_new_tokens for row in r.before for _ in range(method.num_texts)]

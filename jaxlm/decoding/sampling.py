@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxlm.config import check, one_of
 from jaxlm.decoding.processors.batch import SMALLEST, Batch
 from jaxlm.decoding.processors.chain import make_chain, needs_of, of_user
 from jaxlm.decoding.processors.processor import Past
-from jaxlm.decoding.processors.truncation import truncate
+from jaxlm.decoding.processors.truncation import MinP, truncate
 
 
 @jax.tree_util.register_dataclass
@@ -35,6 +36,7 @@ class Sampling:
         seed: of the row's random draws.
         processors: what changes the logits before the temperature, greedy decoding's too.
         truncations: what cuts more of them after top-k and top-p.
+        early: what does before.
     """
 
     temperature: Float[Array, "B"]
@@ -43,6 +45,7 @@ class Sampling:
     seed: Int[Array, "B"]
     processors: tuple[Any, ...] = ()
     truncations: tuple[Any, ...] = ()
+    early: tuple[Any, ...] = ()
 
     @classmethod
     def make(
@@ -54,6 +57,7 @@ class Sampling:
         seed: int | Sequence[int] = 0,
         copies: int = 1,
         processors: Sequence[Any] = (),
+        order: str = "huggingface",
         **settings: Any,
     ) -> Sampling:
         """From numbers or one number a row; a single seed gives row i the seed + i.
@@ -64,12 +68,14 @@ class Sampling:
             processors: a user's own, (logits [B, V], past) → logits: functions, or callable pytrees
                 whose arrays have rows on the first axis. They come after all others. `past` is a
                 `jaxlm.decoding.processors.processor.Past`.
+            order: "huggingface": temperature, top-k, top-p, min-p and the others; "vllm": min-p
+                right after the temperature. It matters to rows with both min-p and top-p.
             **settings: by Hugging Face's and vLLM's names, for all rows or one a row. Numbers:
                 min_p, typical_p, epsilon_cutoff, eta_cutoff, repetition_penalty,
                 frequency_penalty, presence_penalty, no_repeat_ngram_size, min_new_tokens.
                 Tokens: forced_bos_token_id, forced_eos_token_id; lists of them: allowed_token_ids,
                 suppress_tokens, begin_suppress_tokens, bad_words_ids (lists of those); logit_bias
-                (a dict by token). None: off.
+                (a dict by token), sequence_bias (a dict by tuple of tokens). None: off.
 
         Raises:
             ValueError: a sequence of another length, a value out of range, an unknown setting.
@@ -79,14 +85,17 @@ class Sampling:
         seeds = batch.numbers("seed", seed, 0, most, np.int64)
         # -1 is vLLM's "all".
         k = np.maximum(batch.numbers("top_k", top_k, -1, most, np.int32), 0)
+        check("sampling", order=one_of(order, "huggingface", "vllm"))
         before, after = make_chain(batch, settings)
+        early = tuple(t for t in after if order == "vllm" and isinstance(t, MinP))
         made = cls(
             jnp.asarray(batch.numbers("temperature", temperature, 0, 1e6, np.float32)),
             jnp.asarray(k),
             jnp.asarray(batch.numbers("top_p", top_p, SMALLEST, 1, np.float32)),
             jnp.asarray(seeds.astype(np.int32)),
             (*before, *of_user(batch, processors)),
-            after,
+            tuple(t for t in after if order != "vllm" or not isinstance(t, MinP)),
+            early,
         ).repeat(copies)
         single = np.ndim(seed) == 0
         on = np.arange(batch.rows * copies) % (batch.rows * copies if single else copies)
@@ -96,7 +105,7 @@ class Sampling:
     @property
     def needs(self) -> frozenset[str]:
         """Which arrays of `Past` the processors read."""
-        return frozenset().union(*map(needs_of, (*self.processors, *self.truncations)))
+        return frozenset().union(*map(needs_of, (*self.processors, *self.early, *self.truncations)))
 
     def repeat(self, times: int) -> Sampling:
         """Each row as often, one after the other."""
@@ -124,6 +133,8 @@ def warm_up(
 ) -> Float[Array, "B V"]:
     """Processed logits as they are drawn from: after temperature and truncations."""
     warm = logits / jnp.where(sampling.temperature == 0, 1.0, sampling.temperature)[:, None]
+    for truncation in sampling.early:
+        warm = truncation(warm, past)
     cut = (sampling.top_k != 0) | (sampling.top_p < 1)
     warm = jax.lax.cond(  # sorting the vocabulary is dear, and often not asked for
         cut.any(), lambda x: truncate(x, sampling.top_k, sampling.top_p), lambda x: x, warm

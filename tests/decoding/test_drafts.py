@@ -102,6 +102,7 @@ PROCESSED = SAMPLED | {
     "no_repeat_ngram_size": [2, 1],
     "min_new_tokens": [20, 5],
     "logit_bias": {ord(" "): 9.0, ord("e"): 9.0, ord("t"): 8.0, ord("a"): 8.0},
+    "sequence_bias": [{(ord("e"), ord("a")): 5.0}, None],
     "bad_words_ids": [[ord(" ")] * 2, [ord("e"), ord("t")], [ord("a"), ord(" "), ord("e")]],
     "allowed_token_ids": [list(range(160)), None],
     "suppress_tokens": [None, list(range(40, 90))],

@@ -22,6 +22,7 @@ from jaxlm.positions.alibi import ALiBi
 from kernels.decode_attention import merge
 from tests.decoding import tiny
 from tests.decoding.test_drafts import SAMPLED, draw, foreknown, same
+from tests.marks import slow_but
 
 KEEPING = ((3, 0), (2,), (), (1,))
 SINKS, WINDOW, GROUP, LENGTHS = 2, 32, 16, (100, 71)
@@ -130,7 +131,9 @@ def test_it_can_be_attended_to_alone_and_merged():
     [
         ("rope", ((0, 1), (1, 0))),  # all: bit for bit
         ("fire", ((0,), (1,))),  # parameters of each head
-        ("lm_infinite(xpos, window=16, num_sinks=2)", ((0,), (1,))),  # keys met in other ways
+        pytest.param(  # keys met in other ways
+            "lm_infinite(xpos, window=16, num_sinks=2)", ((0,), (1,)), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_it_says_what_a_dense_cache_says_where_all_is_kept(encoding, heads):
@@ -167,7 +170,10 @@ def test_layers_in_a_loop_say_what_layers_that_are_apart_say():
         generate(*pairs[0], tiny.TOKENIZER, ["it"], cache="razor(heads=((), (0,)), window=32)")
 
 
-@pytest.mark.parametrize("inner", ["ring(window=24, num_sinks=2)", "paged", "quantized(bits=4)"])
+@pytest.mark.parametrize(
+    "inner",
+    slow_but(["quantized(bits=4)"], ["ring(window=24, num_sinks=2)", "paged", "quantized(bits=4)"]),
+)
 def test_others_may_keep_what_retrieval_heads_keep(inner):
     """And keep it as they would alone."""
     kind = caches.parse(SETTINGS[:-1] + f", inner={inner})")
@@ -181,6 +187,7 @@ def test_others_may_keep_what_retrieval_heads_keep(inner):
     assert np.abs(got - want)[:, :, 2:6].max() > 0.01
 
 
+@pytest.mark.slow
 def test_drafts_end_before_a_group_goes_down_in_either_part():
     """Behind 1 sink and 16 tokens one of the means takes a group of 16, behind 6 and 32 the other
     part quantizes one.

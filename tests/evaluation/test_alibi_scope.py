@@ -13,6 +13,7 @@ from jaxlm.evaluation.retrieval_heads import weights
 from jaxlm.model.config import AttentionConfig, ModelConfig, NormConfig
 from jaxlm.model.parameters import init_params
 from jaxlm.model.transformer import Transformer
+from tests.marks import slow_but
 
 T, EPSILON = 64, 1e-3
 
@@ -48,7 +49,9 @@ def found(model, params, tokens, positions):
     return made["probes"]["layers"]["block_0"]["attention"]["found"][0][:, 0]
 
 
-@pytest.mark.parametrize("norm", [NormConfig(kind="layernorm", bias=True), NormConfig()])
+@pytest.mark.parametrize(
+    "norm", slow_but([NormConfig()], [NormConfig(kind="layernorm", bias=True), NormConfig()])
+)
 def test_no_weight_is_larger_beyond_it(norm):
     """100 draws of all parameters."""
     model = Transformer(config(norm=norm))

@@ -64,6 +64,12 @@ class Batch:
                 raise ValueError(f"{name}: token id {i}; allowed: 0 to {self.vocab_size - 1}")
         return [int(i) for i in ids]
 
+    def check_bias(self, name: str, added: Any) -> None:
+        """What may be added to a logit."""
+        fine = isinstance(added, float | np.floating) or is_id(added)
+        if not (fine and added < np.inf):
+            raise ValueError(f"{name}={added!r}; allowed: a number below infinity")
+
     def each(self, name: str, value: Any, is_one: Any) -> list[Any]:
         """A list with an entry a row, of a value for all of them or of a list of such values, None
         for rows that have none.

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.decoding.processors.bad_words import BadWords
 from jaxlm.decoding.processors.batch import Batch
 from jaxlm.decoding.processors.ngrams import NoRepeatNGrams
 from jaxlm.decoding.processors.penalties import OutputPenalty, RepetitionPenalty
+from jaxlm.decoding.processors.sequences import BadWords, SequenceBias
 from jaxlm.decoding.processors.tokens import (
     BannedTokens,
     BeginBan,
@@ -32,6 +32,7 @@ from jaxlm.decoding.processors.truncation import EpsilonCutoff, EtaCutoff, MinP,
 BEFORE_TEMPERATURE: tuple[Any, ...] = (
     MinNewTokens,
     LogitBias,
+    SequenceBias,
     RepetitionPenalty,
     OutputPenalty,
     NoRepeatNGrams,

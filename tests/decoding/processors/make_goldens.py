@@ -24,6 +24,7 @@ CASES = {
     "bad_words_ids": {"bad_words_ids": [[9], [1, 2], [0, 1, 30], [1, 2, 0, 31], [17]]},
     "min_new_tokens": {"min_new_tokens": 6},
     "logit_bias": {"logit_bias": {4: 2.5, 9: -3.0}},
+    "sequence_bias": {"sequence_bias": {(7,): 1.5, (1, 7): -0.5, (2, 1, 8): 9.0, (0, 11): 2.0}},
     "suppress_tokens": {"suppress_tokens": [0, 5, 39]},
     "forced_eos_token_id": {"forced_eos_token_id": 3},
 }
@@ -54,14 +55,15 @@ def main():
     found = {"tokens": tokens, "logits": logits, "transformers": transformers.__version__}
     for name, settings in CASES.items():
         given = {"top_k": 0} | settings
-        bias = given.pop("logit_bias", None)
-        if bias is not None:
-            given["sequence_bias"] = {(i,): b for i, b in bias.items()}
+        bias = {(i,): b for i, b in given.pop("logit_bias", {}).items()}
+        if bias := bias | given.get("sequence_bias", {}):
+            given["sequence_bias"] = bias
         options = transformers.GenerationConfig(do_sample=True, **given)
         options.max_length = PROMPT + LIMIT
         options._eos_token_tensor = torch.tensor(STOPS)
         chain = model._get_logits_processor(options, input_ids_seq_length=PROMPT, device="cpu")
-        assert len(chain) == len(settings), name
+        both = {"logit_bias", "sequence_bias"} <= set(settings)  # one of theirs
+        assert len(chain) == len(settings) - both, name
         out = chain(torch.from_numpy(tokens), torch.from_numpy(logits))
         found[name] = out.numpy()
     np.savez_compressed(FILE, **found)

@@ -104,6 +104,14 @@ def logit_bias(logits, prompt, output, value):
     return out
 
 
+def sequence_bias(logits, prompt, output, value):
+    text, out = [*prompt, *output], logits.copy()
+    for word, bias in value.items():
+        if text[len(text) - len(word) + 1 :] == list(word[:-1]):
+            out[word[-1]] += bias
+    return out
+
+
 def allowed_token_ids(logits, prompt, output, value):
     return only(logits, set(value))
 
@@ -144,6 +152,10 @@ CASES = {
     ),
     "min_new_tokens": (min_new_tokens, [1, 5, 9, 0]),
     "logit_bias": (logit_bias, [{3: 1.5}, {0: -2, 1: 7.25}, {9: float("-inf")}, None]),
+    "sequence_bias": (
+        sequence_bias,
+        [{(3,): 1.5}, {(1, 0): -2, (0, 2): 7.25, (0,): 1}, {(0, 1, 2, 0, 1): 3.0}, None],
+    ),
     "allowed_token_ids": (allowed_token_ids, [[1], [0, 2, 4], [10, 9], None]),
     "suppress_tokens": (suppress_tokens, [[1], [0, 2, 4], [10, 9], None]),
     "begin_suppress_tokens": (begin_suppress_tokens, [[1], [0, 2, 4], [10, 9], None]),

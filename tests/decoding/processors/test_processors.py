@@ -10,7 +10,8 @@ import pytest
 from jaxlm.decoding.history import History
 from jaxlm.decoding.processors import chain
 from jaxlm.decoding.processors.batch import Batch
-from jaxlm.decoding.sampling import Sampling, sample
+from jaxlm.decoding.processors.processor import Past
+from jaxlm.decoding.sampling import Sampling, sample, warm_up
 from jaxlm.decoding.tree import Draft, ancestors
 from tests.decoding.processors.oracles import CASES, LIMIT, STOPS
 
@@ -67,6 +68,17 @@ def check(name, got, logits, row, output):
     np.testing.assert_array_equal(np.isfinite(got), np.isfinite(want))
     # one or two roundings of float32
     np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+
+
+def test_vllms_order_differs_where_min_p_leaves_less_for_top_p():
+    logits = jnp.log(jnp.array([[0.4, 0.3, 0.2, 0.06, 0.04]] * 3))
+    settings = {"temperature": 1.0, "min_p": [0.3, 0.3, 0.0], "top_p": [0.72, 1.0, 0.72]}
+    past, kept = Past(jnp.zeros(3, jnp.int32), jnp.ones(3, jnp.int32)), {}
+    for order in ("huggingface", "vllm"):
+        sampling = Sampling.make(Batch(3, 5), order=order, **settings)
+        kept[order] = np.isfinite(warm_up(logits, sampling, past)).sum(-1).tolist()
+    # Before the third token there is a mass of 0.7, and of 0.7 / 0.9 once min-p has cut two.
+    assert kept == {"huggingface": [3, 3, 3], "vllm": [2, 3, 3]}
 
 
 @pytest.mark.parametrize("name", CASES)
