@@ -1,5 +1,6 @@
 """Strict settings for every test: promotion raises, warnings are errors, shapes are checked."""
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -26,6 +27,10 @@ install_import_hook("jaxlm", "tests.typechecker.check")
 import hypothesis
 import jax
 import pytest
+
+# Tracing makes many objects that live long; to look through them all so often takes a twentieth of
+# the suite's time.
+gc.set_threshold(200_000, 50, 100)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")

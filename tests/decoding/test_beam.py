@@ -50,7 +50,8 @@ def said(texts, stops):
 
 @pytest.mark.parametrize("num_beams", goldens.NUM_BEAMS)
 def test_texts_and_scores_are_those_of_transformers(llama, num_beams):
-    file = np.load(goldens.FILE)
+    with np.load(goldens.FILE) as arrays:
+        file = dict(arrays)
     tokens, stops = file["tokens"], jnp.array(goldens.STOPS)
     rules = itertools.product(goldens.EARLY_STOPPING, goldens.LENGTH_PENALTY)
     for early, penalty in rules:
@@ -163,7 +164,7 @@ def test_groups_that_do_not_push_are_alike_and_the_first_is_never_pushed():
         assert strength == 0 or not all(same)
 
 
-@pytest.mark.parametrize("cache", slow_but(["dense", "quantized", "ring"], SETTINGS))
+@pytest.mark.parametrize("cache", slow_but(["dense", "ring"], SETTINGS))
 def test_each_cache_keeps_the_beams_apart(cache):
     """One beam is greedy decoding; of four, each text has the log-probability that it was given."""
     model, params = tiny.model(), tiny.params()

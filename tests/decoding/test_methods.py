@@ -5,6 +5,7 @@ import pytest
 from jaxlm.decoding import search
 from jaxlm.decoding.generate import complete, generate
 from tests.decoding import tiny
+from tests.marks import slow_but
 
 PROMPTS = ["it was the best of times", "no"]
 # As the registry's text forms.
@@ -23,7 +24,7 @@ def say(prompts=PROMPTS, new=12, **options):
     return complete(*given, **options)
 
 
-@pytest.mark.parametrize("method", SETTINGS.values())
+@pytest.mark.parametrize("method", slow_but([SETTINGS["beam"]], SETTINGS.values()))
 def test_texts_end_where_they_are_told_to(method):
     """A row alone says the same; a stop string cuts; penalties count."""
     parsed = search.parse(method)

@@ -50,6 +50,7 @@ def test_one_round_is_the_plain_ranking():
         assert item == (text.strip() if alone.finish_reason == "stop" else "")
 
 
+@pytest.mark.slow
 def test_no_first_token_is_used_twice_and_they_end():
     found = untrained(rounds=40, per_round=20, max_new_tokens=2)
     assert len(set(found.first_tokens)) == len(found.first_tokens) < 800

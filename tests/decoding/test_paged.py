@@ -160,6 +160,7 @@ def test_pages_that_the_kernel_does_not_take(page):
         Paged(pages=0)
 
 
+@pytest.mark.slow
 def test_the_text_is_that_of_the_dense_cache():
     texts = ["it was the best of times", "no"]
     tight = "paged(page=16, pages=7)"  # four for the longer text and three for the shorter

@@ -40,7 +40,8 @@ def write_folder(folder, config, shapes, parts=1):
 
 
 def read_golden(case):
-    file = np.load(ALL[case])
+    with np.load(ALL[case]) as arrays:
+        file = dict(arrays)
     return file, json.loads(str(file["config"])), json.loads(str(file["shapes"]))
 
 

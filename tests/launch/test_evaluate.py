@@ -81,6 +81,7 @@ def test_rows_are_no_longer_than_the_text(launcher, tmp_path):
     assert held_out["tokens"] == len(text) + 1  # of bytes, with an end
 
 
+@pytest.mark.slow
 def test_a_table_of_positions_ends_the_default_length(launcher, tmp_path):
     short = tiny_run(launcher.texts, model__position_encoding="learned", train__steps=6)
     train_tiny(short, tmp_path, tmp_path / "data")

@@ -12,6 +12,7 @@ from jaxlm.caches.dense import DenseCache
 from jaxlm.model.config import AttentionConfig, ModelConfig
 from jaxlm.model.parameters import init_params
 from jaxlm.model.transformer import Transformer
+from tests.marks import slow_but
 
 # Encodings whose defaults make no sense in a model this small, or that have variants of their own.
 CASES = {name: name for name in positions.available()} | {
@@ -152,7 +153,7 @@ def test_relative_encodings_see_only_differences(case):
         assert not np.allclose(near, far, atol=1e-3)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_but(positions.available(), CASES))
 def test_order_matters_and_gradients_are_finite(case):
     model, params = make(CASES[case])
     ids = tokens()

@@ -140,6 +140,7 @@ def test_all_parameters_and_another_encoding(texts, base, tmp_path):
     assert all(m > 0 for m in moved)
 
 
+@pytest.mark.slow
 def test_an_adapter_of_a_quantized_model(texts, base, tmp_path):
     run = finetuned(texts, base, steps=2, adapter=LORA, quantize="int4")
     result = train_tiny(run, tmp_path, texts / "cache")

@@ -182,6 +182,7 @@ def test_another_config_is_refused_with_the_difference(finished, texts):
     ]
 
 
+@pytest.mark.slow
 def test_a_change_that_the_checkpoint_does_not_fit_leaves_the_config(texts, tmp_path):
     run = tiny_run(texts, train__steps=2)
     train_tiny(run, tmp_path, texts / "cache")

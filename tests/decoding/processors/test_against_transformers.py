@@ -12,7 +12,8 @@ from tests.decoding.processors import make_goldens as goldens
 
 @pytest.mark.parametrize("name", goldens.CASES)
 def test_as_in_transformers(name):
-    file = np.load(goldens.FILE)
+    with np.load(goldens.FILE) as arrays:
+        file = dict(arrays)
     tokens, logits = file["tokens"].astype(np.int32), file["logits"]
     batch = Batch(goldens.ROWS, goldens.VOCAB, goldens.STOPS, goldens.LIMIT)
     settings = {"temperature": 1.0} | goldens.CASES[name]
