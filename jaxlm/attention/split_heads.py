@@ -22,11 +22,13 @@ class SplitLayer:
     Attributes:
         parts: each of some kv heads.
         order: the first part's heads, then the next one's; of one part all, as they are.
+        places: of each head in that order.
         counts: heads of each part. Static.
     """
 
     parts: tuple[LayerView, ...]
     order: Int[Array, "n"]
+    places: Int[Array, "n"]
     counts: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
     def attend(
@@ -41,13 +43,15 @@ class SplitLayer:
             return self.parts[0].attend(spec, new, near_keys, far_keys)
         queries = new.q.shape[2] // new.k.shape[2]  # of a kv head
         ends = list(itertools.accumulate(self.counts))[:-1]
-        found, theirs = [], []
-        for part, heads in zip(self.parts, jnp.split(self.order, ends), strict=True):
-            own = (heads[:, None] * queries + jnp.arange(queries)[None]).reshape(-1)
-            theirs.append(own)
-            found.append(part.attend(spec, _of_heads(new, heads, own), near_keys, far_keys))
-        back = jnp.argsort(jnp.concatenate(theirs))
-        return jnp.concatenate(found, 2)[:, :, back]
+
+        def of_queries(heads: Array) -> Array:
+            return (heads[:, None] * queries + jnp.arange(queries)[None]).reshape(-1)
+
+        found = [
+            part.attend(spec, _of_heads(new, heads, of_queries(heads)), near_keys, far_keys)
+            for part, heads in zip(self.parts, jnp.split(self.order, ends), strict=True)
+        ]
+        return jnp.concatenate(found, 2)[:, :, of_queries(self.places)]
 
 
 def _of_heads(

@@ -174,7 +174,8 @@ class RazorCache:
             part = next(i for i, layers in enumerate(self._layers) if index in layers)
             place = self._layers[part].index(index)
         views = tuple(cache.layer(place) for cache in self.parts[part])
-        return SplitLayer(views, jnp.asarray(self._order)[index], self._counts(part))
+        order, places = (jnp.asarray(x)[index] for x in (self._order, np.argsort(self._order, -1)))
+        return SplitLayer(views, order, places, self._counts(part))
 
     def commit(
         self,

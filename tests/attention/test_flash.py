@@ -174,7 +174,7 @@ IN_ANY_ORDER = {
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[] if n == "alibi" else pytest.mark.slow) for n in IN_ANY_ORDER],
+    slow_but(["alibi"], IN_ANY_ORDER),
 )
 def test_tokens_in_any_order(on_tpu, name):
     """Permuted, as `contiguous=False` promises nothing of them; on a mesh of one device."""

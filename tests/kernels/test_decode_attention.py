@@ -28,6 +28,7 @@ from kernels.decode_attention import inputs as decode_inputs
 from kernels.decode_attention.blocks import VMEM_BYTES, Cut, vmem_bytes
 from tests.kernels.aot import LIKE_8B, LIKE_70B, TOPOLOGIES, compiles, needs_libtpu
 from tests.kernels.interpret import INTERPRET, RACES, assert_close, random
+from tests.marks import slow_but
 
 # float32: sums in another order. bfloat16: weights are rounded to 8 bits before they meet the
 # values, and so is the result: 2**-8 of numbers of order 1; seldom all errors go one way.
@@ -86,10 +87,7 @@ IN_EVERY_RUN = 3
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if number >= IN_EVERY_RUN else [])
-        for number, name in enumerate(CASES)
-    ],
+    slow_but(list(CASES)[:IN_EVERY_RUN], CASES),
 )
 def test_kernel_agrees_with_the_reference(name, monkeypatch):
     monkeypatch.setattr(kernels.decode_attention, "BLOCK_BYTES", SMALL_BLOCKS)

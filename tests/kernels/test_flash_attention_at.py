@@ -16,6 +16,7 @@ from kernels.flash_attention.places import HIDDEN_BLOCK, WHOLE, bounds, in_words
 from tests.kernels.aot import TOPOLOGIES, compiles, needs_libtpu
 from tests.kernels.interpret import INTERPRET, races
 from tests.kernels.test_flash_attention import TOLERANCE, arrays, assert_near, results
+from tests.marks import slow_but
 
 SMALL = Blocks(128, 128, 128, 128, 256)
 RNG = np.random.default_rng(0)
@@ -98,10 +99,7 @@ def compare(
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if number >= IN_EVERY_RUN else [])
-        for number, name in enumerate(CASES)
-    ],
+    slow_but(list(CASES)[:IN_EVERY_RUN], CASES),
 )
 def test_kernels_agree_with_the_reference(name):
     with pltpu.force_tpu_interpret_mode(INTERPRET):
