@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlm import positions
 from jaxlm.caches.dense import DenseCache
 from jaxlm.model.layouts import unroll_layers
 from jaxlm.model.parameters import abstract_params
@@ -52,7 +53,7 @@ def unrolled(model):
     return Transformer(model.config.replace(numerics=numerics))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_but(positions.available(), CASES))
 def test_which_of_them_use_the_kernel(on_tpu, case):
     model = unrolled(bare(CASES[case]))
     cache = DenseCache.init(model.config, 2, LENGTH + 3)

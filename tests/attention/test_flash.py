@@ -81,6 +81,7 @@ def test_on_a_mesh_each_device_has_its_rows_and_heads(on_tpu):
         check(dataclasses.replace(SPEC, mask=masks.sliding_window(40)), inputs())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lambda", pytest.param("causal", marks=pytest.mark.slow)])
 def test_parts_of_rows_are_whole_rows(name):
     """On two devices, in a process of its own; there the interpreter's threads await each other, so

@@ -17,6 +17,7 @@ from tests.attention.cases import (
     cases,
     value_and_gradients,
 )
+from tests.marks import slow_but
 
 every = pytest.mark.parametrize("name", IMPLEMENTATIONS)
 
@@ -60,7 +61,7 @@ def test_chosen_cases(name, case):
     check(name, case)
 
 
-@every
+@pytest.mark.parametrize("name", slow_but(["blockwise_small_tiles"], IMPLEMENTATIONS))
 @given(case=cases())
 @settings(max_examples=6)
 def test_drawn_cases(name, case):

@@ -48,7 +48,7 @@ def said(texts, stops):
     return rows
 
 
-@pytest.mark.parametrize("num_beams", goldens.NUM_BEAMS)
+@pytest.mark.parametrize("num_beams", slow_but([4], goldens.NUM_BEAMS))
 def test_texts_and_scores_are_those_of_transformers(llama, num_beams):
     with np.load(goldens.FILE) as arrays:
         file = dict(arrays)

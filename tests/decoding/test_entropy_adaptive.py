@@ -79,7 +79,8 @@ def test_each_token_is_drawn_by_the_model_that_the_rule_names(window, dwell):
         np.testing.assert_allclose(entropy, bits, atol=1e-3)
 
 
-@pytest.mark.parametrize("cache", ["dense", pytest.param("ring", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["dense", "ring"])
 def test_a_model_that_hands_over_to_itself_says_what_it_says_alone(cache):
     """So does a row alone, and one among others."""
     small, _ = models()

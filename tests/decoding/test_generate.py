@@ -42,8 +42,7 @@ def greedy(model, params, prompt, count, eos_id=None):
     "encoding",
     [
         "lm_infinite(window=8, num_sinks=2)",
-        "sinusoidal",
-        *(pytest.param(e, marks=pytest.mark.slow) for e in ("rope", "alibi", "nope")),
+        *(pytest.param(e, marks=pytest.mark.slow) for e in ("sinusoidal", "rope", "alibi", "nope")),
     ],
 )
 def test_greedy_is_the_argmax_of_a_full_forward_at_each_step(encoding):

@@ -11,11 +11,15 @@ from jaxlm.model.config import NumericsConfig
 from jaxlm.model.layouts import unroll_layers
 from jaxlm.model.transformer import Transformer
 from tests.decoding import tiny
+from tests.marks import slow_but
 
 SLOTS = 8192
+RING = f"ring(window={SLOTS - 20})"
 
 
-@pytest.mark.parametrize("cache", ["dense", f"ring(window={SLOTS - 20})", "quantized(group=16)"])
+@pytest.mark.parametrize(
+    "cache", slow_but([RING, "quantized(group=16)"], ["dense", RING, "quantized(group=16)"])
+)
 def test_no_layer_of_a_cache_is_copied(cache):
     """Layers apart: less than one layer's keys beside the arguments, which are donated."""
     scanned = tiny.model(context_length=SLOTS)

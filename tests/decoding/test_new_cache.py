@@ -17,9 +17,7 @@ def registered(monkeypatch):
     CACHES.register(Recent)
 
 
-@pytest.mark.parametrize(
-    "method", slow_but([None, METHODS["contrastive"]], [None, *METHODS.values()])
-)
+@pytest.mark.parametrize("method", slow_but([None], [None, *METHODS.values()]))
 def test_it_says_what_a_ring_as_large_says(registered, method):
     assert isinstance(Recent(8).init(tiny.model().config, 1, 4), KVCache)
     given = (tiny.model(), tiny.params(), tiny.TOKENIZER, PROMPTS, 12)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxlm import caches
 from jaxlm.decoding import engine
@@ -13,6 +14,7 @@ NEW = 20_000
 RING = "ring(window=32, num_sinks=2, slack=6)"
 
 
+@pytest.mark.slow
 def test_twenty_thousand_tokens_in_a_ring_of_forty():
     """Each is drawn from what one forward of the whole text says, seen through the ring's mask."""
     model, params = tiny.model(context_length=NEW + 8), tiny.params()

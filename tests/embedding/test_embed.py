@@ -1,5 +1,7 @@
 """Vectors of texts: by hand from one text's hidden states, whatever the batch."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import jaxlm
 from jaxlm.embedding.embed import _pooled
 from tests.decoding import tiny
+from tests.marks import slow_but
 
 TEXTS = ["a", "some words", "", "a rather longer text of some forty bytes", "ünïcode", "b" * 20]
 
@@ -18,8 +21,13 @@ def encoder(encoding="learned"):
     return model, jaxlm.init_params(model, 0)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
-@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize(
+    ("pooling", "normalize"),
+    slow_but(
+        [("mean", True), ("cls", False)],
+        itertools.product(["mean", "cls"], [True, False]),
+    ),
+)
 def test_vectors_are_those_of_each_text_alone(pooling, normalize):
     model, params = encoder()
     got = jaxlm.embed(

@@ -12,6 +12,7 @@ from jaxlm.model.parameters import init_params
 from jaxlm.model.scores import CHUNK
 from jaxlm.training.compiles import count_compiles
 from tests.decoding import tiny
+from tests.marks import slow_but
 
 MOST = 2 * CHUNK + 22
 
@@ -32,7 +33,9 @@ def log_probs(model, params, rows):
 
 
 # A table of MOST rows: padding must not ask for more.
-@pytest.mark.parametrize("encoding", ["learned", "lm_infinite(window=8, num_sinks=2)"])
+@pytest.mark.parametrize(
+    "encoding", slow_but(["learned"], ["learned", "lm_infinite(window=8, num_sinks=2)"])
+)
 def test_scores_are_those_of_full_logits(encoding):
     model = tiny.model(encoding, context_length=MOST)
     params = jax.tree.map(lambda x: 3 * x, init_params(model, 0))

@@ -16,6 +16,7 @@ from jaxlm.interop.families import find
 from jaxlm.interop.fields import read_fields
 from jaxlm.interop.hub_config import HubConfig
 from tests.interop.folders import ENCODER_DECODERS, read_golden, write_folder
+from tests.marks import slow_but
 
 
 @pytest.fixture(params=ENCODER_DECODERS, scope="module")
@@ -64,6 +65,7 @@ def test_cached(golden):
     close(jnp.concatenate(got, 1), file["logits"])
 
 
+@pytest.mark.parametrize("golden", slow_but(["t5"], ENCODER_DECODERS), indirect=True)
 def test_greedy_tokens(golden):
     """Texts in and out; the golden's rows are padded on the right, `generate` pads on the left."""
     file, (model, params, tokenizer) = golden

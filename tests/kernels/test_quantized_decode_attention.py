@@ -85,7 +85,7 @@ def agree(q, zones, queries, scoring=SCORING, chip="v5e"):
     ("zones", "dtype", "heads"),
     [
         (STAIRCASE, "bfloat16", (1, 1)),
-        (FLOAT8, "float32", (2, 1)),
+        pytest.param(FLOAT8, "float32", (2, 1), marks=pytest.mark.slow),
         *(
             pytest.param(zones, dtype, (4, 2), marks=pytest.mark.slow)
             for zones in (STAIRCASE, FLOAT8, ((8, 128),), ((4, 128),), ((2, 128),))

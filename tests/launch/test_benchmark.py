@@ -30,6 +30,7 @@ def test_alone(tmp_path, what):
     assert figures[f"{what}_tokens_per_second"] > 0 and figures["benchmark"] == what
 
 
+@pytest.mark.slow
 def test_methods_on_caches(tmp_path):
     sizes = ["--d_model=16", "--num_layers=1", "--num_heads=2", "--vocab_size=64"]
     methods, kinds = ["greedy", "beam(num_beams=2)"], ["dense", "ring(window=4, num_sinks=1)"]

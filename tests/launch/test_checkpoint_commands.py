@@ -47,6 +47,7 @@ def test_convert_refuses_flags_that_would_do_nothing(launcher, converted, tmp_pa
     assert "; allowed: " in result.stderr and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_layers_apart_say_the_same(converted):
     workdir, folder = converted
     model, params, tokenizer = jaxlm.load(workdir)

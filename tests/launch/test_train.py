@@ -16,6 +16,7 @@ from jaxlm.data.loader import held_out_batches
 from jaxlm.training.metrics import read_metrics
 from launch.overrides import unknown_field
 from tests.launch.processes import TINY, last_step, what_a_run_determines
+from tests.marks import slow_but
 
 
 def digest(workdir, step=40):
@@ -112,6 +113,7 @@ def test_a_corrupt_newest_checkpoint_is_passed_over_loudly(launcher, reference, 
     same_run(copy, reference)
 
 
+@pytest.mark.slow
 def test_another_config(launcher, reference, copy):
     flag = "--config.data.seed=1"
     refused = launcher.train(copy, flag)
@@ -239,7 +241,11 @@ BAD_FLAGS = {
 }
 
 
-@pytest.mark.parametrize("flag", BAD_FLAGS)
+# One that the library refuses, one that the flags do, and one that names no file.
+FLAGS_IN_EVERY_RUN = list(BAD_FLAGS)[0::4]
+
+
+@pytest.mark.parametrize("flag", slow_but(FLAGS_IN_EVERY_RUN, BAD_FLAGS))
 def test_bad_flags(launcher, tmp_path, flag):
     refused = launcher.train(tmp_path, flag)
     assert refused.returncode == 1

@@ -9,6 +9,7 @@ import pytest
 
 from jaxlm.model.feed_forward import activate
 from jaxlm.model.layouts import unroll_layers
+from tests.marks import slow_but
 from tests.model import oracle
 from tests.model.configs import CONFIGS, VOCAB, float32_configs, make, packed_rows
 
@@ -43,7 +44,19 @@ def check(model, params, rows, contiguous=True):
     np.testing.assert_allclose([losses["load_balance"], losses["router_z"]], [balance, z], 1e-5)
 
 
-@pytest.mark.parametrize("name", float32_configs)
+# Options alone, which a model below them in the table or another of its part has too.
+TWICE = {
+    *("mha", "head_dim", "qkv_bias", "out_bias", "qk_norm_head", "softcap", "sliding", "pattern"),
+    *("default_width", "feed_forward_bias", "plain_bias", "parallel_separate", "parallel_sandwich"),
+    *("experts", "experts_shared", "experts_wide", "experts_plain_bias", "experts_gated_bias"),
+    *("layernorm", "layernorm_bias", "no_scale", "residual_norm", "sandwich_norm", "unrolled"),
+    *("tied", "embedding_scale", "head_transform", "head_bias", "tied_head_bias", "logit_softcap"),
+    *("bidirectional", "learned", "alibi_scale", "partial_rope", "remat_dots", "dropout"),
+    "scale_plus_one",
+}
+
+
+@pytest.mark.parametrize("name", slow_but(set(float32_configs) - TWICE, float32_configs))
 def test_model_is_the_oracle(name):
     check(*make(name), packed_rows())
 

@@ -29,7 +29,7 @@ def with_dtype(model, dtype):
         ("base", "bfloat16"),
         ("base", "float16"),
         ("experts_shared", "bfloat16"),
-        ("gemma_like", "bfloat16"),
+        pytest.param("gemma_like", "bfloat16", marks=pytest.mark.slow),
     ],
 )
 def test_low_precision_is_close_to_float32(name, dtype):

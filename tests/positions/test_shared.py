@@ -101,7 +101,7 @@ def test_text_form_round_trips(case):
     assert ModelConfig.from_dict(config.to_dict()) == config
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", slow_but(positions.available(), CASES))
 def test_cached_decode_equals_full_forward(case):
     """Left-padded, two tokens at a time; at each step the full forward of that prefix."""
     model, params = make(CASES[case])

@@ -125,6 +125,7 @@ def test_a_run_cut_in_two_is_the_same(texts, base, adapted, tmp_path, monkeypatc
         np.testing.assert_array_equal(x, y)
 
 
+@pytest.mark.slow
 def test_all_parameters_and_another_encoding(texts, base, tmp_path):
     model = {"position_encoding": "lm_infinite(window=8)", "dropout": 0.0}
     run = finetuned(texts, base, steps=2, model=model)

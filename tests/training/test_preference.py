@@ -156,6 +156,7 @@ def run_of(folder, sources, **finetune):
     )
 
 
+@pytest.mark.slow
 def test_it_learns_which_answer_is_better(chat_model, tmp_path):
     sources = write_pairs(tmp_path / "pairs.preference.jsonl", PAIRS)
     train(run_of(chat_model, sources, preference_beta=0.5), tmp_path / "run")
