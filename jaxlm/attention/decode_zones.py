@@ -56,22 +56,20 @@ def attend_zones(
     pattern = decode.window_and_sinks(spec.mask)
     assert pattern is not None
     scoring = Scoring(spec.scale, spec.softcap, *pattern)
-    own = [
-        jax.lax.dynamic_index_in_dim(x, full.layer, keepdims=False)
-        for x in (full.keys, full.values)
-    ]
-    parts = [(*own, full.positions, full.segment_ids)]
-    parts += [(*zone.cut_out(), zone.positions, zone.segment_ids) for zone in zones]
+    layers: list[CachedLayer | QuantizedLayer] = [full, *zones]
+    parts = [(x.keys, x.values, x.positions, x.segment_ids) for x in layers]
     arrays, structure = jax.tree.flatten(parts)
     heads, row = ("batch", "kv_heads"), ("batch",)
+    cache = (None, *heads)
     run = on_mesh(
         functools.partial(_attend, spec, scoring, structure),
         {"batch": new.q.shape[0], "kv_heads": new.k.shape[2]},
-        [heads, row, row, ("kv_heads",), *(heads if x.ndim > 2 else row for x in arrays)],
+        [heads, row, row, ("kv_heads",), (), *(cache if x.ndim > 2 else row for x in arrays)],
         [heads, heads],
     )
     out, lse = run(
-        *(new.q.swapaxes(1, 2), new.q_positions, new.q_segment_ids, new.head_parameters), *arrays
+        *(new.q.swapaxes(1, 2), new.q_positions, new.q_segment_ids, new.head_parameters),
+        *(full.layer, *arrays),
     )
     cached = out.swapaxes(1, 2), lse.swapaxes(1, 2)
     others = [zone.alone(spec, new) for zone in averaged]
@@ -86,11 +84,13 @@ def _attend(
     q_positions: Int[Array, "B T"],
     q_segment_ids: Int[Array, "B T"],
     head_parameters: Any,
+    layer: Int[Array, ""],
     *arrays: Array,
 ) -> tuple[Float[Array, "B N T H"], Float[Array, "B N T"]]:
-    """One device's rows and heads."""
-    zones = []
-    for keys, values, positions, segment_ids in jax.tree.unflatten(structure, arrays):
+    """One device's rows and heads, of one layer of [layers, B, K, …]."""
+    zones, B = [], q.shape[0]
+    for *kept, positions, segment_ids in jax.tree.unflatten(structure, arrays):
+        keys, values = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), kept)
         S, bias = positions.shape[1], None
         if spec.score is not None:
             zeros = jnp.zeros((*q.shape[:3], S), jnp.float32)
@@ -99,4 +99,5 @@ def _attend(
         lengths = jnp.where(segment_ids != 0, jnp.arange(1, S + 1)[None], 0).max(1)
         zones.append(Zone(keys, values, Slots(positions, segment_ids, lengths, bias)))
     queries = Queries(q_positions, q_segment_ids)
-    return quantized_decode_attention(q, zones, scoring, queries, chip=target_chip())
+    rows = layer * B + jnp.arange(B)
+    return quantized_decode_attention(q, zones, scoring, queries, k_rows=rows, chip=target_chip())

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.attention.inputs import CachedLayer
@@ -142,7 +143,7 @@ class QuantizedZone:
         cls, config: ModelConfig, batch: int, blocks: int, bits: int, group: int
     ) -> QuantizedZone:
         """With room for so many groups."""
-        S, H = round_up(blocks * group, BLOCK), config.head_dim
+        S, H = slots_of(blocks, group), config.head_dim
         lead = (batch, config.num_kv_heads)
         channels = math.gcd(group, H)
 
@@ -248,6 +249,19 @@ class QuantizedZone:
         )
 
 
+def slots_of(blocks: int, group: int) -> int:
+    """Of a zone: up to 1024 a multiple of 128, beyond that of 8 groups and of a sixteenth or less.
+
+    A kernel takes a zone in equal blocks, whose scales of keys are whole registers: 8 groups. What
+    has no such divisor would be one block, too large for a chip's memory.
+    """
+    tokens = blocks * group
+    if tokens <= 8 * BLOCK:
+        return round_up(tokens, BLOCK)
+    sixteenth = (1 << (tokens.bit_length() - 1)) // 16
+    return round_up(tokens, max(8 * group, BLOCK, sixteenth))
+
+
 def round_up(n: int, multiple: int) -> int:
     """The least multiple that is not below n."""
     return -(-n // multiple) * multiple
@@ -273,5 +287,10 @@ def _cut(x: Array, row: Array, start: Array, length: int, axis: int = TIME) -> A
 
 
 def _paste(x: Array, part: Array, row: Array, start: Array, axis: int) -> Array:
-    """The reverse of `_cut`."""
-    return jax.lax.dynamic_update_slice(x, part, _at(x, row, start, axis))
+    """The reverse of `_cut`.
+
+    In the order in which kernels read: XLA's for TPUs likes another for what it updates, and would
+    copy all of it at each step.
+    """
+    y = jax.lax.dynamic_update_slice(x, part, _at(x, row, start, axis))
+    return with_layout_constraint(y, Layout(tuple(range(x.ndim))))

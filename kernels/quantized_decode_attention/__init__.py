@@ -61,6 +61,7 @@ def quantized_decode_attention(
     scoring: Scoring,
     queries: Queries,
     *,
+    k_rows: jax.Array | None = None,
     chip: str | None = None,
     interpret: Any = False,
 ) -> tuple[jax.Array, jax.Array]:
@@ -68,9 +69,12 @@ def quantized_decode_attention(
 
     Args:
         q: bfloat16 or float32 [B, N, T, H], T <= 128, H 64, 128 or 256.
-        zones: any number, each of a multiple of 128 slots.
+        zones: any number, each of a multiple of 128 slots. With `k_rows`, keys and values have
+            any number of rows.
         scoring: which slots are seen, and what becomes of q·k.
         queries: what is known of them.
+        k_rows: int [B], the row of keys and values that a sequence reads, such as its own in one
+            layer of [layers·B, K, …]; None: each its own.
         chip: TPU generation, for the sizes of blocks; None: that which is traced for.
         interpret: for tests only.
 
@@ -80,7 +84,7 @@ def quantized_decode_attention(
     Raises:
         ValueError: a shape, dtype or combination that is not supported.
     """
-    check(q, zones, queries)
+    check(q, zones, queries, k_rows)
     B, N, T, _ = q.shape
     K, chip = cache_shape(zones[0].keys)[1], chip_or_target(chip)
     plans, cut, splits = _fit(q, zones, chip)
@@ -90,6 +94,7 @@ def quantized_decode_attention(
         plans,
         cut,
         splits,
+        jnp.arange(B, dtype=jnp.int32) if k_rows is None else k_rows.astype(jnp.int32),
         _blocks_in_use(zones, plans, B),
         inputs.describe_rows(queries, N // K, R),
         inputs.pack_rows(q, K, R),
@@ -106,7 +111,9 @@ def cost_estimate(q: jax.Array, zones: Sequence[Zone]) -> pl.CostEstimate:
     """Every zone is read once."""
     B, N, T, H = q.shape
     slots = sum(zone.num_slots for zone in zones)
-    cache = sum(zone.keys.nbytes + zone.values.nbytes for zone in zones)
+    # Of as many rows as there are sequences.
+    arrays = (x for zone in zones for x in (zone.keys, zone.values))
+    cache = sum(x.nbytes // cache_shape(x)[0] * B for x in arrays)
     cache += sum(zone.slots.bias.nbytes for zone in zones if zone.slots.bias is not None)
     return pl.CostEstimate(
         flops=4 * B * N * T * slots * H,

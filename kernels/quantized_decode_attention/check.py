@@ -14,7 +14,7 @@ from kernels.kv_quantize.scaled import Scaled
 from kernels.quantized_decode_attention.zone import Kept, Zone, cache_shape
 
 
-def check(q: jax.Array, zones: Sequence[Zone], queries: Queries) -> None:
+def check(q: jax.Array, zones: Sequence[Zone], queries: Queries, k_rows: jax.Array | None) -> None:
     """Of all arguments that are arrays.
 
     Raises:
@@ -22,8 +22,10 @@ def check(q: jax.Array, zones: Sequence[Zone], queries: Queries) -> None:
     """
     if not zones:
         raise ValueError("zones=[]; allowed: at least one Zone")
+    if k_rows is not None:
+        inputs.check_integers("k_rows", k_rows, q.shape[:1])
     for zone in zones:
-        _check_zone(q, zone, queries)
+        _check_zone(q, zone, queries, k_rows is not None)
     first = cache_shape(zones[0].keys)[1]
     for zone in zones[1:]:
         K = cache_shape(zone.keys)[1]
@@ -31,7 +33,7 @@ def check(q: jax.Array, zones: Sequence[Zone], queries: Queries) -> None:
             raise ValueError(f"zones of K={first} and K={K}; allowed: one K in all zones")
 
 
-def _check_zone(q: jax.Array, zone: Zone, queries: Queries) -> None:
+def _check_zone(q: jax.Array, zone: Zone, queries: Queries, any_rows: bool) -> None:
     keys, values = zone.keys, zone.values
     precisions = [_precision(x) for x in (keys, values)]
     if precisions[0] != precisions[1]:
@@ -43,10 +45,10 @@ def _check_zone(q: jax.Array, zone: Zone, queries: Queries) -> None:
     shape = cache_shape(keys)
     inputs.check_shapes(q, shape, cache_shape(values))
     B, S, H = shape[0], shape[2], shape[3]
-    if q.shape[0] != B or S % BLOCK:
+    if (q.shape[0] != B and not any_rows) or S % BLOCK:
         raise ValueError(
-            f"keys={shape}; allowed: [B, K, S, H] with q's B={q.shape[0]} and S a multiple of "
-            f"{BLOCK}"
+            f"keys={shape}; allowed: [B, K, S, H] with q's B={q.shape[0]}, or k_rows, and S a "
+            f"multiple of {BLOCK}"
         )
     if H not in (64, 128, 256):
         raise ValueError(f"q={q.shape}; allowed: H 64, 128 or 256")

@@ -135,7 +135,7 @@ def body(
     *all_refs: Any,
 ) -> None:
     """Body of the grid step (piece, split s, block j, head h of the piece)."""
-    used, refs = all_refs[:num_scalars], list(all_refs[num_scalars:])
+    used, refs = all_refs[1:num_scalars], list(all_refs[num_scalars:])
     rows_ref, q_ref = refs[:2]
     cached, (out_ref, lse_ref, top_ref, total_ref, acc_ref) = refs[2:-5], refs[-5:]
     piece, s, j, head = (pl.program_id(axis) for axis in range(4))
@@ -186,16 +186,17 @@ def specs(
     """
 
     def at(b: Any, s: Any, j: Any, scalars: Any) -> Any:
-        last = jnp.maximum(scalars[0][z, b], 1) - 1 if scalars else plan.count - 1
+        used = scalars[1:]
+        last = jnp.maximum(used[0][z, b], 1) - 1 if used else plan.count - 1
         return jnp.clip(s * blocks_per_split + j - plan.first, 0, last)
 
     def down(rows: int) -> pl.BlockSpec:
         shape = (None, None, rows, H)
-        return pl.BlockSpec(shape, lambda b, s, j, h, r, *p: (b, h, at(b, s, j, p), 0))
+        return pl.BlockSpec(shape, lambda b, s, j, h, r, *p: (p[0][b], h, at(b, s, j, p), 0))
 
     def across(rows: int) -> pl.BlockSpec:
         shape = (None, None, rows, plan.block)
-        return pl.BlockSpec(shape, lambda b, s, j, h, r, *p: (b, h, 0, at(b, s, j, p)))
+        return pl.BlockSpec(shape, lambda b, s, j, h, r, *p: (p[0][b], h, 0, at(b, s, j, p)))
 
     shape = (None, description, plan.block)
     keys = pl.BlockSpec(shape, lambda b, s, j, h, r, *p: (b, 0, at(b, s, j, p)))
@@ -218,6 +219,7 @@ def call(
     plans: Sequence[Plan],
     cut: Cut,
     splits: int,
+    k_rows: jax.Array,
     used: jax.Array | None,
     rows: jax.Array,
     q: jax.Array,
@@ -229,6 +231,7 @@ def call(
     """Attention within each split.
 
     Args:
+        k_rows: int32 [B], of keys and values, whose own [B] below is any number then.
         used: int32 [zones, B], blocks in use of each; None: all.
         rows: int32 [B, R, 1 or 2], see `Scoring`.
         q: [B, K, R, H].
@@ -243,7 +246,7 @@ def call(
     K, _, H = q.shape[1:]
     blocks_per_split = -(-sum(plan.count for plan in plans) // splits)
 
-    scalars = [] if used is None else [used]
+    scalars = [k_rows] if used is None else [k_rows, used]
     cached = [
         (spec, array)
         for z, (plan, arrays) in enumerate(zip(plans, zones, strict=True))

@@ -1,5 +1,6 @@
 """A decode loop for absent TPUs holds the decode kernel, one for each device's rows and heads."""
 
+import json
 import os
 import subprocess
 import sys
@@ -112,3 +113,19 @@ def decode_loop(topology, encoding, cache, layer):
     )
     assert run.returncode == 0, run.stderr[-3000:]
     return run.stdout.splitlines()
+
+
+@pytest.mark.tpu_aot
+@needs_libtpu
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
+def test_a_step_moves_as_many_bytes_as_its_cache_has(topology):
+    """And what little there is beside it: no layer is cut out, no cache is copied."""
+    kinds = ["dense", *(f"quantized(bits={bits})" for bits in (8, 4, 2))]
+    command = [sys.executable, "-m", "tests.decoding.step_bytes", topology, *kinds]
+    run = subprocess.run(
+        command, env=environment(os.environ), capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    found = json.loads(run.stdout.splitlines()[-1])
+    for nbytes, moved in found.values():
+        assert nbytes <= moved < 1.1 * nbytes, found

@@ -98,6 +98,25 @@ def test_precisions_have_one_softmax(zones, dtype, heads):
     agree(*make(zones, dtype=dtype, B=1, N=heads[0], K=heads[1], group=(64, 64)))
 
 
+def test_rows_lie_anywhere():
+    """As those of a layer among those of all layers do."""
+    q, zones, queries = make(((None, 128), (4, 128)), B=2, N=2, K=1)
+
+    def stacked(x):
+        return jnp.concatenate([jnp.zeros_like(x), x[::-1], jnp.ones_like(x)])
+
+    def run(q, zones, rows):
+        given = (q, zones, SCORING, queries)
+        return quantized_decode_attention(*given, k_rows=rows, interpret=INTERPRET, chip="v5e")
+
+    among = [
+        dataclasses.replace(z, **jax.tree.map(stacked, {"keys": z.keys, "values": z.values}))
+        for z in zones
+    ]
+    actual = jax.jit(run)(q, among, jnp.array([3, 2]))
+    assert_close(actual, reference(q, zones, SCORING, queries), TOLERANCE["float32"])
+
+
 @pytest.mark.parametrize(
     "chip", ["v6e", *(pytest.param(c, marks=pytest.mark.slow) for c in ("v5e", "v4"))]
 )
