@@ -18,7 +18,7 @@ from jaxlm.attention.cached import SlotLayer
 from jaxlm.attention.inputs import CachedLayer
 from jaxlm.attention.mask import AttentionMask
 from jaxlm.caches.kind import CACHES, CacheKind
-from jaxlm.caches.rows import write_slots
+from jaxlm.caches.rows import round_up, write_slots
 from jaxlm.caches.stacks import (
     check_sees_no_future,
     empty_stacks,
@@ -61,10 +61,12 @@ class Ring(CacheKind):
         return masks.lambda_shaped(self.window, self.num_sinks)
 
     def init(self, config: ModelConfig, batch: int, capacity: int) -> RingCache:
-        """Empty; a `capacity` below its own slots spares some of them."""
+        """Empty, of a multiple of 8 slots: else XLA for TPUs lays an argument out as kernels do not
+        read it. A `capacity` below its own slots spares some of them.
+        """
         check_sees_no_future(config, capacity)
         around = min(self.window + self.slack, max(1, capacity - self.num_sinks))
-        slots = self.num_sinks + around
+        slots = round_up(self.num_sinks + around, 8)
         shape = (batch, config.num_kv_heads, slots, config.head_dim)
         keys, values = (empty_stacks(config, shape) for _ in range(2))
         none = jnp.zeros((batch, slots), jnp.int32)

@@ -99,3 +99,8 @@ def _made_anew(
     token = jnp.maximum(turned - 1, 0).reshape(shape)
     taken = jnp.take_along_axis(new, token, axis=time).astype(buffer.dtype)
     return jnp.where((turned > 0).reshape(shape), taken, buffer)
+
+
+def round_up(n: int, multiple: int) -> int:
+    """The least multiple that is not below n."""
+    return -(-n // multiple) * multiple

@@ -26,8 +26,9 @@ from jaxlm.attention.mask import AttentionMask
 from jaxlm.attention.zoned import ZonedLayer
 from jaxlm.caches.averaged import AveragedZone
 from jaxlm.caches.kind import CACHES, CacheKind
+from jaxlm.caches.rows import round_up
 from jaxlm.caches.stacks import check_sees_no_future, reorder_rows, split_stacks
-from jaxlm.caches.zones import TIME, FullZone, Group, QuantizedZone, round_up
+from jaxlm.caches.zones import TIME, FullZone, Group, QuantizedZone
 from jaxlm.config import at_least, check, one_of
 from jaxlm.model.config import ModelConfig
 from kernels.kv_quantize.layout import BITS, GROUPS

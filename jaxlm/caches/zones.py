@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.attention.inputs import CachedLayer
 from jaxlm.attention.quantized_layer import QuantizedLayer
+from jaxlm.caches.rows import round_up
 from jaxlm.caches.stacks import empty_stacks, of_stack, place_of
 from jaxlm.model.config import ModelConfig
 from kernels.kv_quantize.layout import BLOCK, Quantized, pack, rows_of_codes
@@ -260,11 +261,6 @@ def slots_of(blocks: int, group: int) -> int:
         return round_up(tokens, BLOCK)
     sixteenth = (1 << (tokens.bit_length() - 1)) // 16
     return round_up(tokens, max(8 * group, BLOCK, sixteenth))
-
-
-def round_up(n: int, multiple: int) -> int:
-    """The least multiple that is not below n."""
-    return -(-n // multiple) * multiple
 
 
 def _copies(x: Array, tokens: int) -> Array:

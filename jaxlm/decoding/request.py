@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxlm import caches
 from jaxlm.caches.kind import CacheKind
+from jaxlm.caches.rows import round_up
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.decoding.engine import DecodeState, prefill, prefill_encoded, prefill_shared
 from jaxlm.decoding.processors.batch import Batch
@@ -55,7 +56,8 @@ class Request:
         rest = (self.max_new_tokens, self.sampling, jnp.asarray(self.stop_tokens))
         if isinstance(model, EncoderDecoder):
             return prefill_encoded(model, params, (tokens, lengths), *rest, logprobs)
-        capacity = tokens.shape[1] + self.max_new_tokens
+        # Of a multiple of 8 slots: else XLA for TPUs lays a cache out as kernels do not read it.
+        capacity = round_up(tokens.shape[1] + self.max_new_tokens, 8)
         cache = self.cache.init(model.config, len(lengths), capacity)
         read = prefill if len(self.before) == len(lengths) else prefill_shared
         return read(model, params, (tokens, lengths), cache, *rest, logprobs=logprobs)

@@ -120,7 +120,7 @@ def decode_loop(topology, encoding, cache, layer):
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
 def test_a_step_moves_as_many_bytes_as_its_cache_has(topology):
     """And what little there is beside it: no layer is cut out, no cache is copied."""
-    kinds = ["dense", *(f"quantized(bits={bits})" for bits in (8, 4, 2))]
+    kinds = ["dense", "ring(window=4096)", *(f"quantized(bits={bits})" for bits in (8, 4, 2))]
     command = [sys.executable, "-m", "tests.decoding.step_bytes", topology, *kinds]
     run = subprocess.run(
         command, env=environment(os.environ), capture_output=True, text=True, check=False
