@@ -31,13 +31,17 @@ def write_rows(
     """`new` in the place of as many entries of `buffer` from each row's `starts` on.
 
     A loop over the rows: XLA makes a copy of the whole buffer for the scatter that one update of
-    all rows would be, and here writes in place.
+    all rows would be, and here writes in place. Where a row gets one integer the buffer, which is
+    small then, is made anew: of several such loops libtpu 0.0.42 confuses two, and gives up.
 
     Args:
         buffer, new: alike but along the axis `time`.
         starts: where `new` begins along it.
         batch: the axis of rows.
     """
+
+    if new.shape == (len(starts), 1):
+        return jnp.where(jnp.arange(buffer.shape[1])[None] == starts[:, None], new, buffer)
 
     def write(row: Array, buffer: Array) -> Array:
         at: list[Any] = [0] * buffer.ndim

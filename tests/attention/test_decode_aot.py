@@ -121,6 +121,7 @@ def decode_loop(topology, encoding, cache, layer):
 def test_a_step_moves_as_many_bytes_as_its_cache_has(topology):
     """And what little there is beside it: no layer is cut out, no cache is copied."""
     kinds = ["dense", "ring(window=4096)", *(f"quantized(bits={bits})" for bits in (8, 4, 2))]
+    kinds.append("razor(heads=((0, 1), (2, 3)), window=4096)")
     command = [sys.executable, "-m", "tests.decoding.step_bytes", topology, *kinds]
     run = subprocess.run(
         command, env=environment(os.environ), capture_output=True, text=True, check=False
