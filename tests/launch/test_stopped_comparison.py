@@ -23,3 +23,10 @@ def test_it_opens_as_soon_as_its_first_run_has_a_checkpoint(launcher, tmp_path, 
     compare.run_comparison(run, str(tmp_path / "new"), allow_config_change=False)
     model, _, _ = jaxlm.load(tmp_path / "new")
     assert str(model.config.encoding) == "rope" and not (tmp_path / "new/alibi").exists()
+
+
+@pytest.mark.parametrize("text", ["{}", "garbage", "[1]"])
+def test_a_damaged_default_run_is_named(tmp_path, text):
+    (tmp_path / "default.json").write_text(text)
+    with pytest.raises(ValueError, match=r"default\.json names no run \(.*\); allowed: \{\"run\":"):
+        jaxlm.load(tmp_path)
