@@ -99,8 +99,9 @@ def run_loop(
         settings = {**run.to_dict(), "model": model.config.to_dict(), "contents": loader.contents}
         settings |= {} if begin.digest is None else {"base": begin.digest}
         check_config(workdir, settings, allow_config_change)
-        keep = run.checkpoint
+        keep, about = run.checkpoint, {**settings, "tokenizer": tokenizer.name}
         saver = Saver(checkpoints, keep_last=keep.keep_last, keep_every=keep.keep_every)
+        save = functools.partial(saver.save, metadata=about, files={TOKENIZER: workdir / TOKENIZER})
         with stop_on_signals() as stop, saver:
             step, state = _step_and_state(run, model, begin, mesh, checkpoints)
             write_config(workdir, settings)
@@ -119,12 +120,7 @@ def run_loop(
                 profile=stack.enter_context(ProfileWindow(workdir / PROFILE, run.train.profile)),
                 stop=stop,
             )
-            about = {**settings, "tokenizer": tokenizer.name}
-            files = {"tokenizer": workdir / TOKENIZER}
-            state = loop.run_steps(
-                state, functools.partial(saver.save, metadata=about, files=files)
-            )
-            saver.wait()
+            state = loop.run_steps(state, save)
         # All is saved: a signal ends what is left as it ends any program.
         held_out = loop.evaluate(state) if stop.name is None else None
     if stop.name is not None:
