@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from jaxlm.adapters.lora import adapted_shardings, add_adapters, is_learned, merge_adapters
 from jaxlm.adapters.quantize import check_kind, quantize_params
-from jaxlm.checkpoints import restore, tree_digest
+from jaxlm.checkpoints import available_steps, restore, tree_digest
 from jaxlm.checkpoints.config_file import CONFIG, saved_config
 from jaxlm.checkpoints.restore import Restored
 from jaxlm.config import build
@@ -42,7 +42,7 @@ def run_folder(path: str | Path) -> Path:
     folder = Path(path)
     comparison = (folder / DEFAULT_RUN).is_file()
     if comparison:
-        folder = folder / json.loads((folder / DEFAULT_RUN).read_text())["run"]
+        folder = folder / _default_run(folder / DEFAULT_RUN)
     if not (folder / CHECKPOINTS).is_dir():
         found = "is not a jaxlm workdir (it has no checkpoints)" if folder.exists() else "is absent"
         if comparison:
@@ -50,6 +50,17 @@ def run_folder(path: str | Path) -> Path:
         allowed = "the --workdir of a training run, a Hugging Face folder, a .gguf file, owner/name"
         raise FileNotFoundError(f"{folder} {found}; allowed: {allowed}")
     return folder
+
+
+def _default_run(path: Path) -> str:
+    """The run that default.json names."""
+    try:
+        return str(json.loads(path.read_text())["run"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f'{path} names no run ({error}); allowed: {{"run": NAME}} with a run\'s folder in '
+            f"{path.parent}"
+        ) from error
 
 
 def open_foreign(path: str | Path) -> Checkpoint | None:
@@ -72,8 +83,13 @@ def open_foreign(path: str | Path) -> Checkpoint | None:
     return None
 
 
-def open_checkpoint(path: str | Path) -> tuple[ModelConfig | EncoderDecoderConfig, Tokenizer]:
-    """The config and the tokenizer that `load` gives, without the parameters.
+def open_checkpoint(
+    path: str | Path, step: int | None = None
+) -> tuple[ModelConfig | EncoderDecoderConfig, Tokenizer, int | None]:
+    """The config and the tokenizer that `load` gives, without the parameters, and the step that
+    it takes of a workdir (None: it is no workdir).
+
+    A run that began with a step goes on when that is kept no more: then both are the workdir's.
 
     Raises:
         FileNotFoundError: nothing to load is there.
@@ -81,9 +97,13 @@ def open_checkpoint(path: str | Path) -> tuple[ModelConfig | EncoderDecoderConfi
     """
     checkpoint = open_foreign(path)
     if checkpoint is not None:
-        return checkpoint.config, checkpoint.tokenizer
+        return checkpoint.config, checkpoint.tokenizer, step
     folder = run_folder(path)
-    return load_config(folder), load_tokenizer(str(folder / TOKENIZER))
+    if step is not None and step not in available_steps(folder / CHECKPOINTS):
+        return load_config(folder), load_tokenizer(str(folder / TOKENIZER)), step
+    restored = restore(folder / CHECKPOINTS, step=step, prefix=("ema", "params"))
+    config = ModelConfig.from_dict(restored.metadata["model"])
+    return config, load_tokenizer(str(restored.folder / TOKENIZER)), restored.step
 
 
 def load_config(path: str | Path) -> ModelConfig | EncoderDecoderConfig:
@@ -195,17 +215,6 @@ def saved_finetune(workdir: Path) -> FinetuneConfig:
     """The same of a folder that may hold no checkpoint yet, or no run."""
     settings = saved_config(workdir) or {}
     return build(FinetuneConfig, settings.get("finetune") or {}, "finetune")
-
-
-def newest_step(path: str | Path) -> int | None:
-    """The step that `load` takes of a workdir, where none is named; None: it is no workdir.
-
-    Raises:
-        FileNotFoundError: there is no good one.
-    """
-    if not is_workdir(Path(path)):
-        return None
-    return restore(run_folder(path) / CHECKPOINTS, prefix=("ema", "params")).step
 
 
 def base_params(model: Model, config: FinetuneConfig, mesh: Mesh | None) -> Any:

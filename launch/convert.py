@@ -17,7 +17,7 @@ from jaxlm.adapters.lora import merge_adapters
 from jaxlm.data.tokenizers import TOKENIZER
 from jaxlm.interop.peft_folder import write_peft_folder
 from jaxlm.interop.write import MAX_SHARD_BYTES, check_writable, write_hub_folder
-from jaxlm.load import finetune_of, open_checkpoint
+from jaxlm.load import finetune_of, load_config
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.transformer import Transformer
 from launch import console
@@ -55,7 +55,7 @@ BASE = flags.DEFINE_string(
 
 def check_before_loading() -> None:
     """Raises, before all weights are read, what writing them would raise after."""
-    config, _ = open_checkpoint(CHECKPOINT.value)
+    config = load_config(CHECKPOINT.value)
     if ENCODING.value is not None and isinstance(config, ModelConfig):
         config = Transformer(config).with_position_encoding(ENCODING.value).config
     check_writable(Path(OUTPUT.value), config, ARCHITECTURE.value)

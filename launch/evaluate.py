@@ -132,6 +132,7 @@ def main(argv: list[str]) -> None:
         )
         for one in models.values():  # before the first of them is measured, which may take hours
             check_windows(one, windows)
+        folder.mkdir(parents=True, exist_ok=True)
         held_out = {}
         if HELD_OUT.value:
             held_out = measure_held_out(models, params, tokenizer, folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import app, flags
@@ -24,8 +25,10 @@ def parse(argv: Sequence[str]) -> list[str]:
     for argument, after in zip(argv, [*argv[1:], ""], strict=True):
         name, given, file = argument.partition("=")
         file = file if given else after  # --config FILE
-        if name in CONFIG and not file.partition(":")[0].endswith(".py"):
-            print(f"error: {argument}; allowed: a Python file, as configs/tiny.py", file=sys.stderr)
+        path = Path(file.partition(":")[0])
+        if name in CONFIG and not (path.suffix == ".py" and path.is_file()):
+            told = f"{name}={file}; allowed: a Python file that is there, as configs/tiny.py"
+            print(f"error: {told}", file=sys.stderr)
             raise SystemExit(1)
     cleared = [a for a in argv if a.startswith(OVERRIDE) and a.endswith("=None")]
     try:
@@ -73,13 +76,13 @@ def unknown_field(argv: Sequence[str]) -> str | None:
         path = _path(override)
         node: Any = config.value
         for i, name in enumerate(path):
+            owner = ".".join(["config", *path[:i]])
             if not isinstance(node, ConfigDict):
-                break
+                return f"{override}: {owner} has no fields; allowed: --{owner}=VALUE"
             if name not in node:
                 known = list(node)
                 near = difflib.get_close_matches(name, known, 1)
                 hint = f" (did you mean {near[0]}?)" if near else ""
-                owner = ".".join(["config", *path[:i]])
                 return (
                     f"{override}: {owner} has no field {name!r}{hint}; allowed: {', '.join(known)}"
                 )

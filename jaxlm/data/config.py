@@ -10,6 +10,9 @@ from typing import Any
 from jaxlm.config import at_least, build, check, check_types, one_of
 from jaxlm.data.formats import FORMATS
 
+# Between two weights. Beyond it the rarer source's next row is a whole run away.
+LARGEST_RATIO = 10**6
+
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
@@ -25,8 +28,8 @@ class SourceConfig:
             (FILE.chat.jsonl) only the assistant's turns are learned; a "preference"
             (FILE.preference.jsonl) is a pair of answers. For both the tokenizer must have a chat
             template.
-        weight: share of the batches' rows, relative to the other sources; rounded to a hundredth of
-            the smallest one.
+        weight: share of the batches' rows, relative to the other sources: at most LARGEST_RATIO
+            times the smallest one, and rounded to a hundredth of it.
         text_field: the field that holds the text, in records that have fields.
     """
 
@@ -99,3 +102,8 @@ class DataConfig:
             num_threads=at_least(self.num_threads, 0),
             seed=(self.seed, 0 <= self.seed < 2**31, "an integer in [0, 2**31)"),
         )
+        least = min(self.sources, key=lambda source: source.weight)
+        for source in self.sources:
+            most = LARGEST_RATIO * least.weight
+            allowed = f"at most {LARGEST_RATIO} times the weight={least.weight} of {least.path!r}"
+            check(f"source {source.path!r}", weight=(source.weight, source.weight <= most, allowed))

@@ -18,7 +18,7 @@ from jaxlm.decoding import search
 from jaxlm.decoding.completion import Choice, Completion, Scorer, logprobs_of
 from jaxlm.decoding.engine import DecodeState, decode
 from jaxlm.decoding.processors.batch import is_id
-from jaxlm.decoding.request import Request, check_holds, make_request
+from jaxlm.decoding.request import Prompt, Prompts, Request, check_holds, make_request
 from jaxlm.decoding.search.method import Method
 from jaxlm.decoding.stop_strings import check_stop, cut_at_stop, surely_said
 from jaxlm.model.encoder_decoder import EncoderDecoder
@@ -48,7 +48,7 @@ def complete(
     model: Model,
     params: Any,
     tokenizer: Tokenizer,
-    prompts: Sequence[str | Sequence[int]],
+    prompts: Prompts,
     max_new_tokens: int = 64,
     stop: Sequence[str] = (),
     stop_token_ids: Sequence[int] = (),
@@ -65,8 +65,8 @@ def complete(
 
     Args:
         model, params, tokenizer: as from `jaxlm.load`.
-        prompts: a batch of texts, or of token ids as they are (`jaxlm.chat_prompt`); a row's text
-            does not depend on the other rows.
+        prompts: a batch of texts, or of token ids as they are (`jaxlm.chat_prompt`), lists or
+            integer arrays [T], or all as one [B, T]; a row's text does not depend on the others.
         max_new_tokens: most tokens to draw for each.
         stop: strings at whose first occurrence a text ends; they are left out of it.
         stop_token_ids: tokens that end a text, beside the tokenizer's.
@@ -216,7 +216,7 @@ def generate(
     model: Model,
     params: Any,
     tokenizer: Tokenizer,
-    prompts: Sequence[str | Sequence[int]],
+    prompts: Prompts,
     max_new_tokens: int = 64,
     stop: Sequence[str] = (),
     cache: str | CacheKind = "dense",
@@ -231,7 +231,7 @@ def stream(
     model: Model,
     params: Any,
     tokenizer: Tokenizer,
-    prompt: str | Sequence[int],
+    prompt: Prompt,
     max_new_tokens: int = 64,
     tokens_per_update: int = 4,
     cache: str | CacheKind = "dense",

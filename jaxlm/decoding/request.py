@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,7 +15,7 @@ from jaxlm.caches.kind import CacheKind
 from jaxlm.caches.rows import round_up
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.decoding.engine import DecodeState, prefill, prefill_encoded, prefill_shared
-from jaxlm.decoding.processors.batch import Batch
+from jaxlm.decoding.processors.batch import Batch, is_id
 from jaxlm.decoding.sampling import Sampling
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.encoder_decoder import EncoderDecoder, EncoderDecoderConfig
@@ -26,6 +27,10 @@ SMALLEST_BUCKET = 16
 # And the stop tokens to a multiple of this.
 STOP_TOKENS = 8
 NO_TOKEN = -1
+
+# A text or its token ids, [T] of an array; and a batch of these, [B, T] of one.
+Prompt = str | Sequence[int] | np.ndarray | jax.Array
+Prompts = Sequence[Prompt] | np.ndarray | jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Request:
 def make_request(
     model: Model,
     tokenizer: Tokenizer,
-    prompts: Sequence[str | Sequence[int]],
+    prompts: Any,
     max_new_tokens: int,
     settings: Mapping[str, Any],
     cache: str | CacheKind = "dense",
@@ -76,14 +81,16 @@ def make_request(
     """Checks what `jaxlm.decoding.generate.complete` is given.
 
     Args:
+        prompts: `Prompts`, or else an error.
         settings: of `Sampling.make`.
         copies: rows that continue each prompt.
 
     Raises:
         ValueError: see there.
     """
-    if isinstance(prompts, str) or not prompts:
-        raise ValueError(f"prompts={prompts!r}; allowed: a non-empty list of texts or ids")
+    prompts = _plain(prompts)
+    if not _is_list(prompts) or not prompts:
+        raise ValueError(f"prompts={_shown(prompts)}; allowed: a non-empty list of texts or ids")
     if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens}; allowed: an integer >= 1")
     encoded = isinstance(model, EncoderDecoder)
@@ -136,12 +143,29 @@ def _ids(model: Model, tokenizer: Tokenizer, prompt: Any, end: list[int]) -> lis
         start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         return start + list(tokenizer.encode(prompt)) + end
     size = model.config.vocab_size
-    if not (isinstance(prompt, Sequence) and all(isinstance(i, int) for i in prompt)):
-        raise ValueError(f"prompt={prompt!r}; allowed: a string or a sequence of token ids")
+    prompt = _plain(prompt)
+    if not (_is_list(prompt) and all(map(is_id, prompt))):
+        raise ValueError(f"prompt={_shown(prompt)}; allowed: a string or a list of token ids")
     unlike = [i for i in prompt if not 0 <= i < size]
     if unlike:
         raise ValueError(f"prompt: token id {unlike[0]}; allowed: 0 to {size - 1}")
-    return list(prompt)
+    return [int(i) for i in prompt]
+
+
+def _plain(given: Any) -> Any:
+    """Lists in place of an array of integers."""
+    is_array = isinstance(given, np.ndarray | jax.Array)
+    return given.tolist() if is_array and jnp.issubdtype(given.dtype, jnp.integer) else given
+
+
+def _is_list(given: Any) -> bool:
+    return isinstance(given, Sequence) and not isinstance(given, str | bytes | bytearray)
+
+
+def _shown(given: Any) -> str:
+    """On one line, whatever it is."""
+    is_array = isinstance(given, np.ndarray | jax.Array)
+    return f"{given.dtype}{list(given.shape)}" if is_array else repr(given)
 
 
 def _check_lengths(

@@ -99,31 +99,30 @@ def run_loop(
         settings = {**run.to_dict(), "model": model.config.to_dict(), "contents": loader.contents}
         settings |= {} if begin.digest is None else {"base": begin.digest}
         check_config(workdir, settings, allow_config_change)
-        tokenizer.save(workdir / TOKENIZER)
-        stop = stack.enter_context(stop_on_signals())
-        step, state = _step_and_state(run, model, begin, mesh, checkpoints)
-        write_config(workdir, settings)
-        start, keep = int(state.step), run.checkpoint
+        keep, about = run.checkpoint, {**settings, "tokenizer": tokenizer.name}
         saver = Saver(checkpoints, keep_last=keep.keep_last, keep_every=keep.keep_every)
-        stack.enter_context(saver)
-        loop = _Loop(
-            run=run,
-            model=model,
-            loader=loader,
-            rows=batch_sharding(mesh, run.data.batch_size, run.data.sequence_length),
-            frozen=begin.frozen,
-            step=step,
-            check_finite=FiniteCheck(run.train.max_bad_steps, run.data.seed, saver),
-            writer=stack.enter_context(MetricsWriter(workdir, start)),
-            progress=stack.enter_context(Progress(description, run.train.steps, start)),
-            profile=stack.enter_context(ProfileWindow(workdir / PROFILE, run.train.profile)),
-            stop=stop,
-        )
-        about, files = {**settings, "tokenizer": tokenizer.name}, {"tokenizer": workdir / TOKENIZER}
-        save = functools.partial(saver.save, metadata=about, files=files)
-        state = loop.run_steps(state, save)
-        saver.wait()
-        held_out = loop.evaluate(state) if int(state.step) >= run.train.steps else None
+        save = functools.partial(saver.save, metadata=about, files={TOKENIZER: workdir / TOKENIZER})
+        with stop_on_signals() as stop, saver:
+            step, state = _step_and_state(run, model, begin, mesh, checkpoints)
+            write_config(workdir, settings)
+            tokenizer.save(workdir / TOKENIZER)
+            start = int(state.step)
+            loop = _Loop(
+                run=run,
+                model=model,
+                loader=loader,
+                rows=batch_sharding(mesh, run.data.batch_size, run.data.sequence_length),
+                frozen=begin.frozen,
+                step=step,
+                check_finite=FiniteCheck(run.train.max_bad_steps, run.data.seed, saver),
+                writer=stack.enter_context(MetricsWriter(workdir, start)),
+                progress=stack.enter_context(Progress(description, run.train.steps, start)),
+                profile=stack.enter_context(ProfileWindow(workdir / PROFILE, run.train.profile)),
+                stop=stop,
+            )
+            state = loop.run_steps(state, save)
+        # All is saved: a signal ends what is left as it ends any program.
+        held_out = loop.evaluate(state) if stop.name is None else None
     if stop.name is not None:
         logging.warning(
             "stopped by %s at step %d, which is saved; the same command goes on from there",
@@ -197,7 +196,7 @@ class _Loop:
         batches = self._batches(start, watch)
         unchecked: tuple[int, Metrics] | None = None
         for done in range(start + 1, t.steps + 1):
-            self.profile.before(done - 1)
+            self.profile.before(done - 1, state)
             with jax.transfer_guard("disallow"):
                 state, metrics = self.step(state, next(batches), self.frozen)
                 # The step before, never this one: the device always has work, and the loop is one

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import jax
 
@@ -20,9 +21,11 @@ class ProfileWindow:
         self._folder, self._window = folder, window
         self._on = False
 
-    def before(self, step: int) -> None:
-        """Step `step` is about to run, all earlier ones are done."""
+    def before(self, step: int, state: Any) -> None:
+        """Step `step` is about to run on `state`; a trace starts and stops once that is there."""
         inside = self._window is not None and self._window[0] <= step <= self._window[1]
+        if inside != self._on:
+            jax.block_until_ready(state)  # the loop is a step ahead of the device
         if inside and not self._on:
             jax.profiler.start_trace(str(self._folder))
         elif self._on and not inside:

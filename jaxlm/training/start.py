@@ -16,7 +16,6 @@ from jaxlm.load import (
     base_digest,
     base_params,
     fresh_adapter,
-    newest_step,
     open_checkpoint,
     saved_finetune,
 )
@@ -90,20 +89,19 @@ def open_base(
         ValueError: it is damaged, not known, or no decoder.
     """
     assert config.checkpoint is not None
-    base, tokenizer = open_checkpoint(config.checkpoint)
+    path = Path(config.checkpoint)
+    if path.exists():
+        config = dataclasses.replace(config, checkpoint=str(path.resolve()))
+    saved = saved_finetune(workdir)
+    if config.step is None and saved.checkpoint == config.checkpoint:
+        config = dataclasses.replace(config, step=saved.step)
+    base, tokenizer, step = open_checkpoint(path, config.step)
+    config = dataclasses.replace(config, step=step)
     if not isinstance(base, ModelConfig) or base.sees_ahead:
         raise ValueError(
             f"finetune: checkpoint={config.checkpoint!r} does not predict next tokens; allowed: a "
             "decoder"
         )
-    path = Path(config.checkpoint)
-    if path.exists():
-        config = dataclasses.replace(config, checkpoint=str(path.resolve()))
-    if config.step is None:
-        saved = saved_finetune(workdir)
-        same = saved.checkpoint == config.checkpoint
-        step = saved.step if same else newest_step(path)
-        config = dataclasses.replace(config, step=step)
     if config.adapter is None:
         numerics = dataclasses.replace(base.numerics, param_dtype="float32")
         base = base.replace(numerics=numerics)

@@ -212,3 +212,7 @@ def test_data_config():
         (name,) = wrong
         with pytest.raises(ValueError, match=f"data: {name}=.*; allowed: "):
             DataConfig(**wrong)
+    DataConfig(sources=(SourceConfig("a", weight=1e300), SourceConfig("b", weight=1e306)))
+    far = r"source 'b': weight=1e\+300; allowed: at most 1000000 times the weight=1e-10 of 'a'"
+    with pytest.raises(ValueError, match=far):
+        DataConfig(sources=(SourceConfig("a", weight=1e-10), SourceConfig("b", weight=1e300)))

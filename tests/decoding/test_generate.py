@@ -207,8 +207,16 @@ def test_prompts_and_settings_of_one_shape_compile_once():
     with count_compiles() as compiles:
         settings = {"temperature": 0.7, "top_k": 3, "top_p": 0.5, "seed": 4}
         generate(model, params, tiny.TOKENIZER, ["a", "longer one"], max_new_tokens=8, **settings)
-        generate(tiny.model(), params, tiny.TOKENIZER, ["b", "c"], max_new_tokens=8)
+        texts = generate(tiny.model(), params, tiny.TOKENIZER, ["b", "c"], max_new_tokens=8)
+        # Token ids of every kind are the same prompts.
+        rows = np.array([start("b"), start("c")])
+        for ids in (rows, list(rows), rows.tolist()):
+            assert generate(model, params, tiny.TOKENIZER, ids, max_new_tokens=8) == texts
     assert sum(compiles.values()) == 0
+    on_device = jax.numpy.asarray(rows, jax.numpy.int32)
+    assert generate(model, params, tiny.TOKENIZER, on_device, max_new_tokens=8) == texts
+    pieces = stream(model, params, tiny.TOKENIZER, on_device[1], max_new_tokens=8)
+    assert "".join(pieces) == texts[1]
 
 
 def test_the_cache_is_donated():
@@ -245,6 +253,26 @@ def test_errors_at_the_door(arguments, message):
     arguments = {"prompts": ["a"], **arguments}
     with pytest.raises(ValueError, match=message):
         generate(model, {}, tiny.TOKENIZER, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (b"Emma", r"prompts=b'Emma'; allowed: a non-empty list of texts or ids"),
+        ([b"Emma"], r"prompt=b'Emma'; allowed: a string or a list of token ids"),
+        ([bytearray(b"E")], r"prompt=bytearray\(b'E'\); allowed: a string or a list"),
+        (np.ones((2, 3)), r"prompts=float64\[2, 3\]; allowed: a non-empty list of texts or ids"),
+        (np.zeros((0, 3), int), r"prompts=\[\]; allowed"),
+        ([np.ones(3)], r"prompt=float64\[3\]; allowed: a string or a list of token ids"),
+        ([np.ones((1, 2), int)], r"prompt=\[\[1, 1\]\]; allowed: a string or a list of token ids"),
+        (np.arange(3), "prompt=0; allowed: a string or a list of token ids"),
+        ([np.array([1, 999])], "prompt: token id 999; allowed: 0 to 257"),
+        ([[True]], r"prompt=\[True\]; allowed"),
+    ],
+)
+def test_what_is_no_prompt_is_refused_by_name(prompts, message):
+    with pytest.raises(ValueError, match=message):
+        make_request(tiny.model(), tiny.TOKENIZER, prompts, 8, {})
 
 
 def test_a_stream_goes_on_by_at_least_one_token():

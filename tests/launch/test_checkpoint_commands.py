@@ -103,6 +103,11 @@ def test_one_line_for_what_is_not_there(launcher, module, flags, message):
     [
         ("generate", ["--prompt=x", "--system=y"], "error: system='y' without chat; allowed: "),
         ("convert", ["--output={full}", "--step=7"], "error: {full} holds files; allowed: a fold"),
+        (
+            "evaluate",
+            ["--output={full}/config.json/out", "--noheld_out", "--length=8"],
+            "error: [Errno 20] Not a directory: '{full}/config.json/out'",
+        ),
         ("convert", ["--output=out", "--step=7"], "error: step=7; allowed: None with {folder}, "),
         (
             "convert",

@@ -14,7 +14,7 @@ import jaxlm
 from jaxlm.checkpoints import available_steps, restore
 from jaxlm.data.loader import held_out_batches
 from jaxlm.training.metrics import read_metrics
-from launch.overrides import unknown_field
+from launch.overrides import parse, unknown_field
 from tests.launch.processes import TINY, last_step, what_a_run_determines
 from tests.marks import slow_but
 
@@ -238,6 +238,7 @@ BAD_FLAGS = {
     "--workdir=": "workdir=''; allowed: a local folder",
     "--config=no/such/config.py": "no/such/config.py",
     "--config=README.md": "--config=README.md; allowed: a Python file",
+    "--config.model.num_layers.foo=3": "--config.model.num_layers.foo=3: config.model.num_layers h",
 }
 
 
@@ -272,12 +273,24 @@ def test_a_binary_file_is_named(launcher, tmp_path):
         ("--config.trian.steps=8", "config has no field 'trian' (did you mean train?); allowed: "),
         ("--config.train.optimizer.beta1=1", "config.train.optimizer has no field 'beta1'"),
         ("-config.nothing=1", "config has no field 'nothing'; allowed: "),
+        (
+            "--config.model.num_layers.foo=3",
+            "config.model.num_layers has no fields; allowed: --config.model.num_layers=VALUE",
+        ),
         ("--config.train.steps=8", None),
     ],
 )
 def test_unknown_field(launcher, flag, message):
     found = unknown_field(["train", f"{TINY}:{launcher.texts}", flag, "--workdir=x"])
     assert found is None if message is None else found.startswith(f"{flag}: {message}")
+
+
+@pytest.mark.parametrize("flag", ["--config=nofile.py", "--config=nofile.py:x", "--config=tests"])
+def test_a_config_that_is_no_file_is_one_line(flag, capsys):
+    with pytest.raises(SystemExit):
+        parse(["train", *flag.split("="), "--workdir=x"])
+    said = f"error: {flag}; allowed: a Python file that is there, as configs/tiny.py\n"
+    assert capsys.readouterr().err == said
 
 
 def test_an_empty_file_is_named(launcher, tmp_path):

@@ -21,11 +21,12 @@ from jaxlm.checkpoints import (
 )
 from jaxlm.checkpoints.config_file import CONFIG
 from jaxlm.checkpoints.layout import step_folder
-from jaxlm.load import loaded_shapes
+from jaxlm.load import loaded_shapes, open_checkpoint
 from jaxlm.model.parameters import size_by_part
 from jaxlm.model.partition import split
 from jaxlm.training.finetune import FinetuneConfig
 from jaxlm.training.metrics import read_metrics
+from jaxlm.training.start import open_base
 from jaxlm.training.workdir import CHECKPOINTS
 from tests.training.texts import tiny_run, train_tiny, write_texts
 
@@ -215,8 +216,19 @@ def test_what_does_not_fit_is_refused(texts, base, tmp_path, changes, message):
         train_tiny(finetuned(texts, base, **changes), tmp_path, texts / "cache")
 
 
-def test_the_tokenizer_is_the_checkpoints(texts, base):
+def test_the_tokenizer_is_the_checkpoints(texts, base, tmp_path):
     run = finetuned(texts, base)
+    # Its step's: a run that goes on in the workdir may have written another, and saved nothing yet.
+    moved = shutil.copytree(base, tmp_path / "base")
+    shutil.rmtree(moved / "tokenizer")
+    (moved / CONFIG).write_text("another")
+    config, model, tokenizer = open_base(FinetuneConfig(str(moved)), tmp_path / "run")
+    assert (config.step, model.d_model, tokenizer.name) == (10, 32, "bytes")
+    # A run that began with a step goes on when that is kept no more.
+    gone = shutil.copytree(base, tmp_path / "gone")
+    shutil.rmtree(step_folder(gone / CHECKPOINTS, 10))
+    model, tokenizer, step = open_checkpoint(gone, 10)
+    assert (step, model.d_model, tokenizer.name) == (10, 32, "bytes")
     with pytest.raises(ValueError, match="tokenizer='bytes'; allowed: that of the checkpoint"):
         dataclasses.replace(run, data=dataclasses.replace(run.data, tokenizer="bytes"))
     with pytest.raises(ValueError, match="allowed: any tokenizer, without finetune"):

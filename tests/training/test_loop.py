@@ -5,6 +5,8 @@ import glob
 import json
 import logging
 import math
+import os
+import signal
 import struct
 import time
 from pathlib import Path
@@ -23,10 +25,11 @@ from jaxlm.checkpoints import (
     load_numpy,
     workdir_lock,
 )
-from jaxlm.training import progress
+from jaxlm.training import loop, progress
 from jaxlm.training.compiles import count_compiles
 from jaxlm.training.divergence import DivergedError
 from jaxlm.training.metrics import MetricsWriter, read_metrics
+from jaxlm.training.profile import ProfileWindow
 from jaxlm.training.run import CompareConfig
 from jaxlm.training.speed import Stopwatch
 from jaxlm.training.workdir import CHECKPOINTS, DEFAULT_RUN
@@ -159,6 +162,35 @@ def test_profile_window_wrote_a_trace(finished):
     assert glob.glob(f"{finished.workdir}/profile/**/*.xplane.pb", recursive=True)
 
 
+def test_a_trace_starts_and_stops_when_the_step_before_is_done(tmp_path, monkeypatch):
+    happened = []
+
+    class State:
+        def block_until_ready(self):
+            happened.append("done")
+
+    for name in ("start_trace", "stop_trace"):
+        monkeypatch.setattr(jax.profiler, name, lambda *_, name=name: happened.append(name))
+    with ProfileWindow(tmp_path, (2, 3)) as profile:
+        for step in range(6):
+            happened.append(step)
+            profile.before(step, State())
+    assert happened == [0, 1, 2, "done", "start_trace", 3, 4, "done", "stop_trace", 5]
+
+
+def test_a_signal_while_the_last_state_is_evaluated_ends_the_process(finished, texts, monkeypatch):
+    """All is saved by then, and a run that is stopped would be one that goes on."""
+    evaluate = loop.evaluate
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(loop, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_tiny(finished.run, finished.workdir, texts / "cache")
+
+
 def test_a_finished_run_started_again_trains_and_writes_nothing(finished, texts):
     before = {p: p.read_bytes() for p in finished.workdir.glob("*.jsonl")}
     steps = available_steps(finished.workdir / CHECKPOINTS)
@@ -215,8 +247,12 @@ def test_a_refused_run_leaves_the_tokenizer_alone(finished, texts):
         return {p.name: p.read_bytes() for p in (finished.workdir / "tokenizer").iterdir()}
 
     before = files()
+    changes = {"data__tokenizer": "bpe:300", "train__profile": (2, 3)}
     with pytest.raises(ConfigMismatchError):
-        train_tiny(tiny_run(texts, data__tokenizer="bpe:300"), finished.workdir, texts / "cache")
+        train_tiny(tiny_run(texts, **changes), finished.workdir, texts / "cache")
+    wider = tiny_run(texts, **changes, model__d_model=64)
+    with pytest.raises(StateMismatchError):
+        train_tiny(wider, finished.workdir, texts / "cache", allow_config_change=True)
     assert files() == before
 
 

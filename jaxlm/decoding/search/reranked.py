@@ -8,7 +8,6 @@ function, such as `jaxlm.embedding.rankgen.RankGen.scorer`'s; the language model
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,7 +19,7 @@ from jaxlm.config import at_least, check
 from jaxlm.decoding.completion import Completion, Scorer
 from jaxlm.decoding.engine import decode
 from jaxlm.decoding.generate import completion_of, drawn_of
-from jaxlm.decoding.request import make_request
+from jaxlm.decoding.request import Prompts, make_request
 from jaxlm.decoding.state import DecodeState
 from jaxlm.model.transformer import Transformer
 
@@ -48,7 +47,7 @@ def complete_reranked(
     model: Transformer,
     params: Any,
     tokenizer: Any,
-    prompts: Sequence[str | Sequence[int]],
+    prompts: Prompts,
     scorer: Scorer,
     reranked: Reranked,
     max_new_tokens: int = 115,
