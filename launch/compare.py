@@ -14,6 +14,7 @@ from absl import logging
 from jaxtyping import Int
 
 import jaxlm
+from jaxlm.checkpoints import local_folder
 from jaxlm.data.config import as_source
 from jaxlm.data.documents import long_windows
 from jaxlm.data.loader import open_tokenizer
@@ -30,7 +31,7 @@ from launch.results import write_results
 
 def run_comparison(run: RunConfig, workdir: str | Path, allow_config_change: bool) -> None:
     """One run an encoding, then a table, two pictures and a sample."""
-    compare, folder = run.compare, Path(workdir)
+    compare, folder = run.compare, local_folder(workdir)
     assert compare is not None
     runs = {e: with_encoding(run, e) for e in compare.position_encodings}
     check_encodings(compare, runs)

@@ -93,3 +93,9 @@ def test_a_damaged_default_run_is_named(tmp_path, text):
     (tmp_path / "default.json").write_text(text)
     with pytest.raises(ValueError, match=r"default\.json names no run \(.*\); allowed: \{\"run\":"):
         jaxlm.load(tmp_path)
+
+
+def test_its_folder_is_a_local_one(launcher):
+    run = tiny_run(f"{launcher.texts},compare")
+    with pytest.raises(ValueError, match="workdir='gs://bucket/runs'; allowed: a local folder"):
+        compare.run_comparison(run, "gs://bucket/runs", allow_config_change=False)
