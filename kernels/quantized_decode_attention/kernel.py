@@ -131,11 +131,12 @@ def body(
     plans: Sequence[Plan],
     cut: Cut,
     blocks_per_split: int,
+    ragged: bool,
     num_scalars: int,
     *all_refs: Any,
 ) -> None:
     """Body of the grid step (piece, split s, block j, head h of the piece)."""
-    used, refs = all_refs[1:num_scalars], list(all_refs[num_scalars:])
+    scalars, refs = all_refs[:num_scalars], list(all_refs[num_scalars:])
     rows_ref, q_ref = refs[:2]
     cached, (out_ref, lse_ref, top_ref, total_ref, acc_ref) = refs[2:-5], refs[-5:]
     piece, s, j, head = (pl.program_id(axis) for axis in range(4))
@@ -166,7 +167,7 @@ def body(
 
     for z, plan in enumerate(plans):
         arrays, cached = cached[: plan.num_arrays], cached[plan.num_arrays :]
-        count = used[0][z, b] if used else plan.count
+        count = scalars[0][z, b] if ragged else plan.count
 
         @pl.when((plan.first <= block) & (block < plan.first + count))
         def _(plan: Plan = plan, arrays: Any = arrays) -> None:
@@ -179,24 +180,34 @@ def body(
 
 
 def specs(
-    z: int, plan: Plan, blocks_per_split: int, description: int, R: int, H: int
+    z: int,
+    plan: Plan,
+    blocks_per_split: int,
+    ragged: bool,
+    elsewhere: bool,
+    description: int,
+    R: int,
+    H: int,
 ) -> list[pl.BlockSpec]:
     """Of the arrays of zone z, whose keys are described by one number or two, for pieces
-    of R rows.
+    of R rows; whether the blocks in use are data, the first scalars, and a sequence's row of keys
+    and values is, the last ones.
     """
 
+    def row(b: Any, scalars: Any) -> Any:
+        return scalars[-1][b] if elsewhere else b
+
     def at(b: Any, s: Any, j: Any, scalars: Any) -> Any:
-        used = scalars[1:]
-        last = jnp.maximum(used[0][z, b], 1) - 1 if used else plan.count - 1
+        last = jnp.maximum(scalars[0][z, b], 1) - 1 if ragged else plan.count - 1
         return jnp.clip(s * blocks_per_split + j - plan.first, 0, last)
 
     def down(rows: int) -> pl.BlockSpec:
         shape = (None, None, rows, H)
-        return pl.BlockSpec(shape, lambda b, s, j, h, r, *p: (p[0][b], h, at(b, s, j, p), 0))
+        return pl.BlockSpec(shape, lambda b, s, j, h, r, *p: (row(b, p), h, at(b, s, j, p), 0))
 
     def across(rows: int) -> pl.BlockSpec:
         shape = (None, None, rows, plan.block)
-        return pl.BlockSpec(shape, lambda b, s, j, h, r, *p: (p[0][b], h, 0, at(b, s, j, p)))
+        return pl.BlockSpec(shape, lambda b, s, j, h, r, *p: (row(b, p), h, 0, at(b, s, j, p)))
 
     shape = (None, description, plan.block)
     keys = pl.BlockSpec(shape, lambda b, s, j, h, r, *p: (b, 0, at(b, s, j, p)))
@@ -219,8 +230,8 @@ def call(
     plans: Sequence[Plan],
     cut: Cut,
     splits: int,
-    k_rows: jax.Array,
     used: jax.Array | None,
+    k_rows: jax.Array | None,
     rows: jax.Array,
     q: jax.Array,
     zones: Sequence[Sequence[jax.Array]],
@@ -231,8 +242,9 @@ def call(
     """Attention within each split.
 
     Args:
-        k_rows: int32 [B], of keys and values, whose own [B] below is any number then.
         used: int32 [zones, B], blocks in use of each; None: all.
+        k_rows: int32 [B], of keys and values, whose own B below is any number then; None: a
+            sequence's own.
         rows: int32 [B, R, 1 or 2], see `Scoring`.
         q: [B, K, R, H].
         zones: of each, int32 [B, 1 or 2, S] that describe its keys; then keys and values
@@ -246,18 +258,22 @@ def call(
     K, _, H = q.shape[1:]
     blocks_per_split = -(-sum(plan.count for plan in plans) // splits)
 
-    scalars = [k_rows] if used is None else [k_rows, used]
+    scalars = [x for x in (used, k_rows) if x is not None]
+    ragged, elsewhere = used is not None, k_rows is not None
     cached = [
         (spec, array)
         for z, (plan, arrays) in enumerate(zip(plans, zones, strict=True))
         for spec, array in zip(
-            specs(z, plan, blocks_per_split, rows.shape[2], cut.piece_rows, H),
+            specs(
+                *(z, plan, blocks_per_split, ragged, elsewhere),
+                *(rows.shape[2], cut.piece_rows, H),
+            ),
             arrays,
             strict=True,
         )
     ]
     return call_kernel(
-        functools.partial(body, scoring, plans, cut, blocks_per_split, len(scalars)),
+        functools.partial(body, scoring, plans, cut, blocks_per_split, ragged, len(scalars)),
         "quantized_decode_attention",
         cut,
         (splits, blocks_per_split, K),
