@@ -8,6 +8,7 @@ import pytest
 
 from jaxlm.evaluation.loss import evaluate, evaluate_loss_by_position
 from tests.decoding import tiny
+from tests.marks import slow_but
 
 
 def log_probs(model, params, tokens, **where):
@@ -57,7 +58,10 @@ def test_held_out_loss_against_full_logits():
         evaluate(model, params, [])
 
 
-@pytest.mark.parametrize(("length", "bucket", "batch_size"), [(100, 16, 1), (7, 3, 9)])
+@pytest.mark.parametrize(
+    ("length", "bucket", "batch_size"),
+    slow_but([(100, 16, 1), (7, 3, 9)], [(100, 16, 1), (64, 64, 2), (7, 3, 9)]),
+)
 def test_loss_by_position_against_full_logits(length, bucket, batch_size):
     model, params = tiny.model("alibi"), tiny.params()
     windows = np.random.default_rng(1).integers(0, 256, (3, length + 1))
