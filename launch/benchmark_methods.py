@@ -164,10 +164,8 @@ def _log_prob(model: Transformer, params: Any, prompts: jax.Array, texts: np.nda
 def _loss(
     model: Transformer, params: Any, windows: np.ndarray, prompt_length: int, kind: CacheKind
 ) -> float:
-    cache = kind.init(model.config, *windows.shape)
-    return float(
-        losses_through_cache(model, params, jnp.asarray(windows), prompt_length, cache).mean()
-    )
+    losses = losses_through_cache(model, params, jnp.asarray(windows), prompt_length, kind)
+    return float(losses[:, prompt_length - 1 :].mean())
 
 
 def as_table(rows: list[Decoding]) -> Table:

@@ -127,6 +127,15 @@ def print_loss_by_position(curves: Mapping[str, LossByPosition], context_length:
     _print_table(title, [str(ends[i]) for i in cells], rows)
 
 
+def print_passkeys(found: Mapping[str, Mapping[int, float]], count: int) -> None:
+    """A row a model, a column a length."""
+    lengths = list(next(iter(found.values())))
+    rows = {name: [f"{by_length[n]:.0%}" for n in lengths] for name, by_length in found.items()}
+    _print_table(
+        f"Pass keys found, of {count}, by tokens of the text", list(map(str, lengths)), rows
+    )
+
+
 def _print_table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> None:
     """Models and their figures, none of them cut: a file gets whole lines, a terminal folds."""
     table = Table(title=title)

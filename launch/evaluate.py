@@ -2,10 +2,16 @@
 
 python -m launch.evaluate --checkpoint=runs/quickstart --length=2048 \
     --position_encoding=rope --position_encoding='lm_infinite(num_sinks=4)'
+
+Through KV caches, as decoding meets the text, and whether a number in it is found again:
+
+python -m launch.evaluate --checkpoint=MODEL.gguf --length=4096 --noheld_out --passkey=2048 \
+    --passkey=4096 --cache=dense --cache='quantized(bits=4)' --cache='ring(window=1024)'
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,9 +21,12 @@ import numpy as np
 from absl import app, flags
 
 import jaxlm
+from jaxlm import caches
+from jaxlm.caches.kind import CacheKind
 from jaxlm.data.documents import long_windows, longest_window
 from jaxlm.data.loader import held_out_batches
 from jaxlm.data.tokenizers import Tokenizer
+from jaxlm.evaluation import passkey
 from jaxlm.evaluation.charts import draw_loss_by_position
 from jaxlm.evaluation.loss import HeldOut, LossByPosition, check_windows
 from jaxlm.model.transformer import Transformer
@@ -44,6 +53,12 @@ ENCODING = flags.DEFINE_multi_string(
     [],
     "Encodings to evaluate the parameters under; may be given several times. Default: its own.",
 )
+CACHE = flags.DEFINE_multi_string(
+    "cache",
+    [],
+    "KV caches, see jaxlm.caches, to read long texts through; may be given several times. Default: "
+    "none, one forward pass (and dense for pass keys).",
+)
 QUANTIZE = flags.DEFINE_enum(
     "quantize", None, ["int8", "int4"], "Matrices, embedding and head in so many bits."
 )
@@ -62,6 +77,17 @@ WINDOWS = flags.DEFINE_integer(
     "tokens, but one.",
     lower_bound=1,
 )
+UNROLL = flags.DEFINE_bool(
+    "unroll", False, "Layers apart, which a razor with other heads in each of them needs."
+)
+BY_POSITION = flags.DEFINE_bool("loss_by_position", True, "Measure long windows of the text.")
+PASSKEY = flags.DEFINE_multi_integer(
+    "passkey",
+    [],
+    "Length in tokens of texts in which a number is to be found; may be given several times.",
+    lower_bound=1,
+)
+SAMPLES = flags.DEFINE_integer("samples", 20, "Pass keys a length.", lower_bound=1)
 HELD_OUT = flags.DEFINE_bool(
     "held_out",
     True,
@@ -114,40 +140,111 @@ def measure_held_out(
     return held_out
 
 
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """A model under one encoding, and what it reads long texts through; None: nothing."""
+
+    encoding: str
+    model: Transformer
+    cache: CacheKind | None
+
+    @property
+    def name(self) -> str:
+        """In tables."""
+        return self.encoding if self.cache is None else f"{self.encoding}, {self.cache}"
+
+    def check(self, windows: np.ndarray | None, tokenizer: Tokenizer) -> None:
+        """Raises ValueError for what cannot be measured: that may come after hours otherwise."""
+        if windows is not None:
+            check_windows(self.model, windows)
+        longest = max([*PASSKEY.value, 0 if windows is None else windows.shape[1] - 1])
+        if self.cache is not None and longest:
+            self.cache.nbytes_of(self.model.config, 1, longest)
+        limit = self.model.config.encoding.max_length
+        for length in PASSKEY.value:
+            passkey.make(length, tokenizer, 1)
+            if limit is not None and length + passkey.NEW_TOKENS > limit:
+                raise ValueError(
+                    f"passkey={length}; allowed: at most {limit - passkey.NEW_TOKENS} with "
+                    f"position_encoding={self.encoding}"
+                )
+
+
+def measure_passkeys(reader: Reader, params: Any, tokenizer: Tokenizer) -> dict[int, float]:
+    """The share that is found, by length of the text."""
+    found = {}
+    for length in PASSKEY.value:
+        track = functools.partial(console.tracked, what=f"pass keys in {length}, {reader.name}")
+        given = (reader.model, params, tokenizer, length, SAMPLES.value)
+        found[length] = passkey.evaluate_passkey(*given, cache=reader.cache or "dense", track=track)
+    return found
+
+
+def windows_of(models: Iterable[Transformer], tokenizer: Tokenizer) -> np.ndarray:
+    """Of all texts."""
+    length = LENGTH.value or possible_length(models, tokenizer)
+    count = WINDOWS.value or max(1, min(MOST_WINDOWS, MOST_TOKENS // length))
+    return np.concatenate([long_windows(text, tokenizer, length, count) for text in TEXT.value])
+
+
 def main(argv: list[str]) -> None:
-    """Prints two tables, writes evaluation.json, evaluation.png and evaluation.svg."""
+    """Prints tables, writes evaluation.json, evaluation.png and evaluation.svg."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     with console.clear_errors():
         folder = results_folder(CHECKPOINT.value, OUTPUT.value)
-        model, params, tokenizer = jaxlm.load(CHECKPOINT.value, quantize=QUANTIZE.value)
+        kinds: list[CacheKind | None] = [caches.parse(text) for text in CACHE.value] or [None]
+        model, params, tokenizer = jaxlm.load(
+            CHECKPOINT.value, unroll=UNROLL.value, quantize=QUANTIZE.value
+        )
         if not isinstance(model, Transformer):
             raise ValueError(f"checkpoint={CHECKPOINT.value!r}; allowed: no encoder–decoder")
         models = {e: model.with_position_encoding(e) for e in ENCODING.value}
         models = models or {str(model.config.encoding): model}
-        length = LENGTH.value or possible_length(models.values(), tokenizer)
-        count = WINDOWS.value or max(1, min(MOST_WINDOWS, MOST_TOKENS // length))
-        windows = np.concatenate(
-            [long_windows(text, tokenizer, length, count) for text in TEXT.value]
-        )
-        for one in models.values():  # before the first of them is measured, which may take hours
-            check_windows(one, windows)
+        readers = [Reader(*of, kind) for of in models.items() for kind in kinds]
+        windows = windows_of(models.values(), tokenizer) if BY_POSITION.value else None
+        for reader in readers:
+            reader.check(windows, tokenizer)
         folder.mkdir(parents=True, exist_ok=True)
         held_out = {}
         if HELD_OUT.value:
             held_out = measure_held_out(models, params, tokenizer, folder)
             console.print_held_out(held_out)
-        curves: dict[str, LossByPosition] = {}
-        for name, one in models.items():
+        measure_readers(readers, params, tokenizer, windows, held_out, folder)
+
+
+def measure_readers(
+    readers: list[Reader],
+    params: Any,
+    tokenizer: Tokenizer,
+    windows: np.ndarray | None,
+    held_out: Mapping[str, HeldOut],
+    folder: Path,
+) -> None:
+    """Loss by position and pass keys of each; what is found is written as it comes: each may take
+    hours.
+    """
+    curves: dict[str, LossByPosition] = {}
+    found: dict[str, dict[int, float]] = {}
+    context = readers[0].model.config.context_length
+    for reader in readers:
+        name = reader.name
+        if windows is not None:
             track = functools.partial(console.tracked, what=f"loss by position, {name}: windows")
             curves[name] = jaxlm.evaluate_loss_by_position(
-                one, params, windows, BUCKET.value, track=track
+                reader.model, params, windows, BUCKET.value, track=track, cache=reader.cache
             )
-            # Each may have taken hours.
-            write_results(folder / "evaluation.json", held_out, curves, CHECKPOINT.value)
-        console.print_loss_by_position(curves, model.config.context_length)
-        draw_loss_by_position(curves, model.config.context_length, folder / "evaluation.png")
-        print(f"{folder}/evaluation.json, {folder}/evaluation.png")
+        if PASSKEY.value:
+            found[name] = measure_passkeys(reader, params, tokenizer)
+        write_results(folder / "evaluation.json", held_out, curves, CHECKPOINT.value, found)
+    made = [f"{folder}/evaluation.json"]
+    if curves:
+        console.print_loss_by_position(curves, context)
+        draw_loss_by_position(curves, context, folder / "evaluation.png")
+        made.append(f"{folder}/evaluation.png")
+    if found:
+        console.print_passkeys(found, SAMPLES.value)
+    print(", ".join(made))
 
 
 if __name__ == "__main__":

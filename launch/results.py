@@ -36,6 +36,7 @@ def write_results(
     held_out: Mapping[str, HeldOut],
     curves: Mapping[str, LossByPosition],
     checkpoint: str | None = None,
+    passkeys: Mapping[str, Mapping[int, float]] | None = None,
 ) -> None:
     """All figures of the tables and the picture, as JSON, of what is measured so far.
 
@@ -43,11 +44,14 @@ def write_results(
         path: of the file; its folder is made if need be.
         held_out, curves: by the name of what was measured.
         checkpoint: that all of them are of; None: they are of a comparison's runs.
+        passkeys: the share that was found, by name and by length.
     """
     results: dict[str, Any] = {} if checkpoint is None else {"checkpoint": checkpoint}
     results |= {
         "held_out": {n: dataclasses.asdict(r) for n, r in held_out.items()},
         "loss_by_position": {n: dataclasses.asdict(c) for n, c in curves.items()},
     }
+    if passkeys:
+        results["passkeys"] = passkeys
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n")

@@ -13,11 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxlm.caches.kind import CacheKind
 from jaxlm.config import at_least, check
+from jaxlm.evaluation.through_cache import losses_through_cache
 from jaxlm.model.scores import token_scores
 from jaxlm.model.transformer import Transformer
 from jaxlm.training.objectives.next_token import LossSpec
 from jaxlm.training.step import loss_sums
+
+# Tokens of a long text that are read through a cache at a time: one at a time takes ten times as
+# long. Up to so many more than in decoding are still in full where a cache rounds.
+READ_AT_ONCE = 32
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -83,6 +89,13 @@ def _token_losses(
     return -token_scores(model, params, hidden, targets)[0]
 
 
+def _losses(model: Transformer, params: Any, window: Array, cache: CacheKind | None) -> Array:
+    if cache is None:
+        return _token_losses(model, params, window)
+    chunk = min(READ_AT_ONCE, window.shape[1] - 1)
+    return losses_through_cache(model, params, window, chunk, cache, chunk)
+
+
 @dataclasses.dataclass(frozen=True)
 class LossByPosition:
     """Mean loss of the tokens in each bucket of positions.
@@ -129,6 +142,7 @@ def evaluate_loss_by_position(
     bucket: int = 64,
     batch_size: int = 1,
     track: Callable[[Sequence[int]], Iterable[int]] = iter,
+    cache: CacheKind | None = None,
 ) -> LossByPosition:
     """Loss as a function of position: what a model makes of contexts longer than it has seen.
 
@@ -139,10 +153,13 @@ def evaluate_loss_by_position(
         bucket: positions averaged into one number.
         batch_size: windows evaluated at a time.
         track: goes around the loop over batches, to say how far it is: tqdm, for instance.
+        cache: what the text is read through (`jaxlm.caches.parse`), as decoding would, but
+            READ_AT_ONCE tokens at a time; None: one forward pass reads all of it.
 
     Raises:
         ValueError: windows that are no token ids of the model's, too short, or longer than the
-            position encoding's table; a bucket or batch_size below 1.
+            position encoding's table; a bucket or batch_size below 1; a cache that cannot serve the
+            model.
     """
     check(
         "evaluate_loss_by_position",
@@ -156,7 +173,7 @@ def evaluate_loss_by_position(
     for i in track(range(0, count, batch_size)):
         part = np.asarray(windows[i : i + batch_size], np.int32)
         rows = np.resize(part, (min(batch_size, count), length + 1))  # one shape: one program
-        losses = np.asarray(_token_losses(model, params, jnp.asarray(rows)))
+        losses = np.asarray(_losses(model, params, jnp.asarray(rows), cache))
         total += losses[: len(part)].astype(np.float64).sum(0)
     starts = range(0, length, bucket)
     means = tuple(float(total[s : s + bucket].mean() / count) for s in starts)

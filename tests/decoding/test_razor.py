@@ -100,7 +100,7 @@ def test_each_head_attends_to_what_it_has_kept():
     for layer in range(4):
         # float32 against float64
         got = jax.jit(lambda view: view.attend(SPEC, new))(cache.layer(layer))
-        np.testing.assert_allclose(got, slowly(layer, new), rtol=0, atol=2e-6)
+        np.testing.assert_allclose(got, slowly(layer, new), rtol=0, atol=5e-6)
 
 
 def test_a_mean_of_tokens_that_are_alike_is_as_good_as_they_are():
@@ -110,7 +110,7 @@ def test_a_mean_of_tokens_that_are_alike_is_as_good_as_they_are():
     spec, new = AttentionSpec(masks.causal(), 8**-0.5), new_tokens()
     views = (filled(caches.parse(one), kv).layer(1) for one in (SETTINGS, "dense"))
     razor, dense = (view.attend(spec, new) for view in views)
-    np.testing.assert_allclose(razor, dense, rtol=0, atol=1e-6)  # float32 sums in another order
+    np.testing.assert_allclose(razor, dense, rtol=0, atol=5e-6)  # float32 sums in another order
 
 
 def test_it_can_be_attended_to_alone_and_merged():
@@ -123,7 +123,7 @@ def test_it_can_be_attended_to_alone_and_merged():
     new = new_tokens()
     merged = merge([mean.alone(SPEC, new), attend_reference(SPEC, new)])[0]
     one = attend_parts(SPEC, new, [mean.part(SPEC, new, None, None)])
-    np.testing.assert_allclose(merged, one, rtol=0, atol=1e-6)  # float32, in another order
+    np.testing.assert_allclose(merged, one, rtol=0, atol=5e-6)  # float32, in another order
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_others_may_keep_what_retrieval_heads_keep(inner):
     assert ours.mask == alone.mask
     got, want = (cache.layer(0).attend(SPEC, new) for cache in (ours, alone))
     heads = np.array([0, 1, 6, 7])  # of kv heads 0 and 3
-    np.testing.assert_allclose(got[:, :, heads], want[:, :, heads], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(got[:, :, heads], want[:, :, heads], rtol=0, atol=5e-6)
     assert np.abs(got - want)[:, :, 2:6].max() > 0.01
 
 

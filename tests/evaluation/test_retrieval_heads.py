@@ -1,55 +1,15 @@
 """Heads that are known to look back are found, and no other ones."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxlm.evaluation import retrieval_heads
 from jaxlm.evaluation.retrieval_heads import HeadScores, score_heads, select
-from jaxlm.model.config import AttentionConfig, ModelConfig, NumericsConfig
-from jaxlm.model.layouts import unroll_layers
-from jaxlm.model.parameters import init_params
-from jaxlm.model.transformer import Transformer
+from tests.evaluation.planted import planted
 
 VOCAB, BLOCK, REPEATS = 64, 12, 3
 LENGTH = BLOCK * REPEATS
-TOKEN, PLACE = slice(0, VOCAB), slice(VOCAB, VOCAB + LENGTH)
-BEFORE = slice(VOCAB + LENGTH, 2 * VOCAB + LENGTH)
-WIDTH = BEFORE.stop
 SEED = 7  # with which no token is drawn twice
-
-
-def planted(scan_layers):
-    """Two layers of two kv heads of two query heads each; embeddings and positions are unit
-    vectors. In layer 0 query head 0 sees the token before it and says which it is, and 3 is an echo
-    head; in layer 1 query head 1 is an induction head. The others see all tokens alike.
-    """
-    config = ModelConfig(
-        vocab_size=VOCAB,
-        num_layers=2,
-        d_model=WIDTH,
-        context_length=LENGTH,
-        position_encoding="learned",
-        attention=AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=WIDTH),
-    )
-    params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), init_params(Transformer(config)))
-    params["embedding"][:, TOKEN] = np.eye(VOCAB)
-    params["position"]["table"][:, PLACE] = np.eye(LENGTH)
-    block = params["layers"]["block_0"]
-    block["attention_norm"]["scale"] += 1
-    q, k, v, out = (block["attention"][name]["kernel"] for name in ("q", "k", "v", "out"))
-    q[0, PLACE, 0, PLACE] = 5 * np.eye(LENGTH)
-    k[0, PLACE, 0, PLACE] = np.eye(LENGTH, k=1)
-    v[0, TOKEN, 0, BEFORE] = np.eye(VOCAB)
-    out[0, 0, BEFORE, BEFORE] = np.eye(VOCAB)
-    q[0, TOKEN, 3, TOKEN], k[0, TOKEN, 1, TOKEN] = 5 * np.eye(VOCAB), np.eye(VOCAB)
-    q[1, TOKEN, 1, BEFORE], k[1, BEFORE, 0, BEFORE] = 20 * np.eye(VOCAB), np.eye(VOCAB)
-    params = jax.tree.map(jnp.asarray, params)
-    if scan_layers:
-        return Transformer(config), params
-    apart = config.replace(numerics=NumericsConfig(scan_layers=False))
-    return Transformer(apart), unroll_layers(config, params)
 
 
 @pytest.mark.parametrize("scan_layers", [True, False])
@@ -58,7 +18,7 @@ def test_heads_that_look_back_are_found(monkeypatch, scan_layers):
     pieces of 5 queries, of which there are 24.
     """
     monkeypatch.setattr(retrieval_heads, "QUERIES", 5)
-    found = score_heads(*planted(scan_layers), SEED, BLOCK, REPEATS)
+    found = score_heads(*planted(VOCAB, LENGTH, scan_layers), SEED, BLOCK, REPEATS)
     earlier = np.arange(BLOCK, LENGTH) // BLOCK
     alike = (earlier / np.arange(BLOCK + 1, LENGTH + 1)).mean()
     echo = [[alike, (1 / 2 + 2 / 3) / 2], [alike, alike]]
@@ -95,7 +55,7 @@ def test_the_best_heads_of_all_layers_are_selected():
 )
 def test_bad_settings_are_told(given, told):
     with pytest.raises(ValueError, match=told):
-        score_heads(*planted(True), **given)
+        score_heads(*planted(VOCAB, LENGTH), **given)
 
 
 def test_tokens_that_are_excluded_are_not_drawn(monkeypatch):
@@ -105,7 +65,7 @@ def test_tokens_that_are_excluded_are_not_drawn(monkeypatch):
         "_found",
         lambda model, params, tokens, block: drawn.append(tokens) or np.zeros((2, 2, 4)),
     )
-    score_heads(*planted(True), 0, BLOCK, REPEATS, exclude=range(3, VOCAB))
+    score_heads(*planted(VOCAB, LENGTH), 0, BLOCK, REPEATS, exclude=range(3, VOCAB))
     (tokens,) = drawn
     assert tokens.shape == (1, LENGTH) and set(np.unique(tokens)) <= {0, 1, 2}
     np.testing.assert_array_equal(tokens[:, :BLOCK], tokens[:, BLOCK : 2 * BLOCK])

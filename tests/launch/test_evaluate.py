@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import jaxlm
+from jaxlm import caches
 from jaxlm.data.documents import long_windows, longest_window
 from jaxlm.data.loader import held_out_batches
 from tests.training.texts import tiny_run, train_tiny
@@ -65,6 +66,46 @@ def test_two_encodings_of_one_checkpoint(launcher, reference, tmp_path):
         assert (got["length"], got["start"]) == (length, list(curve.start))
         for figure in (held_out.loss, held_out.bits_per_byte, curve.loss[-1]):
             assert f" {figure:.3f} " in result.stdout
+
+
+def test_texts_are_read_through_caches(launcher, reference, tmp_path):
+    """Loss by position and pass keys of each cache; a model of bytes finds none."""
+    workdir, _ = reference
+    kinds = ["dense", "ring(window=16, num_sinks=2)"]
+    result = run(
+        launcher,
+        *(f"--checkpoint={workdir}", f"--output={tmp_path}", "--noheld_out", "--bucket=50"),
+        *("--length=200", "--windows=2", "--passkey=400", "--samples=2"),
+        *(f"--cache={kind}" for kind in kinds),
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    names = [f"rope, {kind}" for kind in kinds]
+    assert found["passkeys"] == {name: {"400": 0.0} for name in names}
+    assert list(found["loss_by_position"]) == names
+    model, params, tokenizer = jaxlm.load(workdir)
+    windows = long_windows(f"{launcher.texts}/held_out.txt", tokenizer, 200, 2)
+    for name, cache in zip(names, (None, caches.parse(kinds[1])), strict=True):
+        curve = jaxlm.evaluate_loss_by_position(model, params, windows, 50, cache=cache)
+        # float32 sums in another order
+        np.testing.assert_allclose(found["loss_by_position"][name]["loss"], curve.loss, rtol=1e-4)
+    assert result.stdout.count(names[1]) == 2 and "Pass keys found, of 2" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("--cache=rind(window=16)", "cache='rind' (did you mean ring?); allowed: dense"),
+        ("--cache=razor(heads=((9,),), window=64)", "razor: heads"),
+        ("--passkey=40", "length=40; allowed: at least 3"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_at_once(launcher, reference, tmp_path, flag, told):
+    workdir, _ = reference
+    result = run(launcher, f"--checkpoint={workdir}", f"--output={tmp_path / 'new'}", flag)
+    assert result.returncode == 1 and result.stdout == ""
+    assert result.stderr.startswith(f"error: {told}") and result.stderr.count("\n") == 1
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.slow
