@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlm import positions
 from jaxlm.attention import decode_zones
 from jaxlm.attention import mask as masks
 from jaxlm.attention.averaged import AveragedLayer
 from jaxlm.attention.quantized_layer import QuantizedLayer
 from jaxlm.attention.zoned import ZonedLayer
+from jaxlm.positions.encoding import Dimensions
 from jaxlm.sharding.mesh import MeshConfig, make_mesh
 from kernels.kv_quantize.reference import quantize_keys, quantize_values
 from tests.attention.test_decode import SPEC, call
@@ -62,6 +64,26 @@ def test_it_agrees_with_the_form_for_every_device(on_tpu):
     """On a mesh, of one device here, and with a window and sinks."""
     with jax.set_mesh(make_mesh(MeshConfig())):
         check(SPEC, *zoned(4, masks.lambda_shaped(160, 3)))
+
+
+@pytest.mark.parametrize("name", ["alibi", "t5", "kerple", "fire", "rope_alibi"])
+def test_what_an_encoding_adds_is_read_beside_the_codes(on_tpu, name):
+    """A bias of every zone; one that is larger than the codes is for the other form."""
+    at = Dimensions(4, 64, 512, 512)
+    encoding = positions.parse(name).bind(at)
+    params = {
+        name: 0.3 + jax.random.normal(jax.random.key(n), p.shape)
+        for n, (name, p) in enumerate(encoding.parameters(at).items())
+    }
+    spec = dataclasses.replace(SPEC, score=encoding.score, score_form=encoding.score_form)
+    new, layer = zoned(4)
+    new = dataclasses.replace(new, head_parameters=encoding.head_parameters(params, 4))
+    check(spec, new, layer)
+    plain = layer.attend(SPEC, new)
+    assert np.abs(layer.attend(spec, new) - plain).max() > 0.01
+    many = dataclasses.replace(call(T=20)[0], head_parameters=new.head_parameters)
+    told = decode_zones.unsupported(spec, many, layer.full, layer.zones)
+    assert told == "a bias of 20 tokens of 4 heads, which is larger than the cache"
 
 
 def test_a_mean_is_merged_with_what_the_kernel_has_read(on_tpu):

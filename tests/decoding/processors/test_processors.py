@@ -103,12 +103,15 @@ TREE = [-1, 0, 0, 1, 3, 2]
 
 @pytest.mark.parametrize("name", CASES)
 def test_nodes_of_a_draft_are_rows_whose_text_goes_on(name):
-    """The root's token is the last of each row's text; the nodes' come after it."""
+    """The root's token is the last of each row's text; the nodes' come after it, one of them twice
+    on a way.
+    """
     sampling = Sampling.make(BATCH, **{name: CASES[name][1]})
     outputs, T = texts(5), len(TREE)
     history, lengths = begun(sampling, outputs)
     tokens = np.random.default_rng(1).integers(0, 3, (ROWS, T))
     tokens[:, 0], tokens[:, 4] = outputs[:, -1], V + 5  # no token at all, and the last of its way
+    tokens[:, 3] = tokens[:, 1]
     parents = jnp.broadcast_to(jnp.array([TREE]), tokens.shape)
     draft = Draft(jnp.asarray(tokens, jnp.int32), parents, parents < 9, depth=3)
     depths, way = ancestors(draft)
