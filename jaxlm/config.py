@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import numbers
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any
+
+LARGEST = 2**30
 
 
 def check(owner: str, **fields: tuple[Any, bool, str]) -> None:
@@ -25,7 +28,23 @@ def one_of(value: Any, *allowed: Any) -> tuple[Any, bool, str]:
 
 def at_least(value: Any, low: float) -> tuple[Any, bool, str]:
     """A field's test: a finite number not below `low`."""
-    return value, low <= value < math.inf, f"a number >= {low}"
+    return value, is_number(value) and low <= value < math.inf, f"a number >= {low}"
+
+
+def between(value: Any, low: float, high: float) -> tuple[Any, bool, str]:
+    """A field's test: a number from `low` to `high`."""
+    return value, is_number(value) and low <= value <= high, f"a number from {low} to {high}"
+
+
+def integer_at_least(value: Any, low: int) -> tuple[Any, bool, str]:
+    """A field's test: an integer not below `low`, with room above it in 32 bits."""
+    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return value, is_whole and low <= value < LARGEST, f"an integer >= {low}"
+
+
+def is_number(value: Any) -> bool:
+    """No text, no list; True is none either."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def fits(value: Any, hint: Any) -> bool:

@@ -341,6 +341,9 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("say what to measure: train or decode")
     figures: Any
     with console.clear_errors():
+        if OUTPUT.value is not None:  # what cannot be written is told before anything is measured
+            Path(OUTPUT.value).parent.mkdir(parents=True, exist_ok=True)
+            Path(OUTPUT.value).touch()
         if METHODS.value is None and CACHES.value is None:
             figures = measure(argv[1])
             show(figures)

@@ -56,9 +56,10 @@ def listed(flag: str, text: str) -> list[str]:
     """
     try:
         form = ast.parse(f"[{text}]", mode="eval").body
-    except SyntaxError as error:
-        raise ValueError(f"{flag}={text!r}; allowed: name,name(option=value)") from error
-    assert isinstance(form, ast.List)
+    except SyntaxError:
+        form = None
+    if not isinstance(form, ast.List):
+        raise ValueError(f"{flag}={text!r}; allowed: name,name(option=value)")
     return [ast.unparse(one) for one in form.elts]
 
 
@@ -81,7 +82,7 @@ def measure(
     chosen = [caches.parse(kind) for kind in kinds]
     for name in methods:
         if name != GREEDY:
-            search.parse(name)
+            parse_method(name)
     prompts = jnp.asarray(windows[:, :prompt_length])
     pairs = [(method, kind) for method in methods for kind in chosen]
     reference = caches.parse("dense")
@@ -115,6 +116,18 @@ def measure(
             )
         )
     return rows
+
+
+def parse_method(name: str) -> search.Method:
+    """Of search.
+
+    Raises:
+        ValueError: an unknown one, which tells of greedy decoding too.
+    """
+    try:
+        return search.parse(name)
+    except ValueError as error:
+        raise ValueError(f"{error}; or {GREEDY}") from error
 
 
 def draw(

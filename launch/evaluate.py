@@ -26,6 +26,7 @@ from jaxlm.caches.kind import CacheKind
 from jaxlm.data.documents import long_windows, longest_window
 from jaxlm.data.loader import held_out_batches
 from jaxlm.data.tokenizers import Tokenizer
+from jaxlm.decoding.request import make_request
 from jaxlm.evaluation import passkey
 from jaxlm.evaluation.charts import draw_loss_by_position
 from jaxlm.evaluation.loss import HeldOut, LossByPosition, check_windows
@@ -157,17 +158,13 @@ class Reader:
         """Raises ValueError for what cannot be measured: that may come after hours otherwise."""
         if windows is not None:
             check_windows(self.model, windows)
-        longest = max([*PASSKEY.value, 0 if windows is None else windows.shape[1] - 1])
-        if self.cache is not None and longest:
-            self.cache.nbytes_of(self.model.config, 1, longest)
-        limit = self.model.config.encoding.max_length
+            if self.cache is not None:
+                self.cache.nbytes_of(self.model.config, 1, windows.shape[1] - 1)
         for length in PASSKEY.value:
-            passkey.make(length, tokenizer, 1)
-            if limit is not None and length + passkey.NEW_TOKENS > limit:
-                raise ValueError(
-                    f"passkey={length}; allowed: at most {limit - passkey.NEW_TOKENS} with "
-                    f"position_encoding={self.encoding}"
-                )
+            prompts = [one.prompt for one in passkey.make(length, tokenizer, SAMPLES.value)]
+            longest = [max(prompts, key=len)]
+            cache = self.cache or "dense"
+            make_request(self.model, tokenizer, longest, passkey.NEW_TOKENS, {}, cache)
 
 
 def measure_passkeys(reader: Reader, params: Any, tokenizer: Tokenizer) -> dict[int, float]:
@@ -178,6 +175,16 @@ def measure_passkeys(reader: Reader, params: Any, tokenizer: Tokenizer) -> dict[
         given = (reader.model, params, tokenizer, length, SAMPLES.value)
         found[length] = passkey.evaluate_passkey(*given, cache=reader.cache or "dense", track=track)
     return found
+
+
+def check_flags() -> None:
+    """Raises ValueError where they leave nothing to measure, or nothing to read through a cache."""
+    by_cache = BY_POSITION.value or bool(PASSKEY.value)
+    if not (by_cache or HELD_OUT.value):
+        told = "loss_by_position or held_out, or a passkey"
+        raise ValueError(f"noloss_by_position and noheld_out; allowed: {told}")
+    if CACHE.value and not by_cache:
+        raise ValueError(f"cache={CACHE.value[0]!r}; allowed: with loss_by_position or passkey")
 
 
 def windows_of(models: Iterable[Transformer], tokenizer: Tokenizer) -> np.ndarray:
@@ -192,6 +199,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     with console.clear_errors():
+        check_flags()
         folder = results_folder(CHECKPOINT.value, OUTPUT.value)
         kinds: list[CacheKind | None] = [caches.parse(text) for text in CACHE.value] or [None]
         model, params, tokenizer = jaxlm.load(

@@ -21,7 +21,7 @@ from jaxlm.caches.page_writes import begin, write
 from jaxlm.caches.pages import claim, holders_of
 from jaxlm.caches.rows import write_slots
 from jaxlm.caches.stacks import check_sees_no_future, empty_stacks, of_stack, split_stacks
-from jaxlm.config import check
+from jaxlm.config import check, integer_at_least
 from jaxlm.model.config import ModelConfig
 
 
@@ -41,8 +41,9 @@ class Paged(CacheKind):
     name: ClassVar[str] = "paged"
 
     def __post_init__(self):
-        fine = self.page in (16, 32, 64) or (self.page > 0 and self.page % 128 == 0)
-        enough = self.pages is None or self.pages >= 1
+        page, positive = self.page, integer_at_least(self.page, 1)[1]
+        fine = positive and (page in (16, 32, 64) or page % 128 == 0)
+        enough = self.pages is None or integer_at_least(self.pages, 1)[1]
         check(
             "paged",
             page=(self.page, fine, "16, 32, 64 or a multiple of 128"),
@@ -54,18 +55,9 @@ class Paged(CacheKind):
         return self.pages is None or sum(-(-n // self.page) for n in lengths) <= self.pages
 
     def init(self, config: ModelConfig, batch: int, capacity: int) -> PagedCache:
-        """Empty.
-
-        Raises:
-            ValueError: too few pages for one sequence.
-        """
+        """Empty. A pool of fewer pages than `capacity` needs serves shorter texts, see `holds`."""
         check_sees_no_future(config, capacity)
         each = -(-capacity // self.page)
-        if self.pages is not None and self.pages < each:
-            raise ValueError(
-                f"paged: pages={self.pages}; allowed: at least {each} for a sequence of "
-                f"{capacity} tokens with page={self.page}"
-            )
         number = 1 + (self.pages or batch * each)
         shape = (number, config.num_kv_heads, self.page, config.head_dim)
         keys, values = (empty_stacks(config, shape) for _ in range(2))

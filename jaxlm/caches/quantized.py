@@ -8,7 +8,7 @@ from typing import ClassVar
 from jaxlm.attention.mask import AttentionMask
 from jaxlm.caches.kind import CACHES, CacheKind
 from jaxlm.caches.staircase import Staircase, StaircaseCache, check_full
-from jaxlm.config import at_least, check, one_of
+from jaxlm.config import check, integer_at_least, one_of
 from jaxlm.model.config import ModelConfig
 from kernels.kv_quantize.layout import BITS
 
@@ -30,7 +30,7 @@ class Quantized(CacheKind):
         check(self.name, bits=one_of(self.bits, *BITS))
         check_full(self.name, self.group, self.num_sinks, full=self.full)
         if self.window is not None:
-            check(self.name, window=at_least(self.window, self.full + 2))
+            check(self.name, window=integer_at_least(self.window, self.full + 2))
 
     @property
     def staircase(self) -> Staircase:

@@ -26,7 +26,7 @@ from jaxlm.caches.stacks import (
     reorder_rows,
     split_stacks,
 )
-from jaxlm.config import at_least, check
+from jaxlm.config import check, integer_at_least
 from jaxlm.model.config import ModelConfig
 
 
@@ -50,9 +50,9 @@ class Ring(CacheKind):
     def __post_init__(self):
         check(
             "ring",
-            window=at_least(self.window, 1),
-            num_sinks=at_least(self.num_sinks, 0),
-            slack=at_least(self.slack, 0),
+            window=integer_at_least(self.window, 1),
+            num_sinks=integer_at_least(self.num_sinks, 0),
+            slack=integer_at_least(self.slack, 0),
         )
 
     @property

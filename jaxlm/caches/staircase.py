@@ -29,7 +29,7 @@ from jaxlm.caches.kind import CACHES, CacheKind
 from jaxlm.caches.rows import round_up
 from jaxlm.caches.stacks import check_sees_no_future, reorder_rows, split_stacks
 from jaxlm.caches.zones import TIME, FullZone, Group, QuantizedZone
-from jaxlm.config import at_least, check, one_of
+from jaxlm.config import check, integer_at_least, one_of
 from jaxlm.model.config import ModelConfig
 from kernels.kv_quantize.layout import BITS, GROUPS
 
@@ -43,10 +43,10 @@ def check_full(owner: str, group: int, num_sinks: int, **tokens: int) -> None:
     """
     check(owner, group=one_of(group, *GROUPS))
     whole = {
-        name: (n, n >= group and n % group == 0, f"a multiple of group={group}")
+        name: (n, integer_at_least(n, group)[1] and n % group == 0, f"a multiple of group={group}")
         for name, n in tokens.items()
     }
-    check(owner, num_sinks=at_least(num_sinks, 0), **whole)
+    check(owner, num_sinks=integer_at_least(num_sinks, 0), **whole)
 
 
 @CACHES.register
@@ -88,7 +88,7 @@ class Staircase(CacheKind):
             check(self.name, window=(self.window, 0 not in bits, told))
             check(
                 self.name,
-                window=at_least(self.window, self.full + sum(n or 0 for n in lengths) + 2),
+                window=integer_at_least(self.window, self.full + sum(n or 0 for n in lengths) + 2),
             )
 
     @property

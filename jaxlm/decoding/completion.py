@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxlm.config import integer_at_least, is_number
 from jaxlm.decoding.logprobs import LogProbs
 
 # (prompt as it was given, its continuations) → what each is worth.
@@ -35,6 +36,10 @@ class Completion:
     finish_reason: Literal["stop", "length"]
     logprobs: list[dict[int, float]] | None = None
     score: float | None = None
+
+
+# In place of a text that a search has not found.
+NOT_FOUND = Completion("", [], "length", score=-math.inf)
 
 
 def logprobs_of(logprobs: LogProbs, row: int, token_ids: list[int]) -> list[dict[int, float]]:
@@ -67,14 +72,12 @@ class Choice:
 
     def __post_init__(self):
         """Raises ValueError."""
-        if not isinstance(self.n, int) or self.n < 1:
+        if not integer_at_least(self.n, 1)[1]:
             raise ValueError(f"n={self.n!r}; allowed: an integer >= 1")
-        if self.best_of is not None and not (
-            isinstance(self.best_of, int) and self.best_of >= self.n
-        ):
+        if self.best_of is not None and not integer_at_least(self.best_of, self.n)[1]:
             raise ValueError(f"best_of={self.best_of!r}; allowed: an integer >= n={self.n}")
-        if not math.isfinite(self.length_penalty):
-            raise ValueError(f"length_penalty={self.length_penalty}; allowed: a finite number")
+        if not is_number(self.length_penalty) or not math.isfinite(self.length_penalty):
+            raise ValueError(f"length_penalty={self.length_penalty!r}; allowed: a finite number")
         if self.scorer is not None and not callable(self.scorer):
             raise ValueError(f"scorer={self.scorer!r}; allowed: a function of (prompt, texts)")
 

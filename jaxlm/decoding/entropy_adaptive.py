@@ -21,9 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxlm import caches
 from jaxlm.caches.kind import CacheKind, KVCache
 from jaxlm.caches.rows import write_rows
-from jaxlm.config import at_least, check, one_of
+from jaxlm.config import check, integer_at_least, one_of
+from jaxlm.decoding.processors.processor import Past
+from jaxlm.decoding.request import check_batch, check_count, check_ids, check_lengths
 from jaxlm.decoding.sampling import Sampling, sample
 from jaxlm.model.parameters import count_params
 from jaxlm.model.transformer import Transformer
@@ -53,8 +56,8 @@ class EntropyAdaptive:
         check(
             "entropy_adaptive",
             threshold=(self.threshold, self.threshold >= 0, "a number of bits >= 0, or inf"),
-            window=at_least(self.window, 1),
-            min_dwell=at_least(self.min_dwell, 1),
+            window=integer_at_least(self.window, 1),
+            min_dwell=integer_at_least(self.min_dwell, 1),
             start=one_of(self.start, *START),
         )
 
@@ -161,7 +164,7 @@ def _speak(
         last = jnp.take_along_axis(t.text, at, 1)
         given = (last, at, one[:, None], cache)
         logits, kv = model.apply({"params": params}, *given, method="extend")
-        token = sample(logits[:, 0], sampling, t.lengths)
+        token = sample(logits[:, 0], sampling, t.lengths, Past(t.drawn, t.lengths, t.text))
 
         def put(buffer: Array, new: Array, where: Array) -> Array:
             old = jnp.take_along_axis(buffer, jnp.minimum(where, buffer.shape[1] - 1)[:, None], 1)
@@ -242,7 +245,7 @@ def generate_adaptive(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     settings: EntropyAdaptive,
-    cache: CacheKind,
+    cache: str | CacheKind,
     sampling: Sampling,
     stop_tokens: Sequence[int] = (),
 ) -> Spoken:
@@ -250,23 +253,22 @@ def generate_adaptive(
 
     Args:
         small, large: models of one vocabulary, with their parameters.
-        prompts: token ids, none empty.
+        prompts: token ids, none empty, lists or arrays.
         max_new_tokens: most tokens to draw for each.
         cache: what each model keeps keys and values in.
-        sampling: settings of each row.
+        sampling: settings of each row; no processor that counts tokens.
         stop_tokens: at which a row ends.
 
     Raises:
-        ValueError: models of two vocabularies, an empty prompt, no prompt.
+        ValueError: models of two vocabularies, an empty prompt, no prompt, an id outside of the
+            vocabulary, more positions than a position encoding has, settings of other rows.
     """
-    sizes = [model.config.vocab_size for model, _ in (small, large)]
-    if sizes[0] != sizes[1]:
-        raise ValueError(f"vocab_size={sizes[1]} of the large model; allowed: {sizes[0]}")
-    if not prompts or not all(map(len, prompts)):
-        raise ValueError(f"prompts={prompts!r}; allowed: lists of token ids, none empty")
+    cache = caches.parse(cache)
+    prompts = _checked(small[0], large[0], prompts, max_new_tokens, sampling)
     stops = jnp.asarray(np.array(stop_tokens, np.int32))
     talk = _start(prompts, max_new_tokens, settings.start)
-    models, width = (small, large), talk.text.shape[1] + CHUNK
+    length = talk.text.shape[1]
+    models, width = (small, large), length + min(CHUNK, 1 << (length - 1).bit_length())
     kept = [cache.init(model.config, len(prompts), width) for model, _ in models]
     read = np.zeros(2, np.int64)
     first = START.index(settings.start)
@@ -292,6 +294,29 @@ def generate_adaptive(
         talk, kept[which] = _speak(model, params, talk, kept[which], at, rules, sampling, stops)
     parameters = (count_params(small[1]), count_params(large[1]))
     return _spoken(talk, [len(p) for p in prompts], (int(read[0]), int(read[1])), parameters)
+
+
+def _checked(
+    small: Transformer, large: Transformer, prompts: Any, max_new_tokens: Any, sampling: Sampling
+) -> list[list[int]]:
+    """The prompts' token ids; ValueError for what `generate_adaptive` does not take."""
+    size = small.config.vocab_size
+    if size != large.config.vocab_size:
+        raise ValueError(
+            f"vocab_size={large.config.vocab_size} of the large model; allowed: {size}"
+        )
+    found = [check_ids(prompt, size) for prompt in check_batch(prompts)]
+    if not all(found):
+        raise ValueError(f"prompts={found!r}; allowed: lists of token ids, none empty")
+    check_count("max_new_tokens", max_new_tokens)
+    for model in (small, large):
+        check_lengths(model.config, max(map(len, found)), max_new_tokens)
+    rows = sampling.temperature.shape[0]
+    if rows != len(found):
+        raise ValueError(f"sampling of {rows} rows; allowed: of {len(found)}, one a prompt")
+    if more := sorted(sampling.needs - {"tokens"}):
+        raise ValueError(f"sampling with processors of {more}; allowed: of tokens alone")
+    return found
 
 
 def _start(prompts: Sequence[Sequence[int]], max_new_tokens: int, start: str) -> Talk:
@@ -332,7 +357,7 @@ def calibrate_threshold(
     max_new_tokens: int,
     target_fraction: float,
     window: int,
-    cache: CacheKind,
+    cache: str | CacheKind,
     sampling: Sampling,
 ) -> float:
     """The threshold above which, of the small model's own rolling means on these prompts, lies that

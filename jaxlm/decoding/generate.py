@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.caches.kind import CacheKind
-from jaxlm.config import at_least, check
+from jaxlm.config import check, integer_at_least
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.decoding import search
-from jaxlm.decoding.completion import Choice, Completion, Scorer, logprobs_of
+from jaxlm.decoding.completion import NOT_FOUND, Choice, Completion, Scorer, logprobs_of
 from jaxlm.decoding.engine import DecodeState, decode
 from jaxlm.decoding.processors.batch import is_id
-from jaxlm.decoding.request import Prompt, Prompts, Request, check_holds, make_request
+from jaxlm.decoding.request import Prompt, Prompts, Request, make_request
 from jaxlm.decoding.search.method import Method
 from jaxlm.decoding.stop_strings import check_stop, cut_at_stop, surely_said
 from jaxlm.model.encoder_decoder import EncoderDecoder
@@ -35,13 +37,22 @@ def drawn_of(state: DecodeState) -> list[list[int]]:
 
 
 def _text(tokenizer: Tokenizer, prompt: list[int], new: list[int], stop_tokens: np.ndarray) -> str:
-    """What `new` adds to the prompt's text, without a stop token at its end.
+    """What `new` adds to the prompt's text, without a stop token at its end."""
+    new = new[:-1] if new and new[-1] in stop_tokens else new
+    return text_after(tokenizer, prompt, new)
+
+
+def text_after(tokenizer: Tokenizer, prompt: list[int], new: list[int]) -> str:
+    """What `new` adds to the prompt's text; of a character that begins in the prompt, all.
 
     Decoded with the prompt: alone, the space that the first token begins with would be lost to
     tokenizers that put one before every text and take it away again (SentencePiece, Metaspace).
     """
-    new = new[:-1] if new and new[-1] in stop_tokens else new
-    return tokenizer.decode(prompt + new)[len(tokenizer.decode(prompt)) :]
+    before, text = tokenizer.decode(prompt), tokenizer.decode(prompt + new)
+    if text.startswith(before):
+        return text[len(before) :]
+    alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, text, strict=False))
+    return text[sum(1 for _ in alike) :]
 
 
 def complete(
@@ -50,8 +61,8 @@ def complete(
     tokenizer: Tokenizer,
     prompts: Prompts,
     max_new_tokens: int = 64,
-    stop: Sequence[str] = (),
-    stop_token_ids: Sequence[int] = (),
+    stop: Sequence[str] | None = (),
+    stop_token_ids: Sequence[int] | None = (),
     cache: str | CacheKind = "dense",
     logprobs: int | None = None,
     n: int = 1,
@@ -78,7 +89,8 @@ def complete(
         best_of: how many to draw of each prompt, of which the n best are given.
         length_penalty, scorer: what makes them better; see `Choice`.
         method: of search in place of drawing, such as "beam(num_beams=8)"; see
-            `jaxlm.decoding.search`. The n best are given, with what the method ranks by as score.
+            `jaxlm.decoding.search`. The n best are given, with what the method ranks by as score;
+            where it finds fewer, `jaxlm.decoding.completion.NOT_FOUND` in their place.
         **settings: temperature (0: greedy), top_k, top_p, seed — a number, or one for each prompt —
             and many more, all in `jaxlm.decoding.sampling.Sampling.make`.
 
@@ -87,12 +99,13 @@ def complete(
             vocabulary, more positions than the position encoding has, an empty stop string, an
             unknown cache, best_of below n.
     """
-    check_stop(stop)
+    stop = check_stop(stop)
     choice = Choice(n, best_of, length_penalty, scorer)
     _check_logprobs(logprobs, model.config.vocab_size)
     given = (model, tokenizer, prompts, max_new_tokens, settings, cache, stop_token_ids)
     if method is not None:
-        unused = {"best_of": best_of, "logprobs": logprobs, "scorer": scorer}
+        unused: dict[str, Any] = {"best_of": best_of, "logprobs": logprobs, "scorer": scorer}
+        unused["length_penalty"] = None if length_penalty == 1 else length_penalty
         return _found(params, stop, search.parse(method), n, unused, given)
     r = make_request(*given, choice.drawn)
     kept = 0 if logprobs is None and choice.by_score else logprobs
@@ -130,12 +143,10 @@ def _found(
         raise ValueError(f"method={str(method)!r}; allowed: None with an encoder–decoder")
     if n > method.num_texts:
         raise ValueError(f"n={n} with method={str(method)!r}; allowed: up to {method.num_texts}")
-    r = make_request(*given)
-    if np.asarray(r.sampling.temperature).any() or (*r.sampling.early, *r.sampling.truncations):
-        told = "allowed: no temperature and no truncation, as nothing is drawn"
+    r = functools.partial(make_request, rows_each=method.num_texts)(*given)
+    if r.sampling.draws:
+        told = "allowed: no temperature, top_k, top_p or other truncation, as nothing is drawn"
         raise ValueError(f"method={str(method)!r}; {told}")
-    ends = [len(row) + r.max_new_tokens for row in r.before for _ in range(method.num_texts)]
-    check_holds(r.cache, ends)
     tokens, lengths = map(jnp.asarray, r.prompt)
     cache = r.cache.init(model.config, len(lengths), tokens.shape[1] + r.max_new_tokens)
     rest = (r.max_new_tokens, r.sampling, jnp.asarray(r.stop_tokens))
@@ -145,9 +156,11 @@ def _found(
         scores = np.where(texts.lengths[row] > 0, texts.scores[row], -np.inf)
         for place in np.argsort(-scores, kind="stable")[:n]:
             ids = texts.tokens[row, place, : texts.lengths[row, place]].tolist()
-            if ids:
-                one = completion_of(tokenizer, r, before, ids, stop)
-                found.append(dataclasses.replace(one, score=float(scores[place])))
+            if not ids:
+                found.append(NOT_FOUND)
+                continue
+            one = completion_of(tokenizer, r, before, ids, stop)
+            found.append(dataclasses.replace(one, score=float(scores[place])))
     return found
 
 
@@ -218,7 +231,7 @@ def generate(
     tokenizer: Tokenizer,
     prompts: Prompts,
     max_new_tokens: int = 64,
-    stop: Sequence[str] = (),
+    stop: Sequence[str] | None = (),
     cache: str | CacheKind = "dense",
     **settings: Any,
 ) -> list[str]:
@@ -235,17 +248,18 @@ def stream(
     max_new_tokens: int = 64,
     tokens_per_update: int = 4,
     cache: str | CacheKind = "dense",
-    stop: Sequence[str] = (),
-    stop_token_ids: Sequence[int] = (),
+    stop: Sequence[str] | None = (),
+    stop_token_ids: Sequence[int] | None = (),
     **settings: Any,
 ) -> Iterator[str]:
     """Like `generate` for one prompt, in pieces as they are drawn; joined they are its text.
 
     A piece never ends within a character: bytes of an unfinished one are held back, as is what may
-    be the beginning of a stop string.
+    be the beginning of a stop string. (Where the last character of all is cut, a tokenizer that
+    falls back to bytes makes U+FFFD of a whole run of them, some of which a piece had right.)
     """
-    check("stream", tokens_per_update=at_least(tokens_per_update, 1))
-    check_stop(stop)
+    check("stream", tokens_per_update=integer_at_least(tokens_per_update, 1))
+    stop = check_stop(stop)
     given = (model, tokenizer, [prompt], max_new_tokens, settings, cache, stop_token_ids)
     r = make_request(*given)
     state = r.start(model, params)

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxlm.caches.kind import CacheKind
-from jaxlm.config import at_least, check
+from jaxlm.config import check, integer_at_least
 from jaxlm.data.tokenizers import Tokenizer
-from jaxlm.decoding.generate import complete, cut_at_stop
+from jaxlm.decoding.generate import complete, text_after
+from jaxlm.decoding.stop_strings import cut_at_stop
 from jaxlm.model.transformer import Transformer
 
 # What an answer stands between in the list of them.
@@ -42,9 +43,9 @@ class Navigation:
     def __post_init__(self):
         check(
             "navigation",
-            rounds=at_least(self.rounds, 1),
-            per_round=at_least(self.per_round, 1),
-            max_new_tokens=at_least(self.max_new_tokens, 1),
+            rounds=integer_at_least(self.rounds, 1),
+            per_round=integer_at_least(self.per_round, 1),
+            max_new_tokens=integer_at_least(self.max_new_tokens, 1),
         )
 
 
@@ -105,7 +106,7 @@ def navigate(
         starts = [[*base, token] for token in chosen]
         answers = complete(*given, starts, navigation.max_new_tokens, [QUOTE], cache=cache)
         for start, answer in zip(starts, answers, strict=True):
-            text = tokenizer.decode(start)[len(tokenizer.decode(base)) :] + answer.text
+            text = text_after(tokenizer, base, [start[-1], *answer.token_ids])
             item = cut_at_stop(text, [QUOTE])
             ended = item != text or answer.finish_reason == "stop"
             found.items.append(item.strip() if ended else "")

@@ -75,24 +75,24 @@ def make_request(
     max_new_tokens: int,
     settings: Mapping[str, Any],
     cache: str | CacheKind = "dense",
-    stop_token_ids: Sequence[int] = (),
+    stop_token_ids: Sequence[int] | None = (),
     copies: int = 1,
+    rows_each: int | None = None,
 ) -> Request:
     """Checks what `jaxlm.decoding.generate.complete` is given.
 
     Args:
         prompts: `Prompts`, or else an error.
         settings: of `Sampling.make`.
-        copies: rows that continue each prompt.
+        copies: rows that continue each prompt, of which `sampling` has one for each.
+        rows_each: rows that a search keeps of each prompt in the cache; None: `copies`.
 
     Raises:
         ValueError: see there.
     """
-    prompts = _plain(prompts)
-    if not _is_list(prompts) or not prompts:
-        raise ValueError(f"prompts={_shown(prompts)}; allowed: a non-empty list of texts or ids")
-    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens}; allowed: an integer >= 1")
+    rows_each = copies if rows_each is None else rows_each
+    prompts = check_batch(prompts)
+    max_new_tokens = check_count("max_new_tokens", max_new_tokens)
     encoded = isinstance(model, EncoderDecoder)
     end = [tokenizer.eos_id] if encoded else []
     rows = [_ids(model, tokenizer, p, end) for p in prompts]
@@ -100,12 +100,13 @@ def make_request(
         if not row:
             raise ValueError(f"prompt={prompt!r} is empty and the tokenizer has no start token")
     longest = max(len(row) for row in rows)
-    limit = _check_lengths(model.config, longest, max_new_tokens)
+    limit = check_lengths(model.config, longest, max_new_tokens)
     kind = caches.parse(cache)
     if encoded and kind.name != "dense":
         raise ValueError(f"cache={str(kind)!r}; allowed: 'dense' with an encoder–decoder")
-    check_holds(kind, [len(row) + max_new_tokens for row in rows for _ in range(copies)])
-    _check_memory(model, kind, len(rows) * copies, longest, max_new_tokens)
+    ends = [len(row) + max_new_tokens for row in rows for _ in range(rows_each)]
+    _check_holds(kind, ends)
+    _check_memory(model, kind, len(ends), longest, max_new_tokens)
     stops, size = _stops(tokenizer, stop_token_ids, model), model.config.vocab_size
     known = tuple(i for i in stops.tolist() if 0 <= i < size)
     batch = Batch(len(rows), size, known, max_new_tokens)
@@ -115,6 +116,21 @@ def make_request(
         raise ValueError(f"temperature=0 with {copies} of each prompt; {told}")
     before = [[] if encoded else row for row in rows for _ in range(copies)]
     return Request(before, _padded(rows, limit), max_new_tokens, sampling, stops, kind)
+
+
+def check_batch(prompts: Any) -> Sequence[Any]:
+    """The prompts, in a list; ValueError where that cannot be, or there is none."""
+    prompts = _plain(prompts)
+    if not _is_list(prompts) or not prompts:
+        raise ValueError(f"prompts={_shown(prompts)}; allowed: a non-empty list of texts or ids")
+    return prompts
+
+
+def check_count(name: str, value: Any) -> int:
+    """ValueError for what is no integer from 1 on."""
+    if not is_id(value) or value < 1:
+        raise ValueError(f"{name}={value!r}; allowed: an integer >= 1")
+    return int(value)
 
 
 def _padded(rows: list[list[int]], limit: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -129,11 +145,12 @@ def _padded(rows: list[list[int]], limit: int | None) -> tuple[np.ndarray, np.nd
     return tokens, np.array([len(row) for row in rows], np.int32)
 
 
-def _stops(tokenizer: Tokenizer, more: Sequence[int], model: Model) -> np.ndarray:
+def _stops(tokenizer: Tokenizer, more: Sequence[int] | None, model: Model) -> np.ndarray:
     """The tokenizer's stop tokens and more, padded."""
-    if len(more):
-        more = Batch(1, model.config.vocab_size).check_ids("stop_token_ids", more)
-    found = sorted({*tokenizer.stop_ids, *more})
+    ids: list[int] = []
+    if more is not None and not (_is_list(more) and not more):
+        ids = Batch(1, model.config.vocab_size).check_ids("stop_token_ids", _plain(more))
+    found = sorted({*tokenizer.stop_ids, *ids})
     return np.array(found + [NO_TOKEN] * (-len(found) % STOP_TOKENS), np.int32)
 
 
@@ -142,13 +159,17 @@ def _ids(model: Model, tokenizer: Tokenizer, prompt: Any, end: list[int]) -> lis
     if isinstance(prompt, str):
         start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         return start + list(tokenizer.encode(prompt)) + end
-    size = model.config.vocab_size
+    return check_ids(prompt, model.config.vocab_size)
+
+
+def check_ids(prompt: Any, vocab_size: int) -> list[int]:
+    """Token ids as a list; ValueError for what is none, or one that the vocabulary has not."""
     prompt = _plain(prompt)
     if not (_is_list(prompt) and all(map(is_id, prompt))):
         raise ValueError(f"prompt={_shown(prompt)}; allowed: a string or a list of token ids")
-    unlike = [i for i in prompt if not 0 <= i < size]
+    unlike = [i for i in prompt if not 0 <= i < vocab_size]
     if unlike:
-        raise ValueError(f"prompt: token id {unlike[0]}; allowed: 0 to {size - 1}")
+        raise ValueError(f"prompt: token id {unlike[0]}; allowed: 0 to {vocab_size - 1}")
     return [int(i) for i in prompt]
 
 
@@ -168,7 +189,7 @@ def _shown(given: Any) -> str:
     return f"{given.dtype}{list(given.shape)}" if is_array else repr(given)
 
 
-def _check_lengths(
+def check_lengths(
     config: ModelConfig | EncoderDecoderConfig, longest: int, max_new_tokens: int
 ) -> int | None:
     """How many positions a prompt may take; None: any number."""
@@ -191,7 +212,7 @@ def _check_lengths(
     return limit
 
 
-def check_holds(cache: CacheKind, lengths: Sequence[int]) -> None:
+def _check_holds(cache: CacheKind, lengths: Sequence[int]) -> None:
     """Raises ValueError where there is no room for texts of these lengths."""
     if not cache.holds(lengths):
         raise ValueError(

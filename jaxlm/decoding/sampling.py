@@ -107,6 +107,12 @@ class Sampling:
         """Which arrays of `Past` the processors read."""
         return frozenset().union(*map(needs_of, (*self.processors, *self.early, *self.truncations)))
 
+    @property
+    def draws(self) -> bool:
+        """Whether some row has a setting that matters where tokens are drawn alone."""
+        greedy = (self.temperature == 0) & (self.top_k == 0) & (self.top_p == 1)
+        return not greedy.all() or bool(self.early or self.truncations)
+
     def repeat(self, times: int) -> Sampling:
         """Each row as often, one after the other."""
         return self if times == 1 else jax.tree.map(lambda a: jnp.repeat(a, times, 0), self)

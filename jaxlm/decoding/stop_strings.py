@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def check_stop(stop: Any) -> None:
-    """Raises ValueError for what is no list of non-empty strings."""
-    if isinstance(stop, str) or not all(isinstance(s, str) and s for s in stop):
+def check_stop(stop: Any) -> Sequence[str]:
+    """The strings, none for None; ValueError for what is no list of non-empty ones."""
+    if stop is None:
+        return ()
+    if not isinstance(stop, list | tuple) or not all(isinstance(s, str) and s for s in stop):
         raise ValueError(f"stop={stop!r}; allowed: a list of non-empty strings")
+    return stop
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:

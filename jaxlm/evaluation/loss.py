@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxlm import caches
 from jaxlm.caches.kind import CacheKind
-from jaxlm.config import at_least, check
+from jaxlm.config import check, integer_at_least
 from jaxlm.evaluation.through_cache import losses_through_cache
 from jaxlm.model.scores import token_scores
 from jaxlm.model.transformer import Transformer
@@ -92,7 +93,9 @@ def _token_losses(
 def _losses(model: Transformer, params: Any, window: Array, cache: CacheKind | None) -> Array:
     if cache is None:
         return _token_losses(model, params, window)
-    chunk = min(READ_AT_ONCE, window.shape[1] - 1)
+    encoding = model.config.encoding
+    by_length = any(encoding.of_kind(kind).caches_unrotated for kind in encoding.kinds)
+    chunk = 1 if by_length else min(READ_AT_ONCE, window.shape[1] - 1)
     return losses_through_cache(model, params, window, chunk, cache, chunk)
 
 
@@ -142,7 +145,7 @@ def evaluate_loss_by_position(
     bucket: int = 64,
     batch_size: int = 1,
     track: Callable[[Sequence[int]], Iterable[int]] = iter,
-    cache: CacheKind | None = None,
+    cache: str | CacheKind | None = None,
 ) -> LossByPosition:
     """Loss as a function of position: what a model makes of contexts longer than it has seen.
 
@@ -153,8 +156,9 @@ def evaluate_loss_by_position(
         bucket: positions averaged into one number.
         batch_size: windows evaluated at a time.
         track: goes around the loop over batches, to say how far it is: tqdm, for instance.
-        cache: what the text is read through (`jaxlm.caches.parse`), as decoding would, but
-            READ_AT_ONCE tokens at a time; None: one forward pass reads all of it.
+        cache: what the text is read through (see `jaxlm.caches`), as decoding would, but
+            READ_AT_ONCE tokens at a time, or one where the encoding looks at the context's length;
+            None: one forward pass reads all of it.
 
     Raises:
         ValueError: windows that are no token ids of the model's, too short, or longer than the
@@ -163,17 +167,17 @@ def evaluate_loss_by_position(
     """
     check(
         "evaluate_loss_by_position",
-        bucket=at_least(bucket, 1),
-        batch_size=at_least(batch_size, 1),
+        bucket=integer_at_least(bucket, 1),
+        batch_size=integer_at_least(batch_size, 1),
     )
-    windows = np.asarray(windows)
+    windows, kind = np.asarray(windows), None if cache is None else caches.parse(cache)
     check_windows(model, windows)
     count, length = windows.shape[0], windows.shape[1] - 1
     total = np.zeros(length, np.float64)
     for i in track(range(0, count, batch_size)):
         part = np.asarray(windows[i : i + batch_size], np.int32)
         rows = np.resize(part, (min(batch_size, count), length + 1))  # one shape: one program
-        losses = np.asarray(_losses(model, params, jnp.asarray(rows), cache))
+        losses = np.asarray(_losses(model, params, jnp.asarray(rows), kind))
         total += losses[: len(part)].astype(np.float64).sum(0)
     starts = range(0, length, bucket)
     means = tuple(float(total[s : s + bucket].mean() / count) for s in starts)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxlm.caches.kind import CacheKind
-from jaxlm.config import at_least, check
+from jaxlm.config import check, integer_at_least
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.decoding.generate import generate
 from jaxlm.model.transformer import Transformer
@@ -57,7 +57,12 @@ def make(length: int, tokenizer: Tokenizer, count: int, seed: int = 0) -> list[P
     Raises:
         ValueError: a count below 1, or a length without room for one sentence.
     """
-    check("passkey", count=at_least(count, 1))
+    check(
+        "passkey",
+        count=integer_at_least(count, 1),
+        length=integer_at_least(length, 1),
+        seed=integer_at_least(seed, 0),
+    )
     rng = np.random.default_rng((seed, length))
     keys, places = rng.integers(1, MOST, count), rng.random(count)
     return [_made(length, tokenizer, *one) for one in zip(keys.tolist(), places, strict=True)]
@@ -77,7 +82,8 @@ def _made(length: int, tokenizer: Tokenizer, key: int, place: float) -> Passkey:
 
 
 def _tokens(tokenizer: Tokenizer, filler: str, key: int) -> int:
-    return len(tokenizer.encode(TASK + filler + KEY.format(key=key) + QUESTION))
+    text = TASK + filler + KEY.format(key=key) + QUESTION
+    return len(tokenizer.encode(text)) + (tokenizer.bos_id is not None)
 
 
 def is_found(answer: str, key: int) -> bool:

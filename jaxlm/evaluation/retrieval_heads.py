@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Int
 from jaxlm.attention.inputs import AttentionInputs, AttentionSpec
 from jaxlm.attention.reference import HIDDEN, scores, visible
 from jaxlm.caches.head_lists import HeadLists
-from jaxlm.config import at_least, check
+from jaxlm.config import check, integer_at_least
 from jaxlm.model.layouts import num_scanned, unroll_layers
 from jaxlm.model.transformer import Transformer
 
@@ -67,7 +67,7 @@ def score_heads(
             nothing left to draw.
     """
     c = model.config
-    check("score_heads", block=at_least(block, 8), repeats=at_least(repeats, 2))
+    check("score_heads", block=integer_at_least(block, 8), repeats=integer_at_least(repeats, 2))
     if block * repeats > c.context_length:
         raise ValueError(
             f"block={block}; allowed: at most {c.context_length // repeats} with "

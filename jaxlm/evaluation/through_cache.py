@@ -1,7 +1,8 @@
 """How probable a text is as decoding meets it: through a KV cache, one or a few tokens at a time.
 
 On a cache that keeps all and rounds nothing the losses are those of a full forward; on any other
-one the difference is what the cache costs.
+one the difference is what the cache costs. But where an encoding looks at the context's length
+(dynamic NTK), a forward pass turns all tokens as the last one is to be; decoding does not.
 """
 
 from __future__ import annotations

@@ -317,7 +317,8 @@ class Transformer(nn.Module):
         if cache is None:
             lengths = document_lengths(positions, segment_ids)
         else:  # one document a row: the newest tokens tell how long it is by now
-            lengths = positions.max(-1, keepdims=True) + 1
+            there = jnp.where(segment_ids != 0, positions, -1)
+            lengths = there.max(-1, keepdims=True) + 1
         rotations, heads = {}, {}
         for kind in encoding.kinds:
             own = encoding.of_kind(kind)

@@ -87,7 +87,7 @@ def test_a_row_ends_at_its_stop_token_and_the_others_go_on():
     [
         ({"penalty_alpha": 1.5}, r"penalty_alpha=1.5; allowed: \[0, 1\]"),
         ({"penalty_alpha": float("nan")}, r"penalty_alpha=nan; allowed: \[0, 1\]"),
-        ({"top_k": 0}, "top_k=0; allowed: a number >= 1"),
+        ({"top_k": 0}, "top_k=0; allowed: an integer >= 1"),
     ],
 )
 def test_bad_settings_are_told(settings, told):

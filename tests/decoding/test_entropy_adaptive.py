@@ -11,6 +11,8 @@ import pytest
 from jaxlm import caches
 from jaxlm.decoding import entropy_adaptive as module
 from jaxlm.decoding.entropy_adaptive import EntropyAdaptive, Spoken, generate_adaptive
+from jaxlm.decoding.generate import complete
+from jaxlm.decoding.processors.batch import Batch
 from jaxlm.decoding.sampling import Sampling
 from jaxlm.model.parameters import init_params
 from tests.decoding import tiny
@@ -172,3 +174,36 @@ def test_bad_calls_are_told():
         say(EntropyAdaptive(), large=(other, {}))
     with pytest.raises(ValueError, match="allowed: lists of token ids, none empty"):
         say(EntropyAdaptive(), prompts=[[1], []])
+
+
+def test_what_is_read_to_take_over_is_padded_without_a_trace():
+    """Where the encoding looks at the context's length too: as the model alone."""
+    encoding = "rope(scaling=dynamic_ntk(factor=4, original_length=16))"
+    one = tiny.model(encoding), tiny.params(encoding)
+    alone = complete(*one, tiny.TOKENIZER, PROMPTS, NEW)
+    settings = EntropyAdaptive(math.inf)
+    said = generate_adaptive(one, one, PROMPTS, NEW, settings, "dense", Sampling.make(len(PROMPTS)))
+    assert said.tokens == [c.token_ids for c in alone]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"prompts": [[5], [999]]}, "prompt: token id 999; allowed: 0 to 257"),
+        ({"prompts": [[5], []]}, "allowed: lists of token ids, none empty"),
+        ({"max_new_tokens": -1}, "max_new_tokens=-1; allowed: an integer >= 1"),
+        ({"sampling": Sampling.make(3)}, "sampling of 3 rows; allowed: of 2, one a prompt"),
+        ({"cache": "dence"}, "cache='dence' .did you mean dense"),
+        ({"model": "learned", "max_new_tokens": 64}, "allowed: at most 64 with position_encoding"),
+        (
+            {"sampling": Sampling.make(Batch(2, 258), repetition_penalty=2.0)},
+            "sampling with processors of .*; allowed: of tokens alone",
+        ),
+    ],
+)
+def test_what_cannot_be_said_is_told(given, told):
+    one = tiny.model(given.pop("model", "rope")), {}
+    wanted = {"prompts": [[5], [6]], "max_new_tokens": 4, "cache": "dense"} | given
+    wanted = {"settings": EntropyAdaptive(), "sampling": Sampling.make(2)} | wanted
+    with pytest.raises(ValueError, match=told):
+        generate_adaptive(one, one, **wanted)

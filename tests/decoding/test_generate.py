@@ -1,6 +1,7 @@
 """Generation against the definition: the full forward of everything so far, token by token."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -10,9 +11,10 @@ import tokenizers
 
 from jaxlm.data.tokenizers import load_tokenizer
 from jaxlm.decoding import generate as module
-from jaxlm.decoding.generate import generate, stream
-from jaxlm.decoding.request import make_request
-from jaxlm.decoding.stop_strings import cut_at_stop
+from jaxlm.decoding.generate import generate, stream, text_after
+from jaxlm.decoding.processors.batch import Batch
+from jaxlm.decoding.request import check_count, make_request
+from jaxlm.decoding.stop_strings import check_stop, cut_at_stop
 from jaxlm.model.parameters import init_params
 from jaxlm.training.compiles import count_compiles
 from tests.data.samples import training_text
@@ -246,6 +248,9 @@ def test_the_cache_is_donated():
             r"max_new_tokens=1\d*; allowed: fewer, .* 1 × 100000000002 tokens would take [\d,]* b",
         ),
         ({"encoding": "learned", "max_new_tokens": 64}, "= 66; allowed: at most 64"),
+        ({"max_new_tokens": True}, "max_new_tokens=True; allowed: an integer >= 1"),
+        ({"logit_bias": {1: 1e300}}, r"logit_bias.*=1e\+300; allowed: a number up to 3.4"),
+        ({"n": True}, "n=True; allowed: an integer >= 1"),
     ],
 )
 def test_errors_at_the_door(arguments, message):
@@ -277,8 +282,41 @@ def test_what_is_no_prompt_is_refused_by_name(prompts, message):
 
 def test_a_stream_goes_on_by_at_least_one_token():
     pieces = stream(tiny.model(), {}, tiny.TOKENIZER, "a", tokens_per_update=0)
-    with pytest.raises(ValueError, match="tokens_per_update=0; allowed: a number >= 1"):
+    with pytest.raises(ValueError, match="tokens_per_update=0; allowed: an integer >= 1"):
         next(pieces)
+
+
+def test_a_character_that_begins_in_the_prompt_is_whole():
+    """Of a token that is a byte; one that never ends stays what it was."""
+    start, rest = [0xE4], [0xB8, 0xAD, ord("b")]
+    assert text_after(tiny.TOKENIZER, [97, *start], rest) == "中b"
+    assert text_after(tiny.TOKENIZER, [97, *start], [ord("b")]) == "b"
+    assert text_after(tiny.TOKENIZER, [97], [*start, *rest]) == "中b"
+
+
+def test_none_means_no_stop():
+    given = (tiny.model(), tiny.params(), tiny.TOKENIZER, ["a"], 4)
+    assert generate(*given, stop=None, stop_token_ids=None) == generate(*given)
+
+
+@pytest.mark.parametrize(
+    ("door", "given", "told"),
+    [
+        (check_stop, 5, "stop=5; allowed: a list of non-empty strings"),
+        (functools.partial(check_count, "max_new_tokens"), "5", "max_new_tokens='5'; allowed"),
+        (lambda x: Batch(1).numbers("top_p", x, 0, 1, float), None, "top_p=None; allowed: a num"),
+        (lambda x: Batch(1).numbers("seed", x, 0, 1, int), True, "seed=True; allowed: a number"),
+        (lambda x: Batch(1).numbers("min_p", x, 0, 1, float), "0.5", "min_p='0.5'; allowed: a n"),
+    ],
+)
+def test_values_of_other_types(door, given, told):
+    """At the doors themselves: in tests annotations are checked before."""
+    with pytest.raises(ValueError, match=told):
+        door(given)
+
+
+def test_counts_are_numpys_too():
+    assert check_count("max_new_tokens", np.int64(4)) == 4
 
 
 def test_an_empty_prompt_needs_a_start_token():

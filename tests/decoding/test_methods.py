@@ -3,6 +3,7 @@
 import pytest
 
 from jaxlm.decoding import search
+from jaxlm.decoding.completion import NOT_FOUND
 from jaxlm.decoding.generate import complete, generate
 from tests.decoding import tiny
 from tests.marks import slow_but
@@ -51,6 +52,20 @@ def test_the_best_come_first_and_no_text_twice():
     assert texts == [found[0].text]
 
 
+def test_long_texts_of_a_low_score_are_texts():
+    """With a penalty of -5 it is a sum times 60**5."""
+    (best, other) = say(PROMPTS[:1], 60, method="beam(num_beams=2, length_penalty=-5)", n=2)
+    assert len(best.token_ids) > 0 and len(other.token_ids) > 0
+    assert other.score <= best.score < -1e9
+
+
+def test_each_prompt_has_as_many_texts():
+    """Where there are no more, empty ones."""
+    one, none, *others = say(method="beam(num_beams=2)", n=2, allowed_token_ids=[[65], None])
+    assert set(one.token_ids) == {65} and none == NOT_FOUND
+    assert len(others) == 2 and all(len(c.token_ids) == 12 for c in others)
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -59,6 +74,14 @@ def test_the_best_come_first_and_no_text_twice():
         ({"method": "beam", "best_of": 3}, "best_of=3 with method='beam'; allowed: None"),
         ({"method": "beam", "logprobs": 2}, "logprobs=2 with method='beam'; allowed: None"),
         ({"method": "beam", "temperature": 1.0}, "method='beam'; allowed: no temperature"),
+        ({"method": "contrastive", "top_k": 8}, "allowed: no temperature, top_k, top_p or other"),
+        ({"method": "beam", "top_p": 0.5}, "allowed: no temperature, top_k, top_p or other"),
+        ({"method": "beam", "length_penalty": 2.0}, "length_penalty=2.0 with .*; allowed: None"),
+        (
+            {"method": "beam(length_penalty=-6)"},
+            "length_penalty=-6; allowed: a number from -5 to 5",
+        ),
+        ({"method": "beam(num_beams=99_000_000)"}, "198000000 × 37 tokens would take"),
         ({"method": "beam", "cache": "paged(page=16, pages=9)"}, "that holds 8 texts of up to 37"),
         ({"method": "contrastive(top_k=300)"}, "top_k=300; allowed: at most vocab_size"),
     ],

@@ -99,5 +99,5 @@ def test_windows_that_are_no_token_ids(windows, message):
 @pytest.mark.parametrize("name", ["bucket", "batch_size"])
 @pytest.mark.parametrize("value", [0, -3])
 def test_loss_by_position_of_no_positions_or_windows(name, value):
-    with pytest.raises(ValueError, match=f"{name}={value}; allowed: a number >= 1"):
+    with pytest.raises(ValueError, match=f"{name}={value}; allowed: an integer >= 1"):
         evaluate_loss_by_position(tiny.model(), {}, np.zeros((1, 9), np.int32), **{name: value})

@@ -16,7 +16,7 @@ def test_a_text_is_filled_and_names_its_key_twice(length):
     assert made == passkey.make(length, tiny.TOKENIZER, 50)
     assert made != passkey.make(length, tiny.TOKENIZER, 50, seed=1)
     for one in made:
-        size = len(tiny.TOKENIZER.encode(one.prompt))
+        size = 1 + len(tiny.TOKENIZER.encode(one.prompt))  # with a start token
         assert length - len(passkey.FILLER) < size <= length
         assert one.prompt.count(str(one.key)) == 2 and 1 <= one.key < 10**7
         text = one.prompt.removeprefix(passkey.TASK).removesuffix(passkey.QUESTION)
@@ -76,5 +76,5 @@ def test_what_the_cache_dropped_is_not_found(looks_up, cache, share):
 def test_no_room_for_a_key_is_told():
     with pytest.raises(ValueError, match=r"length=300; allowed: at least 3.. tokens"):
         passkey.make(300, tiny.TOKENIZER, 1)
-    with pytest.raises(ValueError, match="count=0; allowed: a number >= 1"):
+    with pytest.raises(ValueError, match="count=0; allowed: an integer >= 1"):
         passkey.make(400, tiny.TOKENIZER, 0)

@@ -47,8 +47,8 @@ def test_the_best_heads_of_all_layers_are_selected():
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"block": 7}, "block=7; allowed: a number >= 8"),
-        ({"block": 8, "repeats": 1}, "repeats=1; allowed: a number >= 2"),
+        ({"block": 7}, "block=7; allowed: an integer >= 8"),
+        ({"block": 8, "repeats": 1}, "repeats=1; allowed: an integer >= 2"),
         ({}, "block=2500; allowed: at most 9 with repeats=4 and context_length=36"),
         ({"block": 8, "exclude": range(VOCAB)}, "exclude=.*; allowed: fewer"),
     ],

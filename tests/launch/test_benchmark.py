@@ -23,11 +23,24 @@ def run(*flags):
 @pytest.mark.parametrize("what", slow_but(["train"], ["train", "decode"]))
 def test_alone(tmp_path, what):
     sizes = ["--d_model=16", "--num_layers=1", "--num_heads=2", "--vocab_size=64", "--length=16"]
-    output = tmp_path / "figures.json"
+    output = tmp_path / "a folder" / "figures.json"
     result = run(what, *SIZES, *sizes, f"--output={output}")
     assert result.returncode == 0, result.stderr
     figures = json.loads(output.read_text())
     assert figures[f"{what}_tokens_per_second"] > 0 and figures["benchmark"] == what
+
+
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("--output=/dev/null/x.json", "error: [Errno 17] File exists: '/dev/null'"),
+        ("--methods=a],[b", "error: methods='a],[b'; allowed: name,name(option=value)"),
+        ("--methods=greedy()", "allowed: beam, contrastive; or greedy"),
+    ],
+)
+def test_bad_flags_are_told_before_anything_is_measured(flag, told):
+    result = run("decode", flag, "--d_model=16", "--num_heads=2")
+    assert result.returncode == 1 and told in result.stderr and result.stderr.count("\n") == 1
 
 
 @pytest.mark.slow

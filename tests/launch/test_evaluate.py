@@ -96,13 +96,17 @@ def test_texts_are_read_through_caches(launcher, reference, tmp_path):
     ("flag", "told"),
     [
         ("--cache=rind(window=16)", "cache='rind' (did you mean ring?); allowed: dense"),
-        ("--cache=razor(heads=((9,),), window=64)", "razor: heads"),
+        ("--cache=razor(heads=((9,),),window=64)", "razor: heads"),
         ("--passkey=40", "length=40; allowed: at least 3"),
+        ("--passkey=400 --cache=paged(page=16,pages=9)", "cache='paged(page=16, pages=9)'; allow"),
+        ("--noheld_out --noloss_by_position", "noloss_by_position and noheld_out; allowed: "),
+        ("--noloss_by_position --cache=dense", "cache='dense'; allowed: with loss_by_position or"),
     ],
 )
 def test_what_cannot_be_measured_is_told_at_once(launcher, reference, tmp_path, flag, told):
     workdir, _ = reference
-    result = run(launcher, f"--checkpoint={workdir}", f"--output={tmp_path / 'new'}", flag)
+    flags = [f"--output={tmp_path / 'new'}", *flag.split()]
+    result = run(launcher, f"--checkpoint={workdir}", *flags)
     assert result.returncode == 1 and result.stdout == ""
     assert result.stderr.startswith(f"error: {told}") and result.stderr.count("\n") == 1
     assert not (tmp_path / "new").exists()

@@ -10,6 +10,7 @@ import numpy as np
 
 # Smaller numbers count as 0 in float32.
 SMALLEST = float(np.finfo(np.float32).tiny)
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def is_id(value: Any) -> bool:
@@ -41,9 +42,12 @@ class Batch:
     def numbers(self, name: str, value: Any, low: float, high: float, dtype: Any) -> np.ndarray:
         """One number a row, within [low, high]."""
         try:
-            x = np.asarray(value, np.float64)
+            given = np.asarray(value)
+            x = given.astype(np.float64)
         except (TypeError, ValueError):
-            raise ValueError(f"{name}={value!r}; allowed: a number, or one a row") from None
+            given, x = np.zeros(0, object), np.zeros(0)
+        if given.dtype.kind not in "iuf":
+            raise ValueError(f"{name}={value!r}; allowed: a number, or one a row")
         if x.ndim and x.shape != (self.rows,):
             raise ValueError(f"{name} has {x.size} values; allowed: one, or {self.rows} (a row)")
         x = np.broadcast_to(x, (self.rows,))
@@ -67,8 +71,8 @@ class Batch:
     def check_bias(self, name: str, added: Any) -> None:
         """What may be added to a logit."""
         fine = isinstance(added, float | np.floating) or is_id(added)
-        if not (fine and added < np.inf):
-            raise ValueError(f"{name}={added!r}; allowed: a number below infinity")
+        if not (fine and added <= LARGEST):
+            raise ValueError(f"{name}={added!r}; allowed: a number up to {LARGEST:g}")
 
     def each(self, name: str, value: Any, is_one: Any) -> list[Any]:
         """A list with an entry a row, of a value for all of them or of a list of such values, None

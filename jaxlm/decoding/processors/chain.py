@@ -78,6 +78,8 @@ def of_user(batch: Batch, processors: Sequence[Any]) -> tuple[Any, ...]:
     Raises:
         ValueError: one that is not callable, or whose arrays have no entry for each row.
     """
+    if not isinstance(processors, list | tuple):
+        raise ValueError(f"processors={processors!r}; allowed: a list of callables")
     found = []
     for one in processors:
         if not callable(one):

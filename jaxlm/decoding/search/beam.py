@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from typing import Any, ClassVar
 
 import jax
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.caches.kind import KVCache
-from jaxlm.config import at_least, check, one_of
+from jaxlm.config import at_least, between, check, integer_at_least, one_of
 from jaxlm.decoding.engine import read
 from jaxlm.decoding.history import History
 from jaxlm.decoding.sampling import Sampling, process
@@ -37,7 +36,8 @@ class Beam(Method):
         num_beam_groups: 1: beam search.
         diversity_penalty: λ, how hard groups push.
         diversity: "hamming", "cumulative" or "ngram": see `jaxlm.decoding.search.diversity`.
-        length_penalty, early_stopping: when a text, and the search, is over, see `Ending`.
+        length_penalty, early_stopping: when a text, and the search, is over, see `Ending`. A
+            penalty is -5 to 5: 1,000,000 tokens to that power are still a float32.
     """
 
     num_beams: int = 4
@@ -52,11 +52,11 @@ class Beam(Method):
     def __post_init__(self):
         check(
             "beam",
-            num_beams=at_least(self.num_beams, 1),
-            num_beam_groups=at_least(self.num_beam_groups, 1),
+            num_beams=integer_at_least(self.num_beams, 1),
+            num_beam_groups=integer_at_least(self.num_beam_groups, 1),
             diversity_penalty=at_least(self.diversity_penalty, 0),
             diversity=one_of(self.diversity, *DIVERSITY),
-            length_penalty=at_least(self.length_penalty, -math.inf),
+            length_penalty=between(self.length_penalty, -5, 5),
             early_stopping=one_of(self.early_stopping, *EARLY_STOPPING),
         )
         if self.num_beams % self.num_beam_groups:
@@ -103,8 +103,7 @@ class Beam(Method):
         given = (model, params, prompt, cache, shape, rules, sampling, stop_tokens)
         groups, steps = _search(*given)
         texts = jax.tree.map(lambda *a: jnp.concatenate(a, 1), *groups)
-        lengths = jnp.where(texts.there, texts.lengths, 0)
-        return Found(texts.tokens, lengths, texts.scores, steps)
+        return Found(texts.tokens, texts.lengths, texts.scores, steps)
 
 
 @jax.tree_util.register_dataclass
@@ -140,7 +139,8 @@ class Group:
     def start(cls, N: int, W: int, M: int) -> Group:
         """One empty text goes on, so that the first tokens are W different ones."""
         none = Texts.none(N, W, M)
-        running = dataclasses.replace(none, scores=none.scores.at[:, 0].set(0.0))
+        scores = jnp.full_like(none.scores, NEVER).at[:, 0].set(0.0)
+        running = dataclasses.replace(none, scores=scores)
         return cls(running, none, jnp.ones(N, bool))
 
 
@@ -181,9 +181,11 @@ def advance(
     on = jax.lax.top_k(texts_on.scores, W)[1]
     running = texts_on.take(on)
     # What ends in a lower place has been kept only so that W texts can go on.
-    ended = ends & (jnp.arange(K) < W)[None] & group.open[:, None] & texts.there
-    scores = jnp.where(ended, ending.score(best, length + 1), NEVER)
-    finished = merged(group.finished, dataclasses.replace(texts, scores=scores))
+    ended = ends & (jnp.arange(K) < W)[None] & group.open[:, None] & (best > NEVER / 2)
+    scores = jnp.where(ended, ending.score(best, length + 1), -jnp.inf)
+    lengths = jnp.where(ended, texts.lengths, 0)
+    done = dataclasses.replace(texts, scores=scores, lengths=lengths)
+    finished = merged(group.finished, done)
     still = group.open & ending.leaves_open(running, finished, length + 1, limit)
     return Group(running, finished, still), jnp.take_along_axis(parent, on, 1)
 

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.caches.kind import KVCache
 from jaxlm.caches.rows import write_rows
-from jaxlm.config import at_least, check
+from jaxlm.config import check, integer_at_least
 from jaxlm.decoding.engine import read
 from jaxlm.decoding.history import History
 from jaxlm.decoding.sampling import Sampling, process
@@ -49,7 +49,7 @@ class Contrastive(Method):
         check(
             "contrastive",
             penalty_alpha=(alpha, 0 <= alpha <= 1 and not math.isnan(alpha), "[0, 1]"),
-            top_k=at_least(self.top_k, 1),
+            top_k=integer_at_least(self.top_k, 1),
         )
 
     @property

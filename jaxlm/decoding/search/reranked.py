@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.caches.kind import CacheKind
-from jaxlm.config import at_least, check
+from jaxlm.config import check, integer_at_least
 from jaxlm.decoding.completion import Completion, Scorer
 from jaxlm.decoding.engine import decode
 from jaxlm.decoding.generate import completion_of, drawn_of
@@ -40,7 +40,7 @@ class Reranked:
     segment_length: int = 20
 
     def __post_init__(self):
-        check("reranked", **{name: at_least(value, 1) for name, value in vars(self).items()})
+        check("reranked", **{n: integer_at_least(value, 1) for n, value in vars(self).items()})
 
 
 def complete_reranked(

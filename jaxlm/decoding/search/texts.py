@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-# The score of what is no candidate: finite, so that a sum with it is a number.
+# The score of what is no candidate: finite, so that a sum with it is a number. Sums of
+# log-probabilities never come near it; divided by a power of a length they may.
 NEVER = -1e9
 
 
@@ -22,9 +23,9 @@ class Texts:
 
     Attributes:
         tokens: drawn so far.
-        scores: what they are ranked by; `NEVER`: no text.
+        scores: what they are ranked by.
         log_probs: of the tokens, summed.
-        lengths: in tokens, a stop token included.
+        lengths: in tokens, a stop token included; 0: no text.
     """
 
     tokens: Int[Array, "N W M"]
@@ -37,12 +38,12 @@ class Texts:
         """No text yet."""
         zeros = jnp.zeros((N, W))
         tokens = jnp.zeros((N, W, M), jnp.int32)
-        return cls(tokens, zeros + NEVER, zeros, jnp.zeros((N, W), jnp.int32))
+        return cls(tokens, zeros - jnp.inf, zeros, jnp.zeros((N, W), jnp.int32))
 
     @property
     def there(self) -> Bool[Array, "N W"]:
-        """Which are texts; sums of log-probabilities never come near `NEVER`."""
-        return self.scores > NEVER / 2
+        """Which are texts."""
+        return self.lengths > 0
 
     def take(self, index: Int[Array, "N K"]) -> Texts:
         """Those at `index`."""
