@@ -134,3 +134,19 @@ def test_a_ring_says_what_a_model_with_its_mask_says():
         generate(small, params, tiny.TOKENIZER, texts, 40, cache=cache) for cache in ("dense", ring)
     )
     assert dense == through
+
+
+def test_padding_is_no_context():
+    """To an encoding that looks at the context's length."""
+    model = tiny.model("rope(scaling=dynamic_ntk(factor=4, original_length=8))")
+    ids = jax.random.randint(jax.random.key(2), (1, 32), 0, model.config.vocab_size)
+    at, read = jnp.arange(32)[None], 10
+    there = (at < read).astype(jnp.int32)
+
+    def logits(count):
+        cache = caches.parse("dense").init(model.config, 1, 32)
+        given = (ids[:, :count], at[:, :count], there[:, :count], cache)
+        return step(model, tiny.params(), *given)[0][:, :read]
+
+    # float32, in programs of two shapes
+    np.testing.assert_allclose(logits(32), logits(read), rtol=0, atol=1e-4)

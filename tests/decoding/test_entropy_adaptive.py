@@ -11,7 +11,6 @@ import pytest
 from jaxlm import caches
 from jaxlm.decoding import entropy_adaptive as module
 from jaxlm.decoding.entropy_adaptive import EntropyAdaptive, Spoken, generate_adaptive
-from jaxlm.decoding.generate import complete
 from jaxlm.decoding.processors.batch import Batch
 from jaxlm.decoding.sampling import Sampling
 from jaxlm.model.parameters import init_params
@@ -174,16 +173,6 @@ def test_bad_calls_are_told():
         say(EntropyAdaptive(), large=(other, {}))
     with pytest.raises(ValueError, match="allowed: lists of token ids, none empty"):
         say(EntropyAdaptive(), prompts=[[1], []])
-
-
-def test_what_is_read_to_take_over_is_padded_without_a_trace():
-    """Where the encoding looks at the context's length too: as the model alone."""
-    encoding = "rope(scaling=dynamic_ntk(factor=4, original_length=16))"
-    one = tiny.model(encoding), tiny.params(encoding)
-    alone = complete(*one, tiny.TOKENIZER, PROMPTS, NEW)
-    settings = EntropyAdaptive(math.inf)
-    said = generate_adaptive(one, one, PROMPTS, NEW, settings, "dense", Sampling.make(len(PROMPTS)))
-    assert said.tokens == [c.token_ids for c in alone]
 
 
 @pytest.mark.parametrize(
