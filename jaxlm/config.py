@@ -11,7 +11,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-LARGEST = 2**30
+LARGEST = 2**30  # with room above it in 32 bits
 
 
 def check(owner: str, **fields: tuple[Any, bool, str]) -> None:
@@ -38,8 +38,10 @@ def between(value: Any, low: float, high: float) -> tuple[Any, bool, str]:
 
 def integer_at_least(value: Any, low: int) -> tuple[Any, bool, str]:
     """A field's test: an integer not below `low`, with room above it in 32 bits."""
-    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    return value, is_whole and low <= value < LARGEST, f"an integer >= {low}"
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if is_integer and value > LARGEST:
+        return value, False, f"an integer up to {LARGEST}"
+    return value, is_integer and low <= value, f"an integer >= {low}"
 
 
 def is_number(value: Any) -> bool:

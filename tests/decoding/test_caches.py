@@ -112,6 +112,7 @@ def test_bytes_are_known_before_it_is_made(kind):
         ("rign(window=8)", "did you mean ring"),
         ("ring", "window missing"),
         ("ring(window=0)", "window=0; allowed"),
+        ("ring(window=2147483648)", "window=2147483648; allowed: an integer up to 1073741824"),
         ("ring(window=8, num_sinks=-1)", "num_sinks=-1; allowed"),
         ("paged(page=24)", "page=24; allowed"),
         (
