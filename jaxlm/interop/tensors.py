@@ -209,6 +209,9 @@ def _check(tensors: Tensors, like: Mapping[str, Any], found: list[Place]) -> Non
         name: row.their_shape([like[p].shape[len(at) :] for p in paths])
         for row, name, paths, at in found
     }
+    given = {path for place in found for path in place.paths}
+    if rest := sorted(like.keys() - given):
+        raise ValueError(f"{tensors.name}: its family has no tensor for {rest[0]}; allowed: none")
     missing = [n for n in wanted if n not in tensors.shapes]
     if missing:
         raise ValueError(f"{tensors.name}: no tensor {missing[0]} ({len(missing)} are missing)")
