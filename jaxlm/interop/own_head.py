@@ -26,7 +26,7 @@ def with_own_head(tensors: Tensors, family: Family, config: Any) -> Any:
     names = {row.ours: row.theirs for row in family.rows(config)}
     for name in filter(TIED_HEAD.search, sorted(tensors.shapes)):
         original = names.get("head_bias" if name.endswith(".bias") else "embedding")
-        if original not in tensors.shapes or _equal(tensors, name, original):
+        if original is None or original not in tensors.shapes or _equal(tensors, name, original):
             continue
         if name in heads:
             return untied

@@ -12,6 +12,8 @@ import jaxlm
 from jaxlm.interop.families import find
 from jaxlm.interop.fields import value_of, write_fields
 from jaxlm.interop.read import _config
+from jaxlm.interop.safetensors_folder import SafetensorsFolder
+from jaxlm.interop.tensors import read_params
 from jaxlm.interop.write import write_hub_folder
 from tests.interop.folders import read_golden, write_folder
 
@@ -253,3 +255,10 @@ def test_ends_of_the_model_where_there_is_no_generation_config(tmp_path):
     assert jaxlm.load(folder)[2].stop_ids == (1, 53, 96)
     (folder / "generation_config.json").write_text('{"eos_token_id": 7}')
     assert jaxlm.load(folder)[2].stop_ids == (7, 96)
+
+
+def test_a_parameter_that_no_tensor_fills(tmp_path):
+    model, _, _ = jaxlm.load(folder := hub_folder("phi3", tmp_path, {}))
+    rows = [row for row in find("Phi3ForCausalLM", "").rows(model.config) if "up" not in row.ours]
+    with pytest.raises(ValueError, match=r"hub: no tensor is .*feed_forward/gate.*; allowed: "):
+        read_params(SafetensorsFolder(folder), model, rows)

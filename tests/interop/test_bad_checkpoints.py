@@ -149,7 +149,28 @@ def no_tokenizer(folder):
     (folder / "tokenizer.json").unlink()
 
 
+def template_in_another_coding(folder):
+    (folder / "chat_template.jinja").write_bytes(b"\xe9")
+
+
+def kind_without_its_file(folder):
+    (folder / "kind.json").write_text('{"kind": "sentencepiece"}')
+
+
+def ignored_biases(folder):
+    """Which another family than Llama has no place for."""
+    edit(folder / "config.json", architectures=["MistralForCausalLM"], attention_bias=True)
+    file = folder / SHARD
+    bias = {"model.layers.0.self_attn.q_proj.bias": np.zeros(42, np.float32)}
+    save_file(load_file(file) | bias, file)
+    index = json.loads((folder / INDEX).read_text())["weight_map"]
+    edit(folder / INDEX, weight_map=index | dict.fromkeys(bias, SHARD))
+
+
 CASES = {
+    template_in_another_coding: r"chat_template.jinja: .* can't decode byte 0xe9 .*allowed: UTF-8",
+    kind_without_its_file: r"kind.json: kind='sentencepiece', but .*No such file",
+    ignored_biases: r"1 tensors that the model has no place for, such as .*q_proj.bias",
     unknown_architecture: r"architecture='NoSuchForCausalLM'; allowed: .*LlamaForCausalLM",
     missing_key: r"config.json: num_hidden_layers is absent",
     unknown_activation: r"hidden_act='sine'; allowed: silu",
