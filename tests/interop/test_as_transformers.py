@@ -36,6 +36,13 @@ def read(case, absent=(), **changes):
         ("gemma2", ["attn_logit_softcapping"], {}, "attention.softcap", 50.0),
         ("gemma2", (), {"attn_logit_softcapping": None}, "attention.softcap", None),
         ("gemma2", ["final_logit_softcapping"], {}, "embedding.logit_softcap", 30.0),
+        (
+            "gemma2",
+            ["hidden_activation"],
+            {"hidden_act": "silu"},
+            "feed_forward.kind",
+            "geglu_tanh",
+        ),
         ("mistral", ["sliding_window"], {}, "attention.sliding_window", 4096),
         ("mistral", (), {"sliding_window": None}, "attention.sliding_window", None),
         ("gemma3", (), {"attn_logit_softcapping": 3.0}, "attention.softcap", None),

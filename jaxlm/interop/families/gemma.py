@@ -70,6 +70,7 @@ FIELDS_2 = (
 ABSENT = {"head_dim": 256, "num_key_value_heads": 16}
 ABSENT_2_AND_3 = ABSENT | {
     "num_key_value_heads": 4,
+    "hidden_activation": "gelu_pytorch_tanh",
     "sliding_window": 4096,
     "query_pre_attn_scalar": 256,
 }
