@@ -244,15 +244,19 @@ def test_a_head_that_is_no_copy_is_kept(case, tmp_path):
     assert written["tie_word_embeddings"] is False
 
 
+BERT = "bert_masked_lm"
+
+
 @pytest.mark.parametrize(
-    ("name", "original"),
+    ("case", "name", "original"),
     [
-        ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
-        ("cls.predictions.decoder.bias", "cls.predictions.bias"),
+        (BERT, "cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
+        (BERT, "cls.predictions.decoder.bias", "cls.predictions.bias"),
+        ("t5", "decoder.embed_tokens.weight", "shared.weight"),
     ],
 )
-def test_a_head_of_its_own_where_there_can_be_none(name, original, tmp_path):
-    folder = hub_folder("bert_masked_lm", tmp_path, {name: lambda stored: stored[original] + 1})
+def test_a_head_of_its_own_where_there_can_be_none(case, name, original, tmp_path):
+    folder = hub_folder(case, tmp_path, {name: lambda stored: stored[original] + 1})
     with pytest.raises(ValueError, match=rf"{name} is not {original}; allowed: a copy of it"):
         jaxlm.load(folder)
 
