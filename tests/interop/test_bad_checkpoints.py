@@ -79,6 +79,10 @@ def path_trick(folder):
     edit(folder / INDEX, weight_map={"model.norm.weight": "../model.safetensors"})
 
 
+def index_of_a_long_name(folder):
+    edit(folder / INDEX, weight_map={"model.norm.weight": "a" * 999 + ".safetensors"})
+
+
 def index_that_is_no_json(folder):
     (folder / INDEX).write_text("[" * 100_000)
 
@@ -180,6 +184,7 @@ CASES = {
     huge_header: r"model-00002-of-00003.safetensors is no whole safetensors file",
     overlapping_tensors: r"model-00002-of-00003.safetensors is no whole safetensors file",
     path_trick: r"names '../model.safetensors'; allowed: .safetensors files beside it",
+    index_of_a_long_name: r"names 'a{100}'; allowed: .safetensors files beside it",
     index_that_is_no_json: r"index.json is no JSON file: .*recursion",
     index_without_a_map: r"index.json: weight_map; allowed: the name of a file for each tensor",
     index_of_pickles: r"names 'pytorch_model.bin'; allowed: .safetensors files beside it",
