@@ -56,7 +56,10 @@ BASE = flags.DEFINE_string(
 def check_before_loading() -> None:
     """Raises, before all weights are read, what writing them would raise after."""
     config = load_config(CHECKPOINT.value)
-    if ENCODING.value is not None and isinstance(config, ModelConfig):
+    if ENCODING.value is not None:
+        if not isinstance(config, ModelConfig):
+            given = f"position_encoding={ENCODING.value!r}"
+            raise ValueError(f"{given}; allowed: none with an encoder–decoder")
         config = Transformer(config).with_position_encoding(ENCODING.value).config
     check_writable(Path(OUTPUT.value), config, ARCHITECTURE.value)
 

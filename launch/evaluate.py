@@ -205,8 +205,8 @@ def main(argv: list[str]) -> None:
         model, params, tokenizer = jaxlm.load(
             CHECKPOINT.value, unroll=UNROLL.value, quantize=QUANTIZE.value
         )
-        if not isinstance(model, Transformer):
-            raise ValueError(f"checkpoint={CHECKPOINT.value!r}; allowed: no encoder–decoder")
+        if not isinstance(model, Transformer) or model.config.sees_ahead:
+            raise ValueError(f"checkpoint={CHECKPOINT.value!r}; allowed: a decoder")
         models = {e: model.with_position_encoding(e) for e in ENCODING.value}
         models = models or {str(model.config.encoding): model}
         readers = [Reader(*of, kind) for of in models.items() for kind in kinds]

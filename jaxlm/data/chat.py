@@ -44,8 +44,12 @@ def _render(
             {
                 "messages": messages,
                 "add_generation_prompt": generate,
-                "bos_token": own.special_text("bos_token"),
-                "eos_token": own.special_text("eos_token"),
+                # None, not undefined: a template asks for either.
+                "tools": None,
+                "documents": None,
+                "bos_token": "",
+                "eos_token": "",
+                **own.special_texts(),
                 **variables,
             },
         )

@@ -14,6 +14,8 @@ from jaxlm.config import fits
 from jaxlm.data.optional import optional
 from jaxlm.interop.hub_config import HubConfig, read_json
 
+# Of tokenizer_config.json's keys, each with "_token" behind.
+SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 # Names that end-of-text and start-of-text tokens go by, most telling first.
 END_TOKENS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "[EOS]", "[SEP]")
 START_TOKENS = ("<|bos|>", "<s>", "<|begin_of_text|>", "<bos>", "[BOS]", "[CLS]")
@@ -196,15 +198,27 @@ class HuggingFace:
     @classmethod
     def from_file(cls, path: str | Path) -> HuggingFace:
         """From a tokenizer.json and, if they are beside it, tokenizer_config.json,
-        chat_template.jinja, and the stop tokens of generation_config.json.
+        chat_template.jinja, and the stop tokens of generation_config.json, or else of config.json.
         """
         config, generation = (_json_beside(path, n) for n in (CONFIG, GENERATION))
         template = Path(path).with_name(TEMPLATE)
         if template.is_file():
-            config["chat_template"] = template.read_text(encoding="utf-8")
-        stops = generation.get("eos_token_id")
-        stops = [] if stops is None else stops if isinstance(stops, list) else [stops]
-        return cls(Path(path).read_bytes(), config, str(path), stops)
+            try:
+                config["chat_template"] = template.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{template}: {error}; allowed: UTF-8") from error
+        made = cls(Path(path).read_bytes(), config, str(path), _ends(generation))
+        if not Path(path).with_name(GENERATION).is_file():
+            # There it may be an architecture's own, outside of this vocabulary.
+            model = _ends(_json_beside(path, MODEL))
+            known = {i for i in model if fits(i, int) and 0 <= i < made.vocab_size}
+            made.stop_ids = tuple(sorted({*made.stop_ids, *known}))
+        return made
+
+    def special_texts(self) -> dict[str, str]:
+        """What its config names of special tokens, by "pad_token" and the like."""
+        named = {name: self._stated(f"{name}_token") for name in SPECIAL}
+        return {f"{name}_token": text for name, text in named.items() if text is not None}
 
     def special_text(self, name: str) -> str:
         """What "bos_token" or "eos_token" is written as; empty: there is none."""
@@ -265,6 +279,7 @@ class HuggingFace:
 
 TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
 CONFIG, GENERATION = "tokenizer_config.json", "generation_config.json"
+MODEL = "config.json"
 
 
 def _special_tokens(start: str | None, end: str) -> dict[str, str]:
@@ -273,6 +288,12 @@ def _special_tokens(start: str | None, end: str) -> dict[str, str]:
     """
     said = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end}
     return said if start is None else {**said, "bos_token": start}
+
+
+def _ends(config: Mapping[str, Any]) -> list[Any]:
+    """What a config says of the ids that end a text: none, one or several."""
+    ends = config.get("eos_token_id")
+    return [] if ends is None else ends if isinstance(ends, list) else [ends]
 
 
 def _json_beside(path: str | Path, name: str) -> dict[str, Any]:
@@ -446,7 +467,10 @@ def load_tokenizer(spec: str) -> Tokenizer:
         kind = read_json(path / KIND).get("kind")
         if not isinstance(kind, str) or kind not in _SAVED:
             raise ValueError(f"{path / KIND}: kind={kind!r}; allowed: {', '.join(_SAVED)}")
-        return _SAVED[kind](path)
+        try:
+            return _SAVED[kind](path)
+        except OSError as error:
+            raise FileNotFoundError(f"{path / KIND}: kind={kind!r}, but {error}") from error
     if path.is_dir():
         path = path / TOKENIZER
         if not path.is_file():

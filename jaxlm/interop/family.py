@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxlm.interop.fields import Field
@@ -23,6 +23,8 @@ class Family:
             the later one counts.
         rows: the tensors of a model, those of one layer standing for all.
         config: the class of its models' configs.
+        absent: what transformers takes for keys that are not in a config.json, where null says
+            another thing; null is then written as such.
     """
 
     architectures: tuple[str, ...]
@@ -30,3 +32,4 @@ class Family:
     fields: tuple[Field, ...]
     rows: Callable[[Any], list[Row]]
     config: type[ModelConfig] | type[EncoderDecoderConfig] = ModelConfig
+    absent: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -113,6 +113,23 @@ class Only:
 
 
 @dataclasses.dataclass(frozen=True)
+class Ignored:
+    """Keys that transformers' class of the family keeps and never uses, with spaces between."""
+
+    theirs: str
+
+    def read(self, config: HubConfig) -> dict[str, Any]:
+        """Nothing, whatever they say."""
+        for key in self.theirs.split():
+            config.get(key)
+        return {}
+
+    def write(self, config: ModelConfig) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+
+@dataclasses.dataclass(frozen=True)
 class Derived:
     """What takes a line of arithmetic; `write` is left out where other keys say it already."""
 
@@ -275,11 +292,18 @@ def read_fields(
 
 
 def write_fields(
-    fields: Sequence[Field], config: ModelConfig | EncoderDecoderConfig
+    fields: Sequence[Field],
+    config: ModelConfig | EncoderDecoderConfig,
+    absent: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The config.json that describes a model.
 
     What the keys do not say (numerics, dropout, weights of the router's losses) is left out.
+
+    Args:
+        fields: of its family.
+        config: of the model.
+        absent: what the absence of keys means, see `Family`.
 
     Raises:
         ValueError: the keys say something else than the model's config; the field is named.
@@ -287,11 +311,13 @@ def write_fields(
     config = _canonical(config)
     keys: dict[str, Any] = {}
     for field in fields:
-        keys |= {k: v for k, v in field.write(config).items() if v is not None}
-    again = _canonical(read_fields(fields, HubConfig(keys, "config.json"), type(config)))
+        written = field.write(config).items()
+        keys |= {k: v for k, v in written if v is not None or k in (absent or {})}
+    said = HubConfig(keys, "config.json", absent=absent)
+    again = _canonical(read_fields(fields, said, type(config)))
     mine, theirs = (_flat(c.to_dict()) for c in (config, again))
     for path in sorted(mine.keys() | theirs.keys()):
-        if not _same(mine.get(path), theirs.get(path)):
+        if not _same(path, mine.get(path), theirs.get(path)):
             raise ValueError(f"{path}={mine.get(path)!r}; allowed: {theirs.get(path)!r}")
     return keys
 
@@ -339,8 +365,10 @@ def _canonical(config: Any) -> Any:
     )
 
 
-def _same(a: Any, b: Any) -> bool:
-    """Equal; floats may have gone through a formula and back."""
+def _same(path: str, a: Any, b: Any) -> bool:
+    """Equal; floats may have gone through a formula and back, and encodings' options be whole."""
+    if path.endswith("position_encoding"):
+        return positions.parse(a) == positions.parse(b)
     both = isinstance(a, float) and isinstance(b, float)
     return math.isclose(a, b, rel_tol=1e-12) if both else a == b
 

@@ -107,7 +107,7 @@ def gemma3(header: Header) -> dict[str, Any]:
 def stablelm(header: Header) -> dict[str, Any]:
     """Files say that attention and MLP are side by side where they are not; a norm does not."""
     header.get("use_parallel_residual")
-    return rope(header) | {
+    return rope(header, partial=True) | {
         "hidden_act": "silu",
         "use_parallel_residual": not header.has("ffn_norm.weight"),
         "use_qkv_bias": header.has("attn_q.bias"),
@@ -154,15 +154,15 @@ def olmo(header: Header) -> dict[str, Any]:
 
 def gpt_oss(header: Header) -> dict[str, Any]:
     """Every second layer slides; YaRN's ramp is not rounded."""
-    said = rope(header)
-    if "rope_scaling" in said:
+    said = {"rope_scaling": {"rope_type": "default"}} | rope(header)
+    if said["rope_scaling"]["rope_type"] == "yarn":
         said["rope_scaling"]["truncate"] = False
     return said | layer_types(header, 2)
 
 
 def phi3(header: Header) -> dict[str, Any]:
     """A window of 0 is none."""
-    return rope(header) | {
+    return rope(header, partial=True) | {
         "hidden_act": "silu",
         "sliding_window": header.get("attention.sliding_window") or None,
     }
@@ -286,6 +286,8 @@ def config_json(file: GGUFFile, architecture: Architecture) -> dict[str, Any]:
     rows = file.shapes.get("token_embd.weight", (0,))[0]
     try:
         said = {theirs: header.get(ours) for ours, theirs in architecture.keys.items()}
+        if "rope_theta" in said and said["rope_theta"] is None:
+            said["rope_theta"] = 10000.0  # llama.cpp's, which is not that of every hub's class
         said |= {"architectures": [architecture.hub], **architecture.told(header)}
     except (TypeError, ZeroDivisionError, OverflowError) as error:
         raise ValueError(f"{file.name}: a value of its metadata is no such: {error}") from error

@@ -55,10 +55,17 @@ class Header(HubConfig):
         return self.get("attention.key_length", width // heads)
 
 
-def rope(header: Header) -> dict[str, Any]:
-    """The share of a head that is rotated, and the scaling."""
-    dims = header.get("rope.dimension_count")
-    share = {} if dims is None else {"partial_rotary_factor": dims / header.head_dim}
+def rope(header: Header, partial: bool = False) -> dict[str, Any]:
+    """The share of a head that is rotated, and the scaling.
+
+    Raises:
+        ValueError: only a share, of what is not `partial`.
+    """
+    dims = header.get("rope.dimension_count", header.head_dim)
+    if dims != header.head_dim and not partial:
+        allowed = f"head_dim={header.head_dim}"
+        raise ValueError(f"{header.name}: rope.dimension_count={dims}; allowed: {allowed}")
+    share = {"partial_rotary_factor": dims / header.head_dim} if partial else {}
     scaling = rope_scaling(header)
     return share | ({"rope_scaling": scaling} if scaling else {})
 

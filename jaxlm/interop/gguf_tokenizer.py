@@ -7,6 +7,7 @@ each piece has a score and the pair that makes the best piece is joined first.
 from __future__ import annotations
 
 import bisect
+import itertools
 from typing import Any
 
 from absl import logging
@@ -18,6 +19,9 @@ from jaxlm.interop.gguf_pre_tokenizers import COMPOSED, WHOLE_WORDS, pre_tokeniz
 # Kinds of token in GGUF; 3 is a control token, 4 one that a user added.
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 SPACE = "▁"  # SentencePiece's
+# A vocabulary of 256,000 pieces has half a million ways to join two, and no piece of 100 letters:
+# what a file may have without taking gigabytes or hours.
+MAX_PIECE, MAX_MERGES = 1024, 2**22
 
 
 def stop_ids(metadata: dict[str, Any]) -> list[Any]:
@@ -113,12 +117,11 @@ def _sentencepiece(about: dict[str, Any], where: str) -> Tokenizer:
         )
         if of == NORMAL
     }
+    merges = _merges(pieces, where)
     unknown = _named(about, "unknown", where)
     vocabulary = {t: i for i, t in enumerate(tokens)}
     try:
-        pairs = models.BPE(
-            vocabulary, _merges(pieces), unk_token=unknown, fuse_unk=True, byte_fallback=True
-        )
+        pairs = models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
     except Exception as error:  # the library raises nothing more exact
         raise ValueError(f"{where}: its pieces are no byte pair encoding: {error}") from error
     inner = Tokenizer(pairs)
@@ -130,16 +133,29 @@ def _sentencepiece(about: dict[str, Any], where: str) -> Tokenizer:
     return inner
 
 
-def _merges(pieces: dict[str, tuple[float, int]]) -> list[tuple[str, str]]:
-    """Every way to make a piece of two, the best pieces first."""
+def _merges(pieces: dict[str, tuple[float, int]], where: str) -> list[tuple[str, str]]:
+    """Every way to make a piece of two, the best pieces first.
+
+    Raises:
+        ValueError: a longer piece, or more ways, than any vocabulary has.
+    """
     # Lengths that occur, not all: the time would grow with the square of a long piece's.
     lengths = sorted({len(piece) for piece in pieces})
-    found = [
+    if lengths and lengths[-1] > MAX_PIECE:
+        raise ValueError(
+            f"{where}: a piece has {lengths[-1]} letters; allowed: at most {MAX_PIECE}"
+        )
+    ways = (
         (rank, (piece[:i], piece[i:]))
         for piece, rank in pieces.items()
         for i in lengths[: bisect.bisect_left(lengths, len(piece))]
         if i > 0 and piece[:i] in pieces and piece[i:] in pieces
-    ]
+    )
+    found = list(itertools.islice(ways, MAX_MERGES + 1))
+    if len(found) > MAX_MERGES:
+        raise ValueError(
+            f"{where}: its pieces join in more ways than {MAX_MERGES}; allowed: at most that"
+        )
     return [pair for _, pair in sorted(found, key=lambda item: item[0])]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 from jaxlm.config import fits
 
 MAX_JSON_BYTES = 2**28
+# Sizes, lengths and ids are int32 in what is computed with them.
+MAX_INTEGER = 2**31 - 1
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -45,6 +47,9 @@ class HubConfig:
     Attributes:
         tensors: names of those beside it; empty where they are not known.
         unread: keys that nobody has asked for, nor said to be of no consequence.
+
+    Args:
+        absent: what keys mean that are not there; one that is there as null is none of them.
     """
 
     # Of training, of other software, or of what the model is not used for here.
@@ -72,22 +77,31 @@ class HubConfig:
         }
     )
 
-    def __init__(self, values: Mapping[str, Any], name: str, tensors: Collection[str] = ()):
-        self._values, self.name, self.tensors = values, name, frozenset(tensors)
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        name: str,
+        tensors: Collection[str] = (),
+        absent: Mapping[str, Any] | None = None,
+    ):
+        self._values: Mapping[str, Any] = {**(absent or {}), **values}
+        self.name, self.tensors = name, frozenset(tensors)
         self.unread = {k for k, v in values.items() if v is not None} - self.IRRELEVANT
 
     def get(self, key: str, default: Any = None, kind: Any = Any) -> Any:
         """The value; `default` if it is absent or null.
 
         Raises:
-            ValueError: it is not of this kind, a type as in an annotation.
+            ValueError: it is not of this kind, a type as in an annotation, or no number that is
+                computed with.
         """
         self.unread.discard(key)
         value = self._values.get(key)
         if value is None:
             return default
-        if not fits(value, kind) or (kind is float and not abs(value) < math.inf):
+        if not fits(value, kind) or not _usable(value, kind):
             shown = kind.__name__ if isinstance(kind, type) else str(kind)
+            shown = f"a finite number, if whole at most {MAX_INTEGER}" if kind is Any else shown
             raise ValueError(f"{self.name}: {key}={_short(value)}; allowed: {shown}")
         return value
 
@@ -101,6 +115,14 @@ class HubConfig:
         if value is None:
             raise ValueError(f"{self.name}: {key} is absent; allowed: a file that has it")
         return value
+
+
+def _usable(value: Any, kind: Any) -> bool:
+    """Whether a number is finite, and an integer where one may be meant an int32."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return True
+    most = MAX_INTEGER if isinstance(value, int) and kind is not float else sys.float_info.max
+    return abs(value) <= most
 
 
 def _short(value: Any) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jaxlm.interop.fields import GATED, Activation, Field, Fixed, Key
+from jaxlm.interop.fields import GATED, Activation, Field, Fixed, Ignored, Key
 from jaxlm.interop.hub_rope import Rope
 from jaxlm.interop.rows import Row, linear, norm
 from jaxlm.model.config import ModelConfig
@@ -41,16 +41,15 @@ WIDTHS: tuple[Field, ...] = (
     Key("max_position_embeddings", "context_length"),
 )
 SIZES: tuple[Field, ...] = (*WIDTHS, Rope())
-ATTENTION: tuple[Field, ...] = (
+HEADS: tuple[Field, ...] = (
     Key("num_attention_heads", "attention.num_heads"),
     Key("num_key_value_heads", "attention.num_kv_heads", None),
     Key("head_dim", "attention.head_dim", None),
-    Key("attention_bias", "attention.qkv_bias attention.out_bias", False),
 )
-MLP: tuple[Field, ...] = (
-    Key("intermediate_size", "feed_forward.d_ff"),
-    Key("mlp_bias", "feed_forward.bias", False),
-)
+ATTENTION_BIAS = Key("attention_bias", "attention.qkv_bias attention.out_bias", False)
+WIDTH = Key("intermediate_size", "feed_forward.d_ff")
+MLP_BIAS = Key("mlp_bias", "feed_forward.bias", False)
+NO_ATTENTION_BIAS, NO_MLP_BIAS = Ignored("attention_bias"), Ignored("mlp_bias")
 RMSNORM: tuple[Field, ...] = (
     Fixed("norm.kind", "rmsnorm"),
     Key("rms_norm_eps", "norm.epsilon"),
@@ -60,7 +59,11 @@ LAYERNORM: tuple[Field, ...] = (
     Fixed("norm.bias", True),
 )
 TIED = Key("tie_word_embeddings", "embedding.tied", False)
-FIELDS: tuple[Field, ...] = (*SIZES, *ATTENTION, *MLP, Activation(GATED), *RMSNORM, TIED)
+# All but biases, which a part of the families has a key for.
+UNBIASED: tuple[Field, ...] = (*SIZES, *HEADS, WIDTH, Activation(GATED), *RMSNORM, TIED)
+FIELDS: tuple[Field, ...] = (*UNBIASED, ATTENTION_BIAS, MLP_BIAS)
+BARE: tuple[Field, ...] = (*UNBIASED, NO_ATTENTION_BIAS, NO_MLP_BIAS)
+BIASED_ATTENTION: tuple[Field, ...] = (*UNBIASED, ATTENTION_BIAS, NO_MLP_BIAS)
 
 
 def attention_rows(config: ModelConfig) -> list[Row]:

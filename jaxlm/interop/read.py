@@ -21,6 +21,7 @@ from jaxlm.interop.gguf_rows import gguf_rows
 from jaxlm.interop.gguf_tokenizer import stop_ids, tokenizer_json
 from jaxlm.interop.hub_config import HubConfig, read_json
 from jaxlm.interop.mxfp4 import Unpacked
+from jaxlm.interop.own_head import with_own_head
 from jaxlm.interop.rows import Row
 from jaxlm.interop.safetensors_folder import SafetensorsFolder
 from jaxlm.interop.tensors import Tensors, read_params, stored_dtype
@@ -98,12 +99,14 @@ def open_hub_folder(folder: Path) -> Checkpoint:
     values = read_json(folder / "config.json")
     tensors = SafetensorsFolder(folder)
     _check_depth(values, folder / "config.json", len(tensors.shapes))
-    family, config = _config(values, str(folder / "config.json"), tensors.shapes.keys())
+    family, config = _config(values, str(folder / "config.json"), tensors.shapes.keys(), hub=True)
     rows = family.rows(config)
     first, dot, _ = rows[0].theirs.partition(".")
     prefix = first + dot if dot else ""
     tokenizer = load_tokenizer(str(folder))
-    return _checkpoint(config, tokenizer, rows, Unpacked(tensors.under(prefix)))
+    unpacked = Unpacked(tensors.under(prefix))
+    config = with_own_head(unpacked, family, config)
+    return _checkpoint(config, tokenizer, family.rows(config), unpacked)
 
 
 # Numbers of layers, each of which has a tensor.
@@ -157,20 +160,25 @@ def _checkpoint(
 
 
 def _config(
-    values: dict[str, Any], where: str, tensors: Collection[str] = ()
+    values: dict[str, Any], where: str, tensors: Collection[str] = (), hub: bool = False
 ) -> tuple[Family, Any]:
-    hub = HubConfig(values, where, tensors)
-    method = hub.get("quantization_config", {}, dict).get("quant_method", "mxfp4")
+    """The family and the model's config; keys that are absent mean on the hub what transformers
+    takes for them.
+    """
+    about = HubConfig(values, where)
+    method = about.get("quantization_config", {}, dict).get("quant_method", "mxfp4")
     if method != "mxfp4":
         raise ValueError(f"{where}: quantized by {method}; allowed: mxfp4, float weights, or GGUF")
-    (architecture, *_) = hub.get("architectures", [], list) or ["none"]
+    (architecture, *_) = about.get("architectures", [], list) or ["none"]
     family = families.find(architecture, where)
+    keys = HubConfig(values, where, tensors, family.absent if hub else {})
+    keys.unread.discard("quantization_config")
     try:
-        config = read_fields(family.fields, hub, family.config)
+        config = read_fields(family.fields, keys, family.config)
     except (ValueError, TypeError, ArithmeticError, AttributeError) as error:
         if isinstance(error, ValueError) and str(error).startswith(where):
             raise
         raise ValueError(f"{where}: {error}") from error
-    if hub.unread:
-        logging.warning("%s: not understood: %s", where, ", ".join(sorted(hub.unread)))
+    if keys.unread:
+        logging.warning("%s: not understood: %s", where, ", ".join(sorted(keys.unread)))
     return family, config

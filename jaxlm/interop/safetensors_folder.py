@@ -12,6 +12,7 @@ from jaxlm.data.optional import optional
 from jaxlm.interop.hub_config import read_json
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
+MAX_NAME = 255  # bytes of a file's name, where files are
 # Safetensors' names.
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
 # A norm's parameters in BERT's first files.
@@ -90,8 +91,9 @@ def _index(path: Path) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(n, str) for n in found.values()):
         raise ValueError(f"{path}: weight_map; allowed: the name of a file for each tensor")
     for name in sorted(set(found.values())):
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ValueError(f"{path} names {name!r}; allowed: .safetensors files beside it")
+        fits = Path(name).name == name and len(name.encode(errors="replace")) <= MAX_NAME
+        if not fits or not name.endswith(".safetensors"):
+            raise ValueError(f"{path} names {name[:100]!r}; allowed: .safetensors files beside it")
     if not found:
         raise ValueError(f"{path}: weight_map names no tensor; allowed: all of the model's")
     return found

@@ -137,7 +137,8 @@ def read_params(
         mesh: over which the parameters are cut, as in training; None: the default device.
 
     Raises:
-        ValueError: a tensor is missing, has another shape, or is none of the model's.
+        ValueError: a tensor is missing, has another shape, or is none of the model's; a parameter
+            has none.
     """
     _check_experts(tensors, model.config, rows)
     like = flatten(abstract_params(model))
@@ -209,6 +210,11 @@ def _check(tensors: Tensors, like: Mapping[str, Any], found: list[Place]) -> Non
         name: row.their_shape([like[p].shape[len(at) :] for p in paths])
         for row, name, paths, at in found
     }
+    given = {path for place in found for path in place.paths}
+    if rest := sorted(like.keys() - given):
+        raise ValueError(
+            f"{tensors.name}: no tensor is the model's {rest[0]}; allowed: one for each parameter"
+        )
     missing = [n for n in wanted if n not in tensors.shapes]
     if missing:
         raise ValueError(f"{tensors.name}: no tensor {missing[0]} ({len(missing)} are missing)")

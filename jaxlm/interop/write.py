@@ -111,7 +111,7 @@ def describe(
 def _keys(family: Family, config: ModelConfig | EncoderDecoderConfig) -> dict[str, Any]:
     if not isinstance(config, family.config):
         raise ValueError(f"{type(config).__name__}; allowed: {family.config.__name__}")
-    return write_fields(family.fields, config)
+    return write_fields(family.fields, config, family.absent)
 
 
 def _write_shards(

@@ -69,7 +69,7 @@ class RoPE(PositionEncoding):
 
     def width(self, head_dim: int) -> int:
         """How many dims are rotated."""
-        return int(self.fraction * head_dim)
+        return int(self.fraction * head_dim + 1e-9)  # a share of 30/44 of 44 is not 29
 
     def bind(self, dims: Dimensions) -> RoPE:
         """Checks the rotated width."""

@@ -194,3 +194,13 @@ def test_chats_and_texts_are_two_sources(tmp_path):
     (tmp_path / "b.txt").write_text("text")
     with pytest.raises(ValueError, match="holds chat, text; allowed: one kind a source"):
         build_store(SourceConfig(f"{tmp_path}/*"), make(CHATML), 8, tmp_path / "cache")
+
+
+def test_what_transformers_passes_too():
+    """`is none` is not true of what is undefined."""
+    template = (
+        "{{ tools is none }} {{ documents is none }} {{ pad_token }} {{ unk_token is defined }}"
+    )
+    tokenizer = make(template, pad_token={"content": "<|im_end|>"})
+    assert render_chat(tokenizer, TALK[:1]) == "True True <|im_end|> False"
+    assert render_chat(tokenizer, TALK[:1], tools=[1]).startswith("False True")

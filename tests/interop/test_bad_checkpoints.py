@@ -79,6 +79,10 @@ def path_trick(folder):
     edit(folder / INDEX, weight_map={"model.norm.weight": "../model.safetensors"})
 
 
+def index_of_a_long_name(folder):
+    edit(folder / INDEX, weight_map={"model.norm.weight": "a" * 999 + ".safetensors"})
+
+
 def index_that_is_no_json(folder):
     (folder / INDEX).write_text("[" * 100_000)
 
@@ -149,7 +153,28 @@ def no_tokenizer(folder):
     (folder / "tokenizer.json").unlink()
 
 
+def template_in_another_coding(folder):
+    (folder / "chat_template.jinja").write_bytes(b"\xe9")
+
+
+def kind_without_its_file(folder):
+    (folder / "kind.json").write_text('{"kind": "sentencepiece"}')
+
+
+def ignored_biases(folder):
+    """Which another family than Llama has no place for."""
+    edit(folder / "config.json", architectures=["MistralForCausalLM"], attention_bias=True)
+    file = folder / SHARD
+    bias = {"model.layers.0.self_attn.q_proj.bias": np.zeros(42, np.float32)}
+    save_file(load_file(file) | bias, file)
+    index = json.loads((folder / INDEX).read_text())["weight_map"]
+    edit(folder / INDEX, weight_map=index | dict.fromkeys(bias, SHARD))
+
+
 CASES = {
+    template_in_another_coding: r"chat_template.jinja: .* can't decode byte 0xe9 .*allowed: UTF-8",
+    kind_without_its_file: r"kind.json: kind='sentencepiece', but .*No such file",
+    ignored_biases: r"1 tensors that the model has no place for, such as .*q_proj.bias",
     unknown_architecture: r"architecture='NoSuchForCausalLM'; allowed: .*LlamaForCausalLM",
     missing_key: r"config.json: num_hidden_layers is absent",
     unknown_activation: r"hidden_act='sine'; allowed: silu",
@@ -159,6 +184,7 @@ CASES = {
     huge_header: r"model-00002-of-00003.safetensors is no whole safetensors file",
     overlapping_tensors: r"model-00002-of-00003.safetensors is no whole safetensors file",
     path_trick: r"names '../model.safetensors'; allowed: .safetensors files beside it",
+    index_of_a_long_name: r"names 'a{100}'; allowed: .safetensors files beside it",
     index_that_is_no_json: r"index.json is no JSON file: .*recursion",
     index_without_a_map: r"index.json: weight_map; allowed: the name of a file for each tensor",
     index_of_pickles: r"names 'pytorch_model.bin'; allowed: .safetensors files beside it",

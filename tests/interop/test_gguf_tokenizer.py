@@ -11,6 +11,7 @@ import tokenizers
 from hypothesis import strategies as st
 
 from jaxlm.data.tokenizers import HuggingFace
+from jaxlm.interop import gguf_tokenizer
 from jaxlm.interop.gguf_pre_tokenizers import PATTERNS, pre_tokenizer
 from jaxlm.interop.gguf_tokenizer import _merges, tokenizer_json
 
@@ -156,7 +157,21 @@ def test_what_is_no_tokenizer(change, message):
 
 def test_the_time_of_a_long_piece_grows_with_its_length():
     pieces = {"a": (0.0, 0), "b": (1.0, 1), "ab": (2.0, 2)}
-    pieces |= {"ab" * 100_000: (3.0, 3), "ab" * 100_000 + "b": (4.0, 4)}
+    pieces |= {"ab" * 500: (3.0, 3), "ab" * 500 + "b": (4.0, 4)}
+    pieces |= {str(i).zfill(1024): (5.0 + i, 5 + i) for i in range(30_000)}
     start = time.monotonic()
-    assert _merges(pieces) == [("a", "b"), ("ab" * 100_000, "b")]
+    assert _merges(pieces, "") == [("a", "b"), ("ab" * 500, "b")]
     assert time.monotonic() - start < 5  # with its square: a minute
+
+
+@pytest.mark.parametrize(
+    ("pieces", "message"),
+    [
+        (["a", "a" * 1025], "m.gguf: a piece has 1025 letters; allowed: at most 1024"),
+        (["a" * i for i in range(1, 20)], "m.gguf: its pieces join in more ways than 100; allowed"),
+    ],
+)
+def test_pieces_that_would_fill_the_memory(pieces, message, monkeypatch):
+    monkeypatch.setattr(gguf_tokenizer, "MAX_MERGES", 100)
+    with pytest.raises(ValueError, match=message):
+        _merges({piece: (0.0, i) for i, piece in enumerate(pieces)}, "m.gguf")

@@ -9,6 +9,7 @@ import pytest
 
 import jaxlm
 from jaxlm.model.layouts import unroll_layers
+from tests.interop.folders import read_golden, write_folder
 
 
 def run(launcher, module, *flags, **options):
@@ -79,6 +80,25 @@ def test_evaluate_writes_nothing_into_a_hub_folder(launcher, converted, tmp_path
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "runs" / "hub" / "evaluation.json").is_file()
     assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("case", "module", "flags", "message"),
+    [
+        ("bert", "evaluate", ["--noheld_out"], "error: checkpoint='{folder}'; allowed: a decoder"),
+        (
+            "t5",
+            "convert",
+            ["--output=out", "--position_encoding=alibi"],
+            "error: position_encoding='alibi'; allowed: none with an encoder–decoder",
+        ),
+    ],
+)
+def test_one_line_for_another_kind_of_model(launcher, tmp_path, case, module, flags, message):
+    _, config, shapes = read_golden(case)
+    folder = write_folder(tmp_path / "hub", config, shapes)
+    result = run(launcher, module, f"--checkpoint={folder}", *flags, cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (1, message.format(folder=folder) + "\n")
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ ENCODER: tuple[Field, ...] = (
     *LAYERNORM,
     Key("layer_norm_eps", "norm.epsilon"),
     Only("position_embedding_type", "absolute"),
+    Only("is_decoder", False),
     Only("add_cross_attention", False),
 )
 MASKED_LM: tuple[Field, ...] = (

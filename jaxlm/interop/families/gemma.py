@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxlm.interop import llama_like
 from jaxlm.interop.family import Family
-from jaxlm.interop.fields import GATED, Activation, Derived, Field, Fixed, Key, Layers
+from jaxlm.interop.fields import GATED, Activation, Derived, Field, Fixed, Key, Layers, Only
 from jaxlm.interop.hub_config import HubConfig
 from jaxlm.model.config import ModelConfig
 
@@ -40,17 +40,19 @@ def write_scale(config: ModelConfig) -> dict[str, Any]:
 
 # All but the positions.
 SINCE_1: tuple[Field, ...] = (
-    *llama_like.ATTENTION,
-    *llama_like.MLP,
+    *llama_like.HEADS,
+    llama_like.ATTENTION_BIAS,
+    llama_like.WIDTH,
+    llama_like.NO_MLP_BIAS,
     *llama_like.RMSNORM,
     Derived(read_activation, write_activation),
     Fixed("norm.scale_plus_one", True),
+    Only("use_bidirectional_attention", False),
     Key("tie_word_embeddings", "embedding.tied", True),
     Derived(lambda config: {"embedding.scale": math.sqrt(config.require("hidden_size", int))}),
 )
 SINCE_2: tuple[Field, ...] = (
     *SINCE_1,
-    Key("attn_logit_softcapping", "attention.softcap", None),
     Key("final_logit_softcapping", "embedding.logit_softcap", None),
     Derived(
         lambda config: {"attention.scale": config.require("query_pre_attn_scalar", float) ** -0.5},
@@ -59,6 +61,19 @@ SINCE_2: tuple[Field, ...] = (
     Fixed("norm.placement", "sandwich"),
 )
 FIELDS = (*llama_like.SIZES, *SINCE_1)
-FIELDS_2 = (*llama_like.SIZES, *SINCE_2, Layers(("sliding", "global"), listed=True))
-FAMILY = Family(("GemmaForCausalLM",), "gemma", FIELDS, llama_like.rows)
-FAMILY_2 = Family(("Gemma2ForCausalLM",), "gemma2", FIELDS_2, llama_like.rows)
+FIELDS_2 = (
+    *llama_like.SIZES,
+    *SINCE_2,
+    Key("attn_logit_softcapping", "attention.softcap", None),
+    Layers(("sliding", "global"), listed=True),
+)
+ABSENT = {"head_dim": 256, "num_key_value_heads": 16}
+ABSENT_2_AND_3 = ABSENT | {
+    "num_key_value_heads": 4,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "sliding_window": 4096,
+    "query_pre_attn_scalar": 256,
+}
+ABSENT_2 = ABSENT_2_AND_3 | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+FAMILY = Family(("GemmaForCausalLM",), "gemma", FIELDS, llama_like.rows, absent=ABSENT)
+FAMILY_2 = Family(("Gemma2ForCausalLM",), "gemma2", FIELDS_2, llama_like.rows, absent=ABSENT_2)

@@ -8,7 +8,7 @@ from jaxlm import positions
 from jaxlm.interop import llama_like
 from jaxlm.interop.families import gemma
 from jaxlm.interop.family import Family
-from jaxlm.interop.fields import KINDS, Derived, Fixed, Layers, Only
+from jaxlm.interop.fields import KINDS, Derived, Fixed, Ignored, Layers
 from jaxlm.interop.hub_config import HubConfig
 from jaxlm.interop.hub_rope import plain_rope, read_rope, write_scaling
 from jaxlm.model.config import ModelConfig
@@ -17,8 +17,12 @@ from jaxlm.positions.by_kind import ByKind
 
 def read_layers(config: HubConfig) -> dict[str, Any]:
     """Of early files sliding_window_pattern says that every so many layers one sees everything."""
-    period = config.get("sliding_window_pattern", config.get("_sliding_window_pattern", 6, int))
-    return Layers(("sliding",) * (period - 1) + ("global",), listed=True).read(config)
+    early = config.get("_sliding_window_pattern", 6, int)
+    period = config.get("sliding_window_pattern", early, int)
+    if period < 1:
+        raise ValueError(f"{config.name}: sliding_window_pattern={period}; allowed: at least 1")
+    slide = min(period - 1, config.require("num_hidden_layers", int))
+    return Layers(("sliding",) * slide + ("global",), listed=True).read(config)
 
 
 def read_rotations(config: HubConfig) -> dict[str, Any]:
@@ -27,11 +31,11 @@ def read_rotations(config: HubConfig) -> dict[str, Any]:
     """
     by_kind = dict(config.get("rope_parameters", {}, dict))
     config.unread |= {f"rope_parameters.{k}" for k in by_kind.keys() - KINDS.keys()}
-    full = dict(config.get("rope_scaling", {}, dict)) | dict(by_kind.get("full_attention") or {})
+    full = dict(by_kind.get("full_attention") or {}) | dict(config.get("rope_scaling", {}, dict))
     sliding = dict(by_kind.get("sliding_attention") or {})
     encoding = ByKind(
-        read_rope(full, config, config.get("rope_theta", 1e6, float), 1.0),
-        read_rope(sliding, config, config.get("rope_local_base_freq", 1e4, float), 1.0),
+        read_rope(full, config, config.get("rope_theta", 1e6, float)),
+        read_rope(sliding, config, config.get("rope_local_base_freq", 1e4, float)),
     )
     return {"position_encoding": encoding}
 
@@ -45,8 +49,8 @@ def write_rotations(config: ModelConfig) -> dict[str, Any]:
     encoding = positions.parse(config.position_encoding)
     full, sliding = (plain_rope(encoding.of_kind(kind)) for kind in KINDS.values())
     return {
-        "rope_theta": full.base,
-        "rope_local_base_freq": sliding.base,
+        "rope_theta": float(full.base),
+        "rope_local_base_freq": float(sliding.base),
         **write_scaling(full),
     }
 
@@ -57,6 +61,8 @@ FIELDS = (
     Derived(read_layers, Layers(("global",), listed=True).write),
     Derived(read_rotations, write_rotations),
     Fixed("attention.qk_norm", "head"),
-    Only("use_bidirectional_attention", False),
+    Ignored("attn_logit_softcapping"),
 )
-FAMILY = Family(("Gemma3ForCausalLM",), "gemma3_text", FIELDS, llama_like.rows)
+FAMILY = Family(
+    ("Gemma3ForCausalLM",), "gemma3_text", FIELDS, llama_like.rows, absent=gemma.ABSENT_2_AND_3
+)

@@ -19,9 +19,9 @@ PARALLEL = Derived(
     lambda config: {"use_parallel_residual": config.feed_forward.parallel == "separate"},
 )
 FIELDS = (
-    *llama_like.SIZES,
+    *llama_like.WIDTHS,
     # Under the names of transformers 4; later files have rope_parameters.
-    Rope(fraction=0.25, fraction_key="rotary_pct", base_key="rotary_emb_base"),
+    Rope(partial=True, fraction=0.25, fraction_key="rotary_pct", base_key="rotary_emb_base"),
     Key("num_attention_heads", "attention.num_heads"),
     Key("attention_bias", "attention.qkv_bias attention.out_bias", True),
     Key("intermediate_size", "feed_forward.d_ff"),

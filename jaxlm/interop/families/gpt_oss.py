@@ -5,18 +5,30 @@ from __future__ import annotations
 from jaxlm.interop import llama_like
 from jaxlm.interop.family import Family
 from jaxlm.interop.fields import Fixed, Key, Layers, Only
+from jaxlm.interop.hub_rope import Rope
 from jaxlm.interop.llama_like import LAYER
 from jaxlm.interop.rows import Row, linear
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.feed_forward import LIMIT, STEEPNESS
 
+# What rope_scaling's absence means.
+YARN = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
+ABSENT = {"sliding_window": 128, "head_dim": 64, "num_key_value_heads": 8}
 FIELDS = (
-    *llama_like.SIZES,
-    *llama_like.ATTENTION,
+    *llama_like.WIDTHS,
+    Rope(base=150_000.0, silent=YARN),
+    *llama_like.HEADS,
     Key("attention_bias", "attention.qkv_bias attention.out_bias", True),
     Fixed("attention.sink_logits", True),
     Layers(("sliding", "global"), listed=True),
-    Key("intermediate_size", "feed_forward.d_ff"),
+    llama_like.WIDTH,
     Fixed("feed_forward.kind", "clamped_swiglu"),
     Fixed("feed_forward.bias", True),
     Only("hidden_act", "silu"),
@@ -48,4 +60,4 @@ def rows(config: ModelConfig) -> list[Row]:
     ]
 
 
-FAMILY = Family(("GptOssForCausalLM",), "gpt_oss", FIELDS, rows)
+FAMILY = Family(("GptOssForCausalLM",), "gpt_oss", FIELDS, rows, absent=ABSENT)

@@ -19,7 +19,7 @@ LAYER = "transformer.h.{layer}."
 def read_rotation(config: HubConfig) -> dict[str, Any]:
     """The first rotary_dim dims of each head are rotated."""
     heads, width = config.require("n_head", int), config.require("n_embd", int)
-    rotated = config.get("rotary_dim", width // heads)
+    rotated = config.get("rotary_dim", width // heads, int)
     encoding = RoPE(fraction=rotated * heads / width, interleaved=True)
     return {"position_encoding": encoding}
 
@@ -63,4 +63,4 @@ def rows(config: ModelConfig) -> list[Row]:
     return table
 
 
-FAMILY = Family(("GPTJForCausalLM",), "gptj", FIELDS, rows)
+FAMILY = Family(("GPTJForCausalLM",), "gptj", FIELDS, rows, absent={"rotary_dim": 64})

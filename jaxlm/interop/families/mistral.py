@@ -6,5 +6,6 @@ from jaxlm.interop import llama_like
 from jaxlm.interop.family import Family
 from jaxlm.interop.fields import Layers
 
-FIELDS = (*llama_like.FIELDS, Layers(("sliding",), listed=False))
-FAMILY = Family(("MistralForCausalLM",), "mistral", FIELDS, llama_like.rows)
+FIELDS = (*llama_like.BARE, Layers(("sliding",), listed=False))
+ABSENT = {"sliding_window": 4096, "num_key_value_heads": 8}
+FAMILY = Family(("MistralForCausalLM",), "mistral", FIELDS, llama_like.rows, absent=ABSENT)

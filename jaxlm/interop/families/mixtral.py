@@ -6,11 +6,13 @@ from jaxlm.interop import llama_like
 from jaxlm.interop.families import mistral
 from jaxlm.interop.family import Family
 from jaxlm.interop.fields import Fixed, Key
+from jaxlm.interop.hub_rope import Rope
 from jaxlm.interop.rows import Row
 from jaxlm.model.config import ModelConfig
 
 FIELDS = (
     *mistral.FIELDS,
+    Rope(base=1e6),
     Key("num_local_experts", "moe.num_experts"),
     Key("num_experts_per_tok", "moe.top_k"),
     Key("router_aux_loss_coef", "moe.load_balance_weight", 0.0),
@@ -28,4 +30,5 @@ def rows(config: ModelConfig) -> list[Row]:
     ]
 
 
-FAMILY = Family(("MixtralForCausalLM",), "mixtral", FIELDS, rows)
+ABSENT = {"num_key_value_heads": 8}
+FAMILY = Family(("MixtralForCausalLM",), "mixtral", FIELDS, rows, absent=ABSENT)

@@ -10,8 +10,10 @@ from jaxlm.model.config import ModelConfig
 
 FIELDS = (
     *llama_like.SIZES,
-    *llama_like.ATTENTION,
-    *llama_like.MLP,
+    *llama_like.HEADS,
+    llama_like.ATTENTION_BIAS,
+    llama_like.WIDTH,
+    llama_like.NO_MLP_BIAS,
     Activation(GATED),
     Fixed("norm.kind", "layernorm"),
     Fixed("norm.scale", False),

@@ -7,7 +7,7 @@ from jaxlm.interop.family import Family
 from jaxlm.interop.fields import Fixed
 
 FIELDS = (
-    *llama_like.FIELDS,
+    *llama_like.BIASED_ATTENTION,
     Fixed("attention.qk_norm", "full"),
     Fixed("norm.placement", "post"),
 )

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from jaxlm.interop import llama_like
 from jaxlm.interop.family import Family
-from jaxlm.interop.fields import Layers
+from jaxlm.interop.fields import GATED, Activation, Layers
+from jaxlm.interop.hub_rope import Rope
 from jaxlm.interop.llama_like import LAYER
 from jaxlm.interop.rows import Row
 from jaxlm.model.config import ModelConfig
 
-FIELDS = (*llama_like.FIELDS, Layers(("sliding",), listed=False))
+FIELDS = (
+    *llama_like.WIDTHS,
+    Rope(partial=True),
+    *llama_like.HEADS,
+    llama_like.NO_ATTENTION_BIAS,
+    llama_like.WIDTH,
+    llama_like.NO_MLP_BIAS,
+    Activation(GATED),
+    *llama_like.RMSNORM,
+    llama_like.TIED,
+    Layers(("sliding",), listed=False),
+)
+# Whatever rope_scaling says.
+ABSENT = {"original_max_position_embeddings": 4096}
 
 
 def rows(config: ModelConfig) -> list[Row]:
@@ -25,4 +39,4 @@ def rows(config: ModelConfig) -> list[Row]:
     ]
 
 
-FAMILY = Family(("Phi3ForCausalLM",), "phi3", FIELDS, rows)
+FAMILY = Family(("Phi3ForCausalLM",), "phi3", FIELDS, rows, absent=ABSENT)

@@ -13,17 +13,15 @@ from jaxlm.model.config import ModelConfig
 
 def read_layers(config: HubConfig) -> dict[str, Any]:
     """The window counts only where use_sliding_window says so, and from max_window_layers on."""
-    first, layers = (
-        config.get("max_window_layers", 0, int),
-        config.require("num_hidden_layers", int),
-    )
+    layers = config.require("num_hidden_layers", int)
+    first = min(max(config.get("max_window_layers", 28, int), 0), layers)
     listed = Layers(("global",), listed=True).read(config)
     if not config.get("use_sliding_window", False, bool):
         return layer_fields(["global"], None)
     if config.get("layer_types") is not None:
         return listed
     kinds = ["global"] * first + ["sliding"] * (layers - first)
-    return layer_fields(kinds, config.require("sliding_window", int))
+    return layer_fields(kinds, config.get("sliding_window", None, int))
 
 
 def write_layers(config: ModelConfig) -> dict[str, Any]:
@@ -39,9 +37,11 @@ def write_layers(config: ModelConfig) -> dict[str, Any]:
 
 LAYERS = Derived(read_layers, write_layers)
 FIELDS = (
-    *llama_like.FIELDS,
+    *llama_like.BARE,
     Fixed("attention.qkv_bias", True),
     Fixed("attention.out_bias", False),
     LAYERS,
 )
-FAMILY = Family(("Qwen2ForCausalLM",), "qwen2", FIELDS, llama_like.rows)
+WINDOW = {"sliding_window": 4096}
+ABSENT = WINDOW | {"num_key_value_heads": 32}
+FAMILY = Family(("Qwen2ForCausalLM",), "qwen2", FIELDS, llama_like.rows, absent=ABSENT)

@@ -7,5 +7,7 @@ from jaxlm.interop.families import qwen2
 from jaxlm.interop.family import Family
 from jaxlm.interop.fields import Fixed
 
-FIELDS = (*llama_like.FIELDS, Fixed("attention.qk_norm", "head"), qwen2.LAYERS)
-FAMILY = Family(("Qwen3ForCausalLM",), "qwen3", FIELDS, llama_like.rows)
+WITHOUT_LAYERS = (*llama_like.BIASED_ATTENTION, Fixed("attention.qk_norm", "head"))
+FIELDS = (*WITHOUT_LAYERS, qwen2.LAYERS)
+ABSENT = qwen2.ABSENT | {"head_dim": 128}
+FAMILY = Family(("Qwen3ForCausalLM",), "qwen3", FIELDS, llama_like.rows, absent=ABSENT)

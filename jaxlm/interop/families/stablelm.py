@@ -16,13 +16,15 @@ PARALLEL = Derived(
     lambda config: {"use_parallel_residual": config.feed_forward.parallel == "shared"},
 )
 FIELDS = (
-    *llama_like.SIZES,
+    *llama_like.WIDTHS,
     # The share that the configs of transformers 4 leave out.
-    Rope(fraction=0.25),
-    *llama_like.ATTENTION,
+    Rope(partial=True, fraction=0.25),
+    *llama_like.HEADS,
+    llama_like.NO_ATTENTION_BIAS,
     Key("use_qkv_bias", "attention.qkv_bias", False),
     Fixed("attention.out_bias", False),
-    *llama_like.MLP,
+    llama_like.WIDTH,
+    llama_like.NO_MLP_BIAS,
     Activation(GATED),
     *llama_like.LAYERNORM,
     Key("layer_norm_eps", "norm.epsilon"),
@@ -31,4 +33,5 @@ FIELDS = (
     # Norms of queries and keys, each head with a scale of its own.
     Only("qk_layernorm", False),
 )
-FAMILY = Family(("StableLmForCausalLM",), "stablelm", FIELDS, llama_like.rows)
+ABSENT = {"num_key_value_heads": 32}
+FAMILY = Family(("StableLmForCausalLM",), "stablelm", FIELDS, llama_like.rows, absent=ABSENT)
