@@ -7,6 +7,7 @@ up to a stop string.
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -68,8 +69,10 @@ def write_tasks(folder):
 
 def write_model(folder, begins):
     """A hub folder whose texts begin with the start token, or do not; and its file of tokens."""
-    tokenizer = load_tokenizer(make_bpe(folder))
-    tokenizer.config |= {"bos_token": BOS, "eos_token": EOS, "add_bos_token": begins}
+    path = Path(make_bpe(folder))
+    about = {"bos_token": BOS, "eos_token": EOS, "add_bos_token": begins}
+    (path.parent / "tokenizer_config.json").write_text(json.dumps(about))
+    tokenizer = load_tokenizer(str(path))
     model = Transformer(
         ModelConfig(
             vocab_size=tokenizer.vocab_size,

@@ -74,7 +74,7 @@ def test_phases_of_a_checkpoint_beside_its_peer(tmp_path):
     # A tokenizer that a hub folder can have; it is not used.
     tokenizer = {"model": {"type": "WordLevel", "vocab": {"</s>": 0}, "unk_token": "</s>"}}
     (tmp_path / "hub/tokenizer.json").write_text(json.dumps({"version": "1.0", **tokenizer}))
-    for name in ("kind.json", "tokenizer_config.json"):
+    for name in ("kind.json", "tokenizer_config.json", "generation_config.json"):
         (tmp_path / "hub" / name).unlink()
     checkpoint, output = f"--checkpoint={tmp_path / 'hub'}", tmp_path / "figures.json"
     flags = [*SIZES, checkpoint, "--peer=transformers", "--unroll", f"--output={output}"]
