@@ -140,6 +140,15 @@ class _Rules:
     min_dwell: Int[Array, ""]
     retroactive: Bool[Array, ""]
 
+    @classmethod
+    def of(cls, settings: EntropyAdaptive) -> _Rules:
+        return cls(
+            jnp.asarray(settings.threshold, jnp.float32),
+            jnp.asarray(settings.window),
+            jnp.asarray(settings.min_dwell),
+            jnp.asarray(settings.retroactive),
+        )
+
 
 def _speaking(talk: Talk, which: Int[Array, ""]) -> Bool[Array, "B"]:
     """Rows that go on with one of the models."""
@@ -300,14 +309,8 @@ def generate_adaptive(
     models, width = (small, large), length + min(CHUNK, 1 << (length - 1).bit_length())
     kept = [cache.init(model.config, len(prompts), width) for model, _ in models]
     read = np.zeros(2, np.int64)
-    first = START.index(settings.start)
-    read[first] -= sum(starts) - len(starts)
-    rules = _Rules(
-        jnp.asarray(settings.threshold, jnp.float32),
-        jnp.asarray(settings.window),
-        jnp.asarray(settings.min_dwell),
-        jnp.asarray(settings.retroactive),
-    )
+    read[START.index(settings.start)] -= sum(starts) - len(starts)
+    rules = _Rules.of(settings)
     most = jnp.asarray(max_new_tokens if ended is None else TOKENS_BETWEEN_LOOKS)
     while True:
         going = np.asarray(~talk.done & (talk.drawn < max_new_tokens))

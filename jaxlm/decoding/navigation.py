@@ -111,7 +111,7 @@ def navigate(
             warned = True
         shown, prompt = fitting, prompt_ids(tokenizer, listed(instruction, fitting))
         ranked = ranking(*given, prompt, cache)
-        chosen = _unused(tokenizer, ranked, used, navigation.per_round)
+        chosen = unused_tokens(tokenizer, ranked, used, navigation.per_round)
         if not chosen:
             break
         base = bare if navigation.reset else prompt
@@ -174,7 +174,7 @@ def answers_of(
     return answers
 
 
-def _unused(tokenizer: Tokenizer, ranked: list[int], used: set[str], count: int) -> list[int]:
+def unused_tokens(tokenizer: Tokenizer, ranked: list[int], used: set[str], count: int) -> list[int]:
     """The first tokens of a ranking whose text was not yet used, which it then is; two that differ
     by a space are one.
     """
