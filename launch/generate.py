@@ -1,6 +1,7 @@
 """Continue prompts with a trained model, or answer them with an encoder–decoder.
 
 python -m launch.generate --checkpoint=runs/quickstart --prompt="Emma was" --max_new_tokens=64
+python -m launch.generate --checkpoint=LARGE --small=SMALL --prompt="Emma was"
 """
 
 from __future__ import annotations

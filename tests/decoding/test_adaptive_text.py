@@ -58,10 +58,11 @@ def test_alone_either_says_what_complete_says():
         assert texts == complete(*models()[i], PROMPTS, NEW, **settings)
 
 
-def test_a_stop_string_ends_a_text_and_soon_what_is_drawn():
-    free, _ = say()
+@pytest.mark.parametrize("method", [OFTEN, EntropyAdaptive(math.inf)])
+def test_a_stop_string_ends_a_text_and_soon_what_is_drawn(method):
+    free, _ = say(method=method)
     stop = [free[0].text[3]]
-    texts, spoken = say(stop=stop)
+    texts, spoken = say(method=method, stop=stop)
     for text, other, drawn in zip(texts, free, spoken.tokens, strict=True):
         assert text.text == other.text.split(stop[0])[0]
         assert drawn == other.token_ids[: len(drawn)]
