@@ -1,6 +1,7 @@
 """Continue prompts with a trained model, or answer them with an encoder–decoder.
 
 python -m launch.generate --checkpoint=runs/quickstart --prompt="Emma was" --max_new_tokens=64
+python -m launch.generate --checkpoint=LARGE --small=SMALL --prompt="Emma was"
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from absl import app, flags
 
 import jaxlm
 from jaxlm.data.tokenizers import Tokenizer
+from jaxlm.decoding.adaptive_text import complete_adaptive
 from launch import console, sampling_flags
 
 CHECKPOINT = flags.DEFINE_string(
@@ -38,6 +40,12 @@ METHOD = flags.DEFINE_string(
     None,
     "Of search in place of drawing: 'beam(num_beams=4)', contrastive, ….",
 )
+SMALL = flags.DEFINE_string(
+    "small",
+    None,
+    "A smaller checkpoint of the same tokenizer, which speaks while it is sure: "
+    "--method='entropy_adaptive(threshold=1.0)', which then is the default.",
+)
 CHAT = flags.DEFINE_bool("chat", False, "Prompts are what a user says to a chat model.")
 SYSTEM = flags.DEFINE_string("system", None, "With --chat: what it is told before.")
 UNROLL = flags.DEFINE_bool(
@@ -57,6 +65,38 @@ def prompt_of(tokenizer: Tokenizer, text: str) -> str | list[int]:
     return jaxlm.chat_prompt(tokenizer, [*told, {"role": "user", "content": text}])
 
 
+def loaded(path: str) -> tuple[Any, Any, Tokenizer]:
+    """A checkpoint as the flags want it."""
+    model, params, tokenizer = jaxlm.load(path, unroll=UNROLL.value, quantize=QUANTIZE.value)
+    if ENCODING.value is not None:
+        if isinstance(model, jaxlm.EncoderDecoder):
+            given = f"position_encoding={ENCODING.value!r}"
+            raise ValueError(f"{given}; allowed: none with an encoder–decoder")
+        model = model.with_position_encoding(ENCODING.value)
+    return model, params, tokenizer
+
+
+def with_small(
+    small: str,
+    large: tuple[Any, Any, Tokenizer],
+    prompts: list[str | list[int]],
+    settings: dict[str, Any],
+) -> list[str]:
+    """Texts of both models; tells on standard error what the large one's part was."""
+    if given := sampling_flags.several():
+        told = "allowed: one text of each prompt with --small"
+        raise ValueError(f"{', '.join(f'{n}={v}' for n, v in given.items())}; {told}")
+    method = METHOD.value or "entropy_adaptive"
+    pair = (loaded(small), large)
+    completions, spoken = complete_adaptive(*pair, prompts, method=method, **settings)
+    print(
+        f"large model: {spoken.large_fraction:.1%} of the tokens; {spoken.cost_ratio:.2f} of its "
+        f"cost, {spoken.cost_ratio_true:.2f} with what both read to take over",
+        file=sys.stderr,
+    )
+    return [c.text for c in completions]
+
+
 def main(argv: list[str]) -> None:
     """Prints each prompt with its continuation."""
     if len(argv) > 1:
@@ -70,17 +110,10 @@ def main(argv: list[str]) -> None:
     with console.clear_errors():
         if SYSTEM.value is not None and not CHAT.value:
             raise ValueError(f"system={SYSTEM.value!r} without chat; allowed: with --chat")
-        model, params, tokenizer = jaxlm.load(
-            CHECKPOINT.value, unroll=UNROLL.value, quantize=QUANTIZE.value
-        )
-        answers = isinstance(model, jaxlm.EncoderDecoder)
-        if ENCODING.value is not None and answers:
-            given = f"position_encoding={ENCODING.value!r}"
-            raise ValueError(f"{given}; allowed: none with an encoder–decoder")
-        if ENCODING.value is not None:
-            model = model.with_position_encoding(ENCODING.value)
-        between = "\n" if answers else ""
-        if STREAM.value and len(PROMPT.value) == 1 and not several and METHOD.value is None:
+        model, params, tokenizer = loaded(CHECKPOINT.value)
+        between = "\n" if isinstance(model, jaxlm.EncoderDecoder) else ""
+        drawn = METHOD.value is None and SMALL.value is None
+        if STREAM.value and len(PROMPT.value) == 1 and not several and drawn:
             (prompt,) = PROMPT.value
             start = prompt_of(tokenizer, prompt)
             pieces = jaxlm.stream(model, params, tokenizer, start, **settings)
@@ -92,8 +125,12 @@ def main(argv: list[str]) -> None:
             sys.stdout.write("\n")
             return
         prompts = [prompt_of(tokenizer, p) for p in PROMPT.value]
-        settings["method"] = METHOD.value
-        texts = jaxlm.generate(model, params, tokenizer, prompts, **settings, **several)
+        if SMALL.value is not None:
+            large = (model, params, tokenizer)
+            texts = with_small(SMALL.value, large, prompts, settings)
+        else:
+            settings["method"] = METHOD.value
+            texts = jaxlm.generate(model, params, tokenizer, prompts, **settings, **several)
         asked = [p for p in PROMPT.value for _ in range(len(texts) // len(prompts))]
         for prompt, text in zip(asked, texts, strict=True):
             print(f"> {prompt}\n{text}\n" if CHAT.value else f"{prompt}{between}{text}\n")

@@ -4,7 +4,9 @@ large one of the same vocabulary where the entropy of what comes next is high.
 The mean entropy of the last few tokens, in bits and before temperature, decides which model draws
 the next one, no sooner than `min_dwell` tokens after the last change. Each model has a KV cache of
 its own; one that takes over first reads what the other has said since, all at once. What the paper
-leaves open is decided so: the start is the small model's, and `min_dwell` is 10.
+leaves open is decided so: the start is the small model's, and `min_dwell` is 10. The entropy is
+always that of the model that draws: to judge by the small one's alone, both would have to read each
+token in turn, and the loop could no longer be one model's.
 """
 
 from __future__ import annotations
@@ -13,23 +15,26 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm import caches
 from jaxlm.caches.kind import CacheKind, KVCache
 from jaxlm.caches.rows import write_rows
 from jaxlm.config import check, integer_at_least, one_of
+from jaxlm.decoding.generate import TOKENS_BETWEEN_LOOKS
 from jaxlm.decoding.processors.processor import Past
 from jaxlm.decoding.request import check_batch, check_count, check_ids, check_lengths
 from jaxlm.decoding.sampling import Sampling, sample
 from jaxlm.model.parameters import count_params
 from jaxlm.model.transformer import Transformer
+from jaxlm.registry import Registry
 
 # Most tokens that a model reads at a time when it takes over.
 CHUNK = 512
@@ -45,12 +50,17 @@ class EntropyAdaptive:
         window: tokens whose entropies are averaged; while there are fewer, all of them.
         min_dwell: tokens that a model draws before it may hand over.
         start: the model that begins, "small" or "large".
+        retroactive: the token whose entropy makes a model hand over is dropped, and drawn by the
+            other one; its entropy is forgotten. False: it stays.
     """
 
     threshold: float = 1.0
     window: int = 5
     min_dwell: int = 10
     start: str = "small"
+    retroactive: bool = False
+
+    name: ClassVar[str] = "entropy_adaptive"
 
     def __post_init__(self):
         check(
@@ -59,7 +69,13 @@ class EntropyAdaptive:
             window=integer_at_least(self.window, 1),
             min_dwell=integer_at_least(self.min_dwell, 1),
             start=one_of(self.start, *START),
+            retroactive=one_of(self.retroactive, False, True),
         )
+
+
+# The text form of the settings: "entropy_adaptive(threshold=1.5)".
+SETTINGS = Registry("method", EntropyAdaptive)
+SETTINGS.register(EntropyAdaptive)
 
 
 @jax.tree_util.register_dataclass
@@ -109,10 +125,9 @@ def hand_over(
     dwelt: Int[Array, "B"],
     threshold: Float[Array, ""],
     min_dwell: Int[Array, ""],
-) -> tuple[Int[Array, "B"], Int[Array, "B"]]:
-    """The model of the next token, and for how long it has drawn."""
-    wanted = jnp.where(dwelt >= min_dwell, (mean > threshold).astype(jnp.int32), active)
-    return wanted, jnp.where(wanted == active, dwelt, 0)
+) -> Int[Array, "B"]:
+    """The model that goes on."""
+    return jnp.where(dwelt >= min_dwell, (mean > threshold).astype(jnp.int32), active)
 
 
 @jax.tree_util.register_dataclass
@@ -123,6 +138,16 @@ class _Rules:
     threshold: Float[Array, ""]
     window: Int[Array, ""]
     min_dwell: Int[Array, ""]
+    retroactive: Bool[Array, ""]
+
+    @classmethod
+    def of(cls, settings: EntropyAdaptive) -> _Rules:
+        return cls(
+            jnp.asarray(settings.threshold, jnp.float32),
+            jnp.asarray(settings.window),
+            jnp.asarray(settings.min_dwell),
+            jnp.asarray(settings.retroactive),
+        )
 
 
 def _speaking(talk: Talk, which: Int[Array, ""]) -> Bool[Array, "B"]:
@@ -153,11 +178,14 @@ def _speak(
     rules: _Rules,
     sampling: Sampling,
     stop_tokens: Int[Array, "E"],
+    most: Int[Array, ""],
 ) -> tuple[Talk, KVCache]:
-    """Draws tokens until each of this model's rows has handed over or is done."""
+    """Draws up to `most` tokens of each of this model's rows, until they have handed over or are
+    done.
+    """
 
-    def step(carry: tuple[Talk, KVCache]) -> tuple[Talk, KVCache]:
-        t, cache = carry
+    def step(carry: tuple[Talk, KVCache, Array]) -> tuple[Talk, KVCache, Array]:
+        t, cache, steps = carry
         going = _speaking(t, which)
         one = going.astype(jnp.int32)
         at = t.lengths[:, None] - 1
@@ -171,23 +199,30 @@ def _speak(
             return write_rows(buffer, jnp.where(going[:, None], new[:, None], old), where)
 
         entropies = put(t.entropies, entropy_bits(logits[:, 0]), t.drawn)
-        drawn = t.drawn + one
-        mean = rolling_mean(entropies, drawn, rules.window)
-        dwelt = t.dwelt + one
-        active, dwelt = hand_over(mean, t.active, dwelt, rules.threshold, rules.min_dwell)
+        mean = rolling_mean(entropies, t.drawn + one, rules.window)
+        # A token that is to be dropped is none that the model has drawn.
+        dwelt = t.dwelt + jnp.where(rules.retroactive, 0, one)
+        wanted = hand_over(mean, t.active, dwelt, rules.threshold, rules.min_dwell)
+        active = jnp.where(going, wanted, t.active)
+        goes_on = active == t.active
+        kept = going & (goes_on | ~rules.retroactive)
+        more = kept.astype(jnp.int32)
         after = Talk(
             put(t.text, token, t.lengths),
-            t.lengths + one,
-            drawn,
+            t.lengths + more,
+            t.drawn + more,
             entropies,
             put(t.used, jnp.broadcast_to(which, token.shape), t.drawn),
-            jnp.where(going, active, t.active),
-            jnp.where(going, dwelt, t.dwelt),
-            t.done | (going & (token[:, None] == stop_tokens[None]).any(1)),
+            active,
+            jnp.where(goes_on, t.dwelt + one, 0),
+            t.done | (kept & (token[:, None] == stop_tokens[None]).any(1)),
         )
-        return after, cache.commit(kv, at, one[:, None])
+        return after, cache.commit(kv, at, one[:, None]), steps + 1
 
-    return jax.lax.while_loop(lambda c: _speaking(c[0], which).any(), step, (talk, cache))
+    def more(carry: tuple[Talk, KVCache, Array]) -> Array:
+        return _speaking(carry[0], which).any() & (carry[2] < most)
+
+    return jax.lax.while_loop(more, step, (talk, cache, jnp.zeros((), jnp.int32)))[:2]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +234,7 @@ class Spoken:
         model_used: for each of them the model that drew it: 0 small, 1 large.
         entropy: of the distribution that it comes from, in bits.
         caught_up: tokens that [small, large] read to take over, the prompt too but for the model
-            that began.
+            that began, or to draw one that was dropped.
         parameters: of [small, large].
     """
 
@@ -248,6 +283,7 @@ def generate_adaptive(
     cache: str | CacheKind,
     sampling: Sampling,
     stop_tokens: Sequence[int] = (),
+    ended: Callable[[list[list[int]]], list[bool]] | None = None,
 ) -> Spoken:
     """Continues prompts; a row does not depend on the others.
 
@@ -258,46 +294,55 @@ def generate_adaptive(
         cache: what each model keeps keys and values in.
         sampling: settings of each row; no processor that counts tokens.
         stop_tokens: at which a row ends.
+        ended: asked after every few tokens, with those drawn of each row, which rows end as well.
 
     Raises:
         ValueError: models of two vocabularies, an empty prompt, no prompt, an id outside of the
             vocabulary, more positions than a position encoding has, settings of other rows.
     """
     cache = caches.parse(cache)
-    prompts = _checked(small[0], large[0], prompts, max_new_tokens, sampling)
+    prompts = _checked(small[0], large[0], prompts, max_new_tokens, settings, sampling)
     stops = jnp.asarray(np.array(stop_tokens, np.int32))
     talk = _start(prompts, max_new_tokens, settings.start)
     length = talk.text.shape[1]
+    starts = [len(p) for p in prompts]
     models, width = (small, large), length + min(CHUNK, 1 << (length - 1).bit_length())
     kept = [cache.init(model.config, len(prompts), width) for model, _ in models]
     read = np.zeros(2, np.int64)
-    first = START.index(settings.start)
-    read[first] -= sum(len(p) - 1 for p in prompts)
-    rules = _Rules(
-        jnp.asarray(settings.threshold, jnp.float32),
-        jnp.asarray(settings.window),
-        jnp.asarray(settings.min_dwell),
-    )
+    read[START.index(settings.start)] -= sum(starts) - len(starts)
+    rules = _Rules.of(settings)
+    most = jnp.asarray(max_new_tokens if ended is None else TOKENS_BETWEEN_LOOKS)
     while True:
         going = np.asarray(~talk.done & (talk.drawn < max_new_tokens))
         if not going.any():
             break
         which = int(np.asarray(talk.active)[going][0])
         (model, params), at = models[which], jnp.asarray(which)
-        behind = np.asarray(talk.lengths - 1 - kept[which].lengths)
-        behind = np.where(going & (np.asarray(talk.active) == which), behind, 0)
+        own = going & (np.asarray(talk.active) == which)
+        behind = np.where(own, np.asarray(talk.lengths - 1 - kept[which].lengths), 0)
         read[which] += behind.sum()
         while behind.max() > 0:
             size = min(CHUNK, 1 << int(behind.max() - 1).bit_length())
             kept[which] = _catch_up(model, params, talk, kept[which], at, size)
             behind = np.maximum(behind - size, 0)
-        talk, kept[which] = _speak(model, params, talk, kept[which], at, rules, sampling, stops)
+        given = (talk, kept[which], at, rules, sampling, stops, most)
+        talk, kept[which] = _speak(model, params, *given)
+        if settings.retroactive:  # rows that have handed over have dropped a token
+            read[which] += (own & (np.asarray(talk.active) != which)).sum()
+        if ended is not None:
+            over = jnp.asarray(ended(_rows(talk.text, starts, talk)))
+            talk = dataclasses.replace(talk, done=talk.done | over)
     parameters = (count_params(small[1]), count_params(large[1]))
-    return _spoken(talk, [len(p) for p in prompts], (int(read[0]), int(read[1])), parameters)
+    return _spoken(talk, starts, (int(read[0]), int(read[1])), parameters)
 
 
 def _checked(
-    small: Transformer, large: Transformer, prompts: Any, max_new_tokens: Any, sampling: Sampling
+    small: Transformer,
+    large: Transformer,
+    prompts: Any,
+    max_new_tokens: Any,
+    settings: EntropyAdaptive,
+    sampling: Sampling,
 ) -> list[list[int]]:
     """The prompts' token ids; ValueError for what `generate_adaptive` does not take."""
     size = small.config.vocab_size
@@ -314,6 +359,10 @@ def _checked(
     rows = sampling.temperature.shape[0]
     if rows != len(found):
         raise ValueError(f"sampling of {rows} rows; allowed: of {len(found)}, one a prompt")
+    most_bits = math.log2(size)
+    if most_bits < settings.threshold < math.inf:
+        told = "never switches to the large model: no entropy is above log2(%d) = %.2f bits"
+        logging.warning(f"threshold=%g {told}", settings.threshold, size, most_bits)
     if more := sorted(sampling.needs - {"tokens"}):
         raise ValueError(f"sampling with processors of {more}; allowed: of tokens alone")
     return found
@@ -337,18 +386,19 @@ def _start(prompts: Sequence[Sequence[int]], max_new_tokens: int, start: str) ->
     )
 
 
+def _rows(a: Array, starts: list[int], talk: Talk) -> list[list[Any]]:
+    """What was drawn of each row, which begins at its start."""
+    found = zip(np.asarray(a), starts, np.asarray(talk.drawn), strict=True)
+    return [row[start : start + n].tolist() for row, start, n in found]
+
+
 def _spoken(
-    talk: Talk, prompts: list[int], read: tuple[int, int], parameters: tuple[int, int]
+    talk: Talk, starts: list[int], read: tuple[int, int], parameters: tuple[int, int]
 ) -> Spoken:
     """Rows without their padding."""
-
-    def rows(a: Array, starts: list[int]) -> list[list[Any]]:
-        found = zip(np.asarray(a), starts, np.asarray(talk.drawn), strict=True)
-        return [row[start : start + n].tolist() for row, start, n in found]
-
-    first = [0] * len(prompts)
-    used, entropies = rows(talk.used, first), rows(talk.entropies, first)
-    return Spoken(rows(talk.text, prompts), used, entropies, read, parameters)
+    first = [0] * len(starts)
+    used, entropies = (_rows(a, first, talk) for a in (talk.used, talk.entropies))
+    return Spoken(_rows(talk.text, starts, talk), used, entropies, read, parameters)
 
 
 def calibrate_threshold(

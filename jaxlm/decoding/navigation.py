@@ -12,6 +12,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from absl import logging
+
 from jaxlm.caches.kind import CacheKind
 from jaxlm.config import check, integer_at_least
 from jaxlm.data.tokenizers import Tokenizer
@@ -57,11 +59,13 @@ class Explored:
         items: without their quotes; "" where none ends within the tokens that it may take.
         first_tokens: of each, no two alike.
         rounds: in which each was found.
+        exhausted: there are fewer answers than were asked for, as no first token is left.
     """
 
     items: list[str] = dataclasses.field(default_factory=list)
     first_tokens: list[int] = dataclasses.field(default_factory=list)
     rounds: list[int] = dataclasses.field(default_factory=list)
+    exhausted: bool = False
 
 
 def listed(instruction: str, items: Sequence[str]) -> str:
@@ -78,8 +82,10 @@ def navigate(
     navigation: Navigation,
     cache: str | CacheKind = "dense",
 ) -> Explored:
-    """Greedy answers to an instruction, up to `rounds` × `per_round` of them: fewer where there are
-    no more first tokens.
+    """Greedy answers to an instruction, up to `rounds` × `per_round` of them.
+
+    A list that would take the prompt past `context_length` keeps its newest entries, with a
+    warning.
 
     Raises:
         ValueError: more answers a round than there are tokens, or a prompt that is too long.
@@ -94,33 +100,81 @@ def navigate(
     )
     given, found = (model, params, tokenizer), Explored()
     used: set[str] = set()
+    bare = prompt_ids(tokenizer, listed(instruction, []))
+    room = model.config.context_length - 1 - (0 if navigation.reset else navigation.max_new_tokens)
+    shown: list[str] = []  # what of the answers is in the prompt
+    warned = False
     for turn in range(navigation.rounds):
-        prompt = _ids(tokenizer, listed(instruction, [i for i in found.items if i]))
-        size = model.config.vocab_size
-        (ranked,) = complete(*given, [prompt], 1, cache=cache, logprobs=size)
-        assert ranked.logprobs is not None
-        chosen = _unused(tokenizer, list(ranked.logprobs[0]), used, navigation.per_round)
+        fitting = _newest(tokenizer, instruction, shown, room)
+        if len(fitting) < len(shown) and not warned:
+            logging.warning("the list grows past %d tokens: it keeps its newest entries", room)
+            warned = True
+        shown, prompt = fitting, prompt_ids(tokenizer, listed(instruction, fitting))
+        ranked = ranking(*given, prompt, cache)
+        chosen = unused_tokens(tokenizer, ranked, used, navigation.per_round)
         if not chosen:
             break
-        base = _ids(tokenizer, listed(instruction, [])) if navigation.reset else prompt
-        starts = [[*base, token] for token in chosen]
-        answers = complete(*given, starts, navigation.max_new_tokens, [QUOTE], cache=cache)
-        for start, answer in zip(starts, answers, strict=True):
-            text = text_after(tokenizer, base, [start[-1], *answer.token_ids])
-            item = cut_at_stop(text, [QUOTE])
-            ended = item != text or answer.finish_reason == "stop"
-            found.items.append(item.strip() if ended else "")
-            found.first_tokens.append(start[-1])
-            found.rounds.append(turn)
-    return found
+        base = bare if navigation.reset else prompt
+        items = answers_of(*given, base, chosen, navigation.max_new_tokens, cache)
+        shown += [item for item in items if item]
+        found.items.extend(items)
+        found.first_tokens.extend(chosen)
+        found.rounds.extend([turn] * len(chosen))
+    wanted = navigation.rounds * navigation.per_round
+    return dataclasses.replace(found, exhausted=len(found.items) < wanted)
 
 
-def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+def _newest(tokenizer: Tokenizer, instruction: str, items: list[str], room: int) -> list[str]:
+    """As many of the last items as a prompt of `room` tokens can list."""
+    while items and len(prompt_ids(tokenizer, listed(instruction, items))) > room:
+        items = items[1:]
+    return items
+
+
+def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Of a text that begins with the start token, if there is one."""
     start = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     return [*start, *tokenizer.encode(text)]
 
 
-def _unused(tokenizer: Tokenizer, ranked: list[int], used: set[str], count: int) -> list[int]:
+def ranking(
+    model: Transformer,
+    params: Any,
+    tokenizer: Tokenizer,
+    prompt: list[int],
+    cache: str | CacheKind = "dense",
+) -> list[int]:
+    """The tokenizer's tokens, the most probable next one first."""
+    size = model.config.vocab_size
+    (ranked,) = complete(model, params, tokenizer, [prompt], 1, cache=cache, logprobs=size)
+    assert ranked.logprobs is not None
+    return [token for token in ranked.logprobs[0] if token < tokenizer.vocab_size]
+
+
+def answers_of(
+    model: Transformer,
+    params: Any,
+    tokenizer: Tokenizer,
+    prompt: list[int],
+    first_tokens: Sequence[int],
+    max_new_tokens: int,
+    cache: str | CacheKind = "dense",
+) -> list[str]:
+    """What each first token of an answer leads to, greedily and as one batch; "" where no quote
+    ends it.
+    """
+    given, starts = (model, params, tokenizer), [[*prompt, token] for token in first_tokens]
+    completions = complete(*given, starts, max_new_tokens, [QUOTE], cache=cache)
+    answers = []
+    for first, more in zip(first_tokens, completions, strict=True):
+        text = text_after(tokenizer, prompt, [first, *more.token_ids])
+        item = cut_at_stop(text, [QUOTE])
+        ended = item != text or more.finish_reason == "stop"
+        answers.append(item.strip() if ended else "")
+    return answers
+
+
+def unused_tokens(tokenizer: Tokenizer, ranked: list[int], used: set[str], count: int) -> list[int]:
     """The first tokens of a ranking whose text was not yet used, which it then is; two that differ
     by a space are one.
     """

@@ -53,31 +53,49 @@ def _forward(model, params, tokens):
     return model.apply({"params": params}, tokens)
 
 
-def turns(entropy, threshold, window, dwell):
-    """Which model draws each token, by the rule as it is told."""
-    active, since, used = 0, 0, []
-    for t in range(len(entropy)):
-        used.append(active)
-        since += 1
-        mean = np.mean(entropy[max(0, t + 1 - window) : t + 1])
-        if since >= dwell and active != int(mean > threshold):
+def turns(bits, threshold, window, dwell, retroactive):
+    """Which model draws each token, by the rule as it is told.
+
+    Args:
+        bits: the entropy of both models at each token of the text.
+    """
+    active, since, used, entropy = 0, 0, [], []
+
+    def unsure(new):
+        return int(np.mean([*entropy, new][-window:]) > threshold)
+
+    for both in bits.T:
+        if retroactive and since >= dwell and unsure(both[active]) != active:
             active, since = 1 - active, 0
+        used.append(active)
+        over = unsure(both[active])
+        entropy.append(both[active])
+        since += 1
+        if not retroactive and since >= dwell and over != active:
+            active, since = over, 0
     return used
 
 
-@pytest.mark.parametrize(("window", "dwell"), [(1, 1), (5, 3)])
-def test_each_token_is_drawn_by_the_model_that_the_rule_names(window, dwell):
+@pytest.mark.parametrize(
+    ("window", "dwell", "retroactive"), [(1, 1, False), (5, 3, False), (1, 1, True), (4, 2, True)]
+)
+def test_each_token_is_drawn_by_the_model_that_the_rule_names(window, dwell, retroactive):
+    """Replayed with full forward passes."""
     threshold = float(np.median(say(EntropyAdaptive(math.inf)).entropy))
-    said = say(EntropyAdaptive(threshold, window, dwell))
+    settings = EntropyAdaptive(threshold, window, dwell, retroactive=retroactive)
+    said = say(settings)
     assert max(said.switches) > 2
     for row in range(len(PROMPTS)):
         used, entropy = said.model_used[row], np.array(said.entropy[row])
-        assert used == turns(entropy, threshold, window, dwell)
         both = [replayed(said, row, which) for which in (0, 1)]
-        tokens, bits = (np.where(np.array(used) == 1, b, a) for a, b in zip(*both, strict=True))
-        assert said.tokens[row] == tokens.tolist()
+        tokens, bits = (np.stack(x) for x in zip(*both, strict=True))
+        assert used == turns(bits, threshold, window, dwell, retroactive)
+        assert said.tokens[row] == tokens[used, range(NEW)].tolist()
         # float32 sums in another order, through softmaxes that tiny's large weights make sharp
-        np.testing.assert_allclose(entropy, bits, atol=1e-3)
+        np.testing.assert_allclose(entropy, bits[used, range(NEW)], atol=1e-3)
+        turned = [0, *(np.flatnonzero(np.diff(used)) + 1)]
+        assert min(np.diff(turned)) >= dwell
+    assert say(settings, [PROMPTS[1]]).tokens == [said.tokens[1]]
 
 
 @pytest.mark.slow
@@ -110,28 +128,65 @@ def test_a_row_ends_at_its_stop_token_and_the_others_go_on():
     assert say(EntropyAdaptive(2.0, 1, 2), stops=[stop]).tokens == want
 
 
+def test_a_higher_threshold_leaves_less_to_the_large_model():
+    prompts = np.random.default_rng(0).integers(0, 256, (50, 6))
+    of_threshold = [EntropyAdaptive(t, 3, 3) for t in (0.0, 0.3, 0.6, 0.9, 1.2, math.inf)]
+    fractions = [say(settings, prompts.tolist()).large_fraction for settings in of_threshold]
+    assert (np.diff(fractions) < 0.01).all(), fractions
+    assert fractions[0] == 37 / 40 and fractions[-1] == 0 and 0.2 < fractions[2] < 0.8, fractions
+
+
+def test_what_a_dropped_token_costs():
+    """The same model hands over to itself: each model reads what the other drew, and its own."""
+    small, _ = models()
+    alone = say(EntropyAdaptive(math.inf))
+    said = say(EntropyAdaptive(1.0, 1, 2, retroactive=True), large=small)
+    assert said.tokens == alone.tokens and max(said.switches) > 5
+    by = np.array([sum(r.count(which) for r in said.model_used) for which in (0, 1)])
+    # Of each row a model reads all tokens up to the last one that it drew or dropped.
+    ends = np.zeros(2, int)
+    for prompt, used in zip(PROMPTS, said.model_used, strict=True):
+        last = [max(i for i, u in enumerate(used) if u == which) for which in (0, 1)]
+        last[1 - used[-1]] += 1
+        ends += [len(prompt) + i for i in last]
+    ends[0] -= sum(len(p) - 1 for p in PROMPTS)
+    assert said.caught_up == tuple(ends - by)
+
+
+@pytest.mark.parametrize(("threshold", "warns"), [(8.1, True), (7.9, False), (math.inf, False)])
+def test_a_threshold_above_all_entropies_is_told(threshold, warns, caplog):
+    """log2(258) = 8.01."""
+    with caplog.at_level("WARNING", "absl"):
+        say(EntropyAdaptive(threshold))
+    assert ("threshold=8.1 never switches" in caplog.text) == warns
+
+
 def test_entropy_in_bits():
     rows = jnp.array([[0.0, 0, 0, 0], [0, -jnp.inf, -jnp.inf, -jnp.inf], [0, 0, -jnp.inf, 0]])
     np.testing.assert_allclose(module.entropy_bits(rows), [2, 0, math.log2(3)], rtol=1e-6)
+    logits = 3 * np.random.default_rng(0).normal(size=(4, 50))
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    got = module.entropy_bits(jnp.asarray(logits, jnp.float32))
+    np.testing.assert_allclose(got, -(p * np.log2(p)).sum(-1), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
     ("mean", "active", "dwelt", "want"),
     [
-        (0.5, 0, 9, (0, 9)),  # sure: the small one goes on
-        (1.5, 0, 9, (1, 0)),  # unsure: the large one takes over
-        (1.0, 0, 9, (0, 9)),  # at the threshold it is the small one's
-        (1.0, 1, 9, (0, 0)),
-        (1.5, 0, 2, (0, 2)),  # too soon
-        (0.5, 1, 2, (1, 2)),
-        (1.5, 0, 3, (1, 0)),  # soon enough
-        (1.5, 1, 3, (1, 3)),
+        (0.5, 0, 9, 0),  # sure: the small one goes on
+        (1.5, 0, 9, 1),  # unsure: the large one takes over
+        (1.0, 0, 9, 0),  # at the threshold it is the small one's
+        (1.0, 1, 9, 0),
+        (1.5, 0, 2, 0),  # too soon
+        (0.5, 1, 2, 1),
+        (1.5, 0, 3, 1),  # soon enough
+        (1.5, 1, 3, 1),
     ],
 )
 def test_when_a_model_hands_over(mean, active, dwelt, want):
     row = [jnp.array([x]) for x in (mean, active, dwelt)]
     got = module.hand_over(*row, jnp.asarray(1.0), jnp.asarray(3))
-    assert tuple(int(x[0]) for x in got) == want
+    assert got.tolist() == [want]
 
 
 def test_costs_by_hand():

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxlm.decoding import navigation
 from jaxlm.decoding.generate import complete
 from jaxlm.decoding.navigation import (
     Navigation,
@@ -17,7 +18,7 @@ from jaxlm.decoding.navigation import (
     navigate,
     unique_items,
 )
-from jaxlm.model.config import AttentionConfig, ModelConfig
+from jaxlm.model.config import AttentionConfig, EmbeddingConfig, ModelConfig
 from jaxlm.model.parameters import init_params
 from jaxlm.model.transformer import Transformer
 from tests.decoding import tiny
@@ -25,36 +26,66 @@ from tests.decoding import tiny
 INSTRUCTION = "Animals."
 
 
-def untrained(**settings):
-    given = (tiny.model(context_length=512), tiny.params(), tiny.TOKENIZER, INSTRUCTION)
-    return navigate(*given, Navigation(**settings))
+def quoting():
+    """A model that often ends an answer."""
+    model = tiny.model(context_length=512, embedding=EmbeddingConfig(head_bias=True))
+    params = jax.tree.map(lambda x: 3 * x, init_params(model, 0))
+    return model, params | {"head_bias": params["head_bias"].at[ord('"')].set(30.0)}
 
 
-def test_one_round_is_the_plain_ranking():
-    """Each answer is the greedy text behind its first token."""
-    model, params = tiny.model(context_length=512), tiny.params()
-    found = untrained(rounds=1, per_round=5, max_new_tokens=8)
-    ids = [tiny.TOKENIZER.bos_id, *tiny.TOKENIZER.encode(listed(INSTRUCTION, []))]
-    logits, _ = model.apply({"params": params}, jnp.array([ids]))
-    ranking = np.argsort(-np.asarray(logits[0, -1]))
-    texts = [tiny.TOKENIZER.decode([int(t)]) for t in ranking]
-    first = [
-        int(t) for t, text in zip(ranking, texts, strict=True) if text.strip() not in ("", '"')
-    ]
-    distinct = {tiny.TOKENIZER.decode([t]).strip(): t for t in reversed(first)}
-    want = [t for t in first if distinct[tiny.TOKENIZER.decode([t]).strip()] == t][:5]
-    assert found.first_tokens == want and found.rounds == [0] * 5
+def distinct(ranking):
+    """The tokens of a ranking that are no space or quote, those of one text once."""
+    first = {tiny.TOKENIZER.decode([t]).strip(): t for t in reversed(ranking)}
+    return [t for t in ranking if t in {first[x] for x in first.keys() - {"", '"'}}]
+
+
+def test_answers_are_greedy_texts_behind_first_tokens_of_the_plain_ranking():
+    """Of each round's list the most probable ones not used yet, from the prompt without one, and
+    each alone.
+    """
+    model, params = quoting()
+    given = (model, params, tiny.TOKENIZER)
+    found = navigate(*given, INSTRUCTION, Navigation(rounds=3, per_round=4, max_new_tokens=6))
+    assert found.rounds == [0] * 4 + [1] * 4 + [2] * 4 and not found.exhausted
+    assert len(set(found.first_tokens)) == 12 and len(set(found.items) - {""}) > 6
+    bare = [tiny.TOKENIZER.bos_id, *tiny.TOKENIZER.encode(listed(INSTRUCTION, []))]
+    for turn in range(3):
+        before = found.items[: 4 * turn]
+        ids = tiny.TOKENIZER.encode(listed(INSTRUCTION, [i for i in before if i]))
+        logits, _ = model.apply({"params": params}, jnp.array([[tiny.TOKENIZER.bos_id, *ids]]))
+        used = found.first_tokens[: 4 * turn]
+        ranked = distinct([*used, *np.argsort(-np.asarray(logits[0, -1])).tolist()])
+        assert found.first_tokens[4 * turn :][:4] == [t for t in ranked if t not in used][:4]
     for token, item in zip(found.first_tokens, found.items, strict=True):
-        (alone,) = complete(model, params, tiny.TOKENIZER, [[*ids, token]], 8, ['"'])
-        text = tiny.TOKENIZER.decode([*ids, token])[len(tiny.TOKENIZER.decode(ids)) :] + alone.text
-        assert item == (text.strip() if alone.finish_reason == "stop" else "")
+        (alone,) = complete(*given, [[*bare, token]], 6, ['"'])
+        text = tiny.TOKENIZER.decode([*bare, token])[len(tiny.TOKENIZER.decode(bare)) :]
+        assert item == ((text + alone.text).strip() if alone.finish_reason == "stop" else "")
 
 
-@pytest.mark.slow
-def test_no_first_token_is_used_twice_and_they_end():
-    found = untrained(rounds=40, per_round=20, max_new_tokens=2)
-    assert len(set(found.first_tokens)) == len(found.first_tokens) < 800
-    assert max(found.rounds) < 39
+def test_the_list_keeps_what_fits_and_first_tokens_run_out(caplog, monkeypatch):
+    """On a model that always ranks alike, each answer is its first token; prompts of more than 156
+    tokens leave no room for one.
+    """
+    prompts, ranking = [], navigation.ranking
+
+    def spied(model, params, tokenizer, prompt, cache):
+        prompts.append(tokenizer.decode(prompt))
+        return ranking(model, params, tokenizer, prompt, cache)
+
+    monkeypatch.setattr(navigation, "ranking", spied)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    settings = Navigation(rounds=4, per_round=50, reset=False, max_new_tokens=3)
+    with caplog.at_level("WARNING", "absl"):
+        given = (*tiny.steady('"' + letters, 160), tiny.TOKENIZER)
+        found = navigate(*given, INSTRUCTION, settings)
+    assert found.items[:26] == list(letters) and found.exhausted
+    assert found.first_tokens[26:] == distinct([*range(97), *range(123, 256)])
+    told = "the list grows past 156 tokens: it keeps its newest entries"
+    assert [r.message for r in caplog.records] == [told]
+    for turn, prompt in enumerate(prompts):
+        before = found.items[: 50 * turn]
+        lists = [listed(INSTRUCTION, before[i:]) for i in range(len(before) + 1)]
+        assert prompt == next(x for x in lists if len(tiny.TOKENIZER.encode(x)) < 156)
 
 
 WORDS = ["ant", "bee", "cow", "dog", "elk", "fox", "gnu", "hen", "jay", "owl", "pig", "rat"]
@@ -126,4 +157,4 @@ def test_metrics_by_hand():
 )
 def test_bad_settings_are_told(settings, told):
     with pytest.raises(ValueError, match=told):
-        untrained(**settings)
+        navigate(tiny.model(), {}, tiny.TOKENIZER, INSTRUCTION, Navigation(**settings))

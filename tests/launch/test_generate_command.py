@@ -58,9 +58,23 @@ def test_several_texts_of_each_prompt(launcher, reference):
     assert result.stdout == "".join(f"{p}{t}\n\n" for p, t in zip(prompts, texts, strict=True))
 
 
+@pytest.mark.slow
+def test_a_model_that_hands_over_to_itself_says_what_it_says_alone(launcher, reference):
+    workdir, _ = reference
+    flags = [f"--checkpoint={workdir}", f"--small={workdir}", "--prompt=it was", "--prompt=she"]
+    flags += ["--method=entropy_adaptive(threshold=2.0, min_dwell=2)", "--max_new_tokens=24"]
+    result = run(launcher, *flags)
+    assert result.returncode == 0, result.stderr
+    texts = jaxlm.generate(*jaxlm.load(workdir), ["it was", "she"], max_new_tokens=24)
+    want = zip(["it was", "she"], texts, strict=True)
+    assert result.stdout == "".join(f"{p}{t}\n\n" for p, t in want)
+    assert "% of the tokens; 1.00 of its cost" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--prompt=it was", "--small=absent", "--n=2"], r"error: n=2, best_of=None; allowed: one"),
         (["--prompt=it was", "--top_p=2"], r"error: top_p=2; allowed: "),
         (["--prompt=\udcff\udcfe"], r"error: text …'\udcff\udcfe'… is not UTF-8 at character 0"),
     ],
