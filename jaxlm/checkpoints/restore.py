@@ -16,7 +16,7 @@ from absl import logging
 from jaxlm.checkpoints.layout import UNFINISHED, available_steps, step_folder, step_folders
 from jaxlm.checkpoints.leaves import LeafSpec, named_leaves, nest
 from jaxlm.checkpoints.manifest import BadStepError, Manifest
-from jaxlm.checkpoints.verify import verified_arrays, verified_manifest
+from jaxlm.checkpoints.verify import opened_step, verified_arrays
 
 
 class NoCheckpointError(FileNotFoundError):
@@ -73,11 +73,7 @@ def restore(
     refused: list[str] = []
     for candidate, folder in _candidates(directory, step):
         try:
-            if folder.name.endswith(UNFINISHED):
-                raise BadStepError("unfinished: its save was killed, or goes on just now")
-            manifest = verified_manifest(folder)
-            if manifest.step != candidate:
-                raise BadStepError(f"its manifest is that of step {manifest.step}")
+            manifest = opened_step(candidate, folder)
             state = _load(folder, manifest, abstract_state, prefix)
         except BadStepError as error:
             refused.append(f"step {candidate} refused ({folder}): {error}")

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxlm.checkpoints import storage
 from jaxlm.checkpoints.digest import leaf_digest
+from jaxlm.checkpoints.layout import UNFINISHED
 from jaxlm.checkpoints.manifest import (
     MANIFEST,
     MARKER,
@@ -21,6 +22,21 @@ from jaxlm.checkpoints.manifest import (
     Manifest,
     parse,
 )
+
+
+def opened_step(step: int, folder: Path) -> Manifest:
+    """The manifest of a folder under a step's name, finished or not, checked as `verified_manifest`
+    checks it.
+
+    Raises:
+        BadStepError: it never was finished, holds another step, or is damaged.
+    """
+    if folder.name.endswith(UNFINISHED):
+        raise BadStepError("unfinished: its save was killed, or goes on just now")
+    manifest = verified_manifest(folder)
+    if manifest.step != step:
+        raise BadStepError(f"its manifest is that of step {manifest.step}")
+    return manifest
 
 
 def verified_manifest(folder: Path) -> Manifest:
