@@ -187,8 +187,13 @@ def test_a_signal_while_the_last_state_is_evaluated_ends_the_process(finished, t
         return evaluate(*arguments)
 
     monkeypatch.setattr(loop, "evaluate", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train_tiny(finished.run, finished.workdir, texts / "cache")
+    # A shell starts background jobs, such as a whole test run, with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train_tiny(finished.run, finished.workdir, texts / "cache")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_finished_run_started_again_trains_and_writes_nothing(finished, texts):
