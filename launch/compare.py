@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from absl import logging
 from jaxtyping import Int
@@ -33,6 +34,8 @@ def run_comparison(run: RunConfig, workdir: str | Path, allow_config_change: boo
     """One run an encoding, then a table, two pictures and a sample."""
     compare, folder = run.compare, local_folder(workdir)
     assert compare is not None
+    if jax.process_count() > 1:
+        raise ValueError("compare is set; allowed with several processes: None")
     runs = {e: with_encoding(run, e) for e in compare.position_encodings}
     check_encodings(compare, runs)
     files(as_source(compare.text))  # is it there?

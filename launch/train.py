@@ -4,6 +4,10 @@ python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
 
 The same command goes on where a stopped or killed run left off. Any field of the config can be set:
 --config.model.num_layers=8 --config.train.optimizer.learning_rate=3e-4
+
+On a TPU pod, under SLURM or Kubernetes, on all hosts, with a workdir that they share:
+
+python -m launch.train --distributed --config=… --workdir=…
 """
 
 from __future__ import annotations
@@ -13,9 +17,10 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from jaxlm.sharding.processes import is_first
 from jaxlm.training.run import RunConfig
 from jaxlm.training.train import train
-from launch import compare, console
+from launch import compare, console, processes
 from launch.overrides import parse
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config file: configs/….py")
@@ -32,12 +37,13 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     with console.clear_errors(goes_on=True):
+        processes.start()
         run = RunConfig.from_dict(CONFIG.value.to_dict())
         if run.compare is not None:
             compare.run_comparison(run, WORKDIR.value, ALLOW_CHANGE.value)
         else:
             result = train(run, WORKDIR.value, allow_config_change=ALLOW_CHANGE.value).result
-            if result.held_out is not None:
+            if result.held_out is not None and is_first():
                 console.print_held_out({"this run": result.held_out})
 
 

@@ -19,7 +19,7 @@ from absl import logging
 from jaxlm.checkpoints import storage
 from jaxlm.checkpoints.digest import leaf_digest, whole_digest
 from jaxlm.checkpoints.layout import DISCARDED, UNFINISHED, step_folder, step_folders
-from jaxlm.checkpoints.leaves import HostLeaf
+from jaxlm.checkpoints.leaves import HostLeaf, LeafSpec
 from jaxlm.checkpoints.manifest import (
     MANIFEST,
     MARKER,
@@ -62,46 +62,58 @@ def commit(directory: Path, snapshot: Snapshot) -> Path:
     Raises:
         Exception: of the operating system or Orbax; the unfinished folder is removed.
     """
-    final = step_folder(directory, snapshot.step)
-    unfinished = final.with_name(final.name + UNFINISHED)
+    unfinished = open_unfinished(directory, snapshot.step, snapshot.nbytes)
+    try:
+        arrays = {name: leaf.array for name, leaf in snapshot.leaves.items() if leaf.array.size}
+        storage.write_arrays(unfinished / STATE, arrays)
+        digests = {
+            name: leaf_digest(name, leaf.spec, leaf.array) for name, leaf in snapshot.leaves.items()
+        }
+        specs = {name: leaf.spec for name, leaf in snapshot.leaves.items()}
+        about = (snapshot.step, specs, digests, snapshot.metadata, snapshot.files)
+        return publish(directory, seal(unfinished, *about), unfinished)
+    except BaseException:
+        remove_surely(unfinished)
+        raise
+
+
+def open_unfinished(directory: Path, step: int, nbytes: int) -> Path:
+    """A new folder for a step, without a step's name; what killed saves left behind goes.
+
+    Raises:
+        OSError: no room for so many bytes, or no folder can be made.
+    """
+    final = step_folder(directory, step)
     for suffix in (UNFINISHED, DISCARDED):
         for leftover in step_folders(directory, suffix).values():
             shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        unfinished.mkdir(parents=True)
-        # Chunks aren't compressed, so the need is known; and a disk is left with room for others.
-        if shutil.disk_usage(directory).free < snapshot.nbytes:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        manifest = _write_contents(unfinished, snapshot)
-        if final.exists():
-            if _holds(final, manifest):
-                logging.info("step %d is already saved, with these contents", snapshot.step)
-                shutil.rmtree(unfinished)
-                return final
-            discard(final)
-        unfinished.rename(final)
-        _sync(directory)
-    except BaseException:
-        _remove_surely(unfinished)
-        raise
-    return final
+    directory.mkdir(parents=True, exist_ok=True)
+    # Chunks aren't compressed, so the need is known; and a disk is left with room for others.
+    if shutil.disk_usage(directory).free < nbytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    unfinished = final.with_name(final.name + UNFINISHED)
+    unfinished.mkdir()
+    return unfinished
 
 
-def _write_contents(folder: Path, snapshot: Snapshot) -> Manifest:
-    arrays = {name: leaf.array for name, leaf in snapshot.leaves.items() if leaf.array.size}
-    storage.write_arrays(folder / STATE, arrays)
-    for name, source in snapshot.files.items():
+def seal(
+    folder: Path,
+    step: int,
+    leaves: dict[str, LeafSpec],
+    digests: dict[str, str],
+    metadata: dict[str, Any],
+    files: Mapping[str, bytes | Path],
+) -> Manifest:
+    """Add files, manifest and marker to a folder whose arrays are there; all is on disk then."""
+    for name, source in files.items():
         _write_file(folder / name, source)
-    digests = {
-        name: leaf_digest(name, leaf.spec, leaf.array) for name, leaf in snapshot.leaves.items()
-    }
     manifest = Manifest(
-        step=snapshot.step,
+        step=step,
         digest=whole_digest(digests),
-        leaves={name: leaf.spec for name, leaf in snapshot.leaves.items()},
+        leaves=leaves,
         leaf_digests=digests,
         files={str(p.relative_to(folder)): _recorded(folder, p) for p in _files_below(folder)},
-        metadata=snapshot.metadata,
+        metadata=metadata,
         versions=_versions(),
     )
     text = manifest.to_bytes()
@@ -112,7 +124,21 @@ def _write_contents(folder: Path, snapshot: Snapshot) -> Manifest:
     return manifest
 
 
-def _remove_surely(folder: Path) -> None:
+def publish(directory: Path, manifest: Manifest, unfinished: Path) -> Path:
+    """Give a sealed folder its step's name, unless a good folder of these contents has it."""
+    final = step_folder(directory, manifest.step)
+    if final.exists():
+        if _holds(final, manifest):
+            logging.info("step %d is already saved, with these contents", manifest.step)
+            shutil.rmtree(unfinished)
+            return final
+        discard(final)
+    unfinished.rename(final)
+    _sync(directory)
+    return final
+
+
+def remove_surely(folder: Path) -> None:
     """Remove a folder in which Orbax's other writers may still be ending, and make files anew."""
     for _ in range(20):
         shutil.rmtree(folder, ignore_errors=True)

@@ -95,18 +95,20 @@ def _mismatch(workdir: str | os.PathLike[str], lines: list[str]) -> ConfigMismat
     return ConfigMismatchError("\n".join([f"{workdir} holds a run with another config:", *lines]))
 
 
-def differences(here: Any, saved: Any, name: str = "") -> list[str]:
+def differences(
+    here: Any, saved: Any, name: str = "", places: tuple[str, str] = ("here", "in the workdir")
+) -> list[str]:
     """One line per differing field: "train.learning_rate: 0.001 here, 0.002 in the workdir"."""
     if isinstance(here, dict) and isinstance(saved, dict):
         lines = []
         for key in sorted(here.keys() | saved.keys()):
             below = f"{name}.{key}" if name else key
-            lines += differences(here.get(key, _ABSENT), saved.get(key, _ABSENT), below)
+            lines += differences(here.get(key, _ABSENT), saved.get(key, _ABSENT), below, places)
         return lines
     # As text: 1 and 1.0 and True are equal in Python, not in a config; NaN equals itself.
     if _text(here) == _text(saved):
         return []
-    return [f"{name}: {_text(here)} here, {_text(saved)} in the workdir"]
+    return [f"{name}: {_text(here)} {places[0]}, {_text(saved)} {places[1]}"]
 
 
 def _text(value: Any) -> str:

@@ -110,18 +110,30 @@ def to_host(name: str, leaf: Any) -> HostLeaf:
         raise TypeError(f"state leaf {name!r} is a {type(leaf).__name__}; allowed: arrays, numbers")
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
         raise ValueError(f"state leaf {name!r} lies on several processes; allowed: on this one")
+    spec, stored = spec_and_array(name, leaf)
+    # order="C" and the copy: the bytes are written and hashed as they lie.
+    array = np.array(stored, order="C", copy=True)
+    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    return HostLeaf(spec, array)
+
+
+def spec_and_array(
+    name: str, leaf: jax.Array | np.ndarray
+) -> tuple[LeafSpec, jax.Array | np.ndarray]:
+    """What is stored of a leaf, and the array to store: of a typed key, its data.
+
+    Raises:
+        TypeError: a dtype that can't be stored.
+    """
     prng = None
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         prng = str(jax.random.key_impl(leaf))
         leaf = jax.random.key_data(leaf)
-    # order="C" and the copy: the bytes are written and hashed as they lie.
-    array = np.array(leaf, order="C", copy=True)
-    if array.dtype.name not in DTYPES:
+    if leaf.dtype.name not in DTYPES:
         raise TypeError(
-            f"state leaf {name!r} has dtype {array.dtype}; allowed: {', '.join(sorted(DTYPES))}"
+            f"state leaf {name!r} has dtype {leaf.dtype}; allowed: {', '.join(sorted(DTYPES))}"
         )
-    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    return HostLeaf(LeafSpec(array.shape, array.dtype.name, prng), array)
+    return LeafSpec(leaf.shape, leaf.dtype.name, prng), leaf
 
 
 def start_transfers(leaves: Iterable[Any]) -> None:

@@ -16,7 +16,8 @@ from absl import logging
 from jaxlm.checkpoints.layout import UNFINISHED, available_steps, step_folder, step_folders
 from jaxlm.checkpoints.leaves import LeafSpec, named_leaves, nest
 from jaxlm.checkpoints.manifest import BadStepError, Manifest
-from jaxlm.checkpoints.verify import verified_arrays, verified_manifest
+from jaxlm.checkpoints.verify import opened_step, verified_arrays
+from jaxlm.sharding.processes import Meeting
 
 
 class NoCheckpointError(FileNotFoundError):
@@ -59,8 +60,10 @@ def restore(
     Args:
         directory: that was given to Saver.
         abstract_state: pytree of `jax.ShapeDtypeStruct` (or arrays) to restore into; a leaf's
-            `sharding` is where it goes, whatever mesh it was saved on. None: nested dicts of NumPy
-            arrays (key data for typed PRNG keys, Python lists and dataclasses by their names).
+            `sharding` is where it goes, whatever mesh it was saved on. If that is the devices of
+            several processes, all of them call this, and restore the same step. None: nested dicts
+            of NumPy arrays (key data for typed PRNG keys, Python lists and dataclasses by their
+            names).
         step: this one or an error. None: the newest good one; refused ones are logged as warnings.
         prefix: only the part of the state below this path ("params"), read without the rest; of
             several, the first that the checkpoint has.
@@ -71,16 +74,21 @@ def restore(
     """
     directory = Path(directory)
     refused: list[str] = []
-    for candidate, folder in _candidates(directory, step):
+    candidates = _candidates(directory, step)
+    meeting = Meeting() if _lies_on_several_processes(abstract_state) else None
+    if meeting is not None:
+        candidates = _of_first(directory, candidates, meeting)
+    for candidate, folder in candidates:
+        state, problem = None, None
         try:
-            if folder.name.endswith(UNFINISHED):
-                raise BadStepError("unfinished: its save was killed, or goes on just now")
-            manifest = verified_manifest(folder)
-            if manifest.step != candidate:
-                raise BadStepError(f"its manifest is that of step {manifest.step}")
+            manifest = opened_step(candidate, folder)
             state = _load(folder, manifest, abstract_state, prefix)
         except BadStepError as error:
-            refused.append(f"step {candidate} refused ({folder}): {error}")
+            problem = str(error)
+        if meeting is not None:
+            problem = next(filter(None, meeting.tell(problem)), None)
+        if problem is not None:
+            refused.append(f"step {candidate} refused ({folder}): {problem}")
             logging.warning("checkpoint %s", refused[-1])
             continue
         if refused:
@@ -112,6 +120,19 @@ def _candidates(directory: Path, step: int | None) -> list[tuple[int, Path]]:
         [*unfinished, *step_folders(directory).items()],
         key=lambda item: (-item[0], item[1].name),
     )
+
+
+def _lies_on_several_processes(abstract_state: Any) -> bool:
+    shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(abstract_state))
+    return not all(sharding is None or sharding.is_fully_addressable for sharding in shardings)
+
+
+def _of_first(
+    directory: Path, candidates: list[tuple[int, Path]], meeting: Meeting
+) -> list[tuple[int, Path]]:
+    """The first process's candidates: others may see a folder of a shared disk come later."""
+    names = meeting.tell([(step, folder.name) for step, folder in candidates])[0]
+    return [(step, directory / name) for step, name in names]
 
 
 def _load(
@@ -164,7 +185,12 @@ def _check_match(specs: Mapping[str, LeafSpec], wanted: Mapping[str, Any]) -> No
 
 def _placed(name: str, spec: LeafSpec, array: np.ndarray, like: Any) -> jax.Array:
     """The leaf on the devices of `like.sharding`, or on the default one."""
-    placed = jax.device_put(spec.wrap(array), getattr(like, "sharding", None))
+    sharding = getattr(like, "sharding", None)
+    if sharding is None or sharding.is_fully_addressable:
+        placed = jax.device_put(spec.wrap(array), sharding)
+    else:  # each process its own parts: device_put would compare the array on all of them
+        parts = jax.make_array_from_callback(spec.shape, sharding, lambda index: array[index])
+        placed = spec.wrap(parts)
     if placed.dtype != spec.abstract().dtype:
         raise StateMismatchError(f"{name}: {spec.dtype} needs jax_enable_x64")
     return placed

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from jaxlm.checkpoints.layout import available_steps
 from jaxlm.checkpoints.leaves import named_leaves, start_transfers, to_host
 from jaxlm.checkpoints.manifest import MANIFEST, MARKER, STATE, check_file_name
 from jaxlm.checkpoints.retention import Retention
+from jaxlm.checkpoints.together import start_commit
+from jaxlm.sharding.processes import Meeting, OtherProcessError, is_first
 
 
 class SaveError(RuntimeError):
@@ -34,8 +37,11 @@ class Saver:
         directory: where the step folders go; made if absent.
         keep_last, keep_every: see Retention.
 
+    With several JAX processes each has a Saver of the same directory, which they share, and calls
+    the same methods; the first one's metadata and files are saved.
+
     Raises:
-        ValueError: a retention number below 1, or more than one JAX process.
+        ValueError: a retention number below 1.
     """
 
     def __init__(
@@ -45,12 +51,11 @@ class Saver:
         keep_last: int = 3,
         keep_every: int | None = None,
     ):
-        if jax.process_count() > 1:
-            raise ValueError(f"jax.process_count()={jax.process_count()}; allowed: 1")
         self.directory = Path(directory)
         self.retention = Retention(keep_last, keep_every)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: concurrent.futures.Future[None] | None = None
+        self._meeting = Meeting()
 
     def save(
         self,
@@ -77,15 +82,21 @@ class Saver:
         self.wait()
         if step < 0:
             raise ValueError(f"step={step}; allowed: an integer >= 0")
-        named = named_leaves(state)
-        start_transfers(named.values())
-        snapshot = Snapshot(
-            step=int(step),
-            leaves={name: to_host(name, leaf) for name, leaf in named.items()},
-            metadata=_json_copy(metadata or {}),
-            files={_free_name(name): _source(name, file) for name, file in (files or {}).items()},
-        )
-        self._pending = self._thread.submit(self._write, snapshot)
+        named, about = named_leaves(state), _json_copy(metadata or {})
+        sources = {_free_name(name): _source(name, file) for name, file in (files or {}).items()}
+        write: Callable[[], Any]
+        if jax.process_count() > 1:
+            nbytes = sum(leaf.nbytes for leaf in named.values())
+            try:
+                write = start_commit(self.directory, step, named, about, sources, self._meeting)
+            except (OSError, OtherProcessError) as error:
+                raise SaveError(self._explanation(step, nbytes, error)) from error
+        else:
+            start_transfers(named.values())
+            leaves = {name: to_host(name, leaf) for name, leaf in named.items()}
+            snapshot = Snapshot(int(step), leaves, about, sources)
+            nbytes, write = snapshot.nbytes, functools.partial(commit, self.directory, snapshot)
+        self._pending = self._thread.submit(self._write, int(step), nbytes, write)
 
     def wait(self) -> None:
         """Block until the save in flight is on disk.
@@ -114,29 +125,31 @@ class Saver:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _write(self, snapshot: Snapshot) -> None:
+    def _write(self, step: int, nbytes: int, write: Callable[[], Any]) -> None:
         try:
-            commit(self.directory, snapshot)
+            write()
         except Exception as error:
-            explanation = self._explanation(snapshot, error)
+            explanation = self._explanation(step, nbytes, error)
             # At once: the next wait may be far off.
             logging.error("%s", explanation)
             raise SaveError(explanation) from error
+        if not is_first():
+            return
         try:
-            self.retention.apply(self.directory, snapshot.step)
+            self.retention.apply(self.directory, step)
         except OSError as error:
             # The step is saved; the next save tries again.
             logging.warning("an old checkpoint could not be deleted: %s", error)
 
-    def _explanation(self, snapshot: Snapshot, error: Exception) -> str:
+    def _explanation(self, step: int, nbytes: int, error: Exception) -> str:
         """The cause, the room there is, and what a person still has."""
         existing = next(p for p in (self.directory, *self.directory.parents) if p.exists())
         free = shutil.disk_usage(existing).free
-        earlier = [step for step in available_steps(self.directory) if step < snapshot.step]
+        earlier = [saved for saved in available_steps(self.directory) if saved < step]
         kept = f"The last saved step is {earlier[-1]}." if earlier else "No earlier step is saved."
         return (
-            f"step {snapshot.step} was not saved in {self.directory}: {error}\n"
-            f"It needs {snapshot.nbytes} bytes; {free} are free there. {kept}"
+            f"step {step} was not saved in {self.directory}: {error}\n"
+            f"It needs {nbytes} bytes; {free} are free there. {kept}"
         )
 
 

@@ -11,8 +11,9 @@ its own, and save.py already commits the step as a whole.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -44,6 +45,39 @@ def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
         handler.save(folder, args=ocp.args.PyTreeSave(nest(arrays)))
     finally:
         handler.close()
+
+
+def start_shards(folder: Path, arrays: Mapping[str, jax.Array]) -> Callable[[], None]:
+    """Begin to write {"params/w": array} of several processes into a new folder, each process the
+    shards that it holds, a chunk each. To be called by all of them; every one has to write its
+    part before a leaf can be read.
+
+    The shards are on the host when this returns: the buffers may be donated then.
+
+    Returns:
+        what blocks until this process's files are complete; may be called on another thread.
+    """
+    handlers = ocp.type_handlers.create_type_handler_registry(
+        # One chunk a shard, and no metadata of shards: their store needs a folder's mode.
+        (
+            jax.Array,
+            ocp.type_handlers.ArrayHandler(array_metadata_store=None, use_replica_parallel=False),
+        )
+    )
+    handler = ocp.PyTreeCheckpointHandler(
+        use_ocdbt=False, use_compression=False, type_handler_registry=handlers
+    )
+    saving = ocp.args.PyTreeSave(nest(arrays))
+    futures = asyncio.run(handler.async_save(folder, args=saving)) or []
+
+    def finish() -> None:
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            handler.close()
+
+    return finish
 
 
 def read_arrays(folder: Path, specs: Mapping[str, LeafSpec]) -> dict[str, np.ndarray]:

@@ -12,6 +12,8 @@ import numpy as np
 
 from jaxlm.checkpoints import storage
 from jaxlm.checkpoints.digest import leaf_digest
+from jaxlm.checkpoints.layout import UNFINISHED
+from jaxlm.checkpoints.leaves import LeafSpec
 from jaxlm.checkpoints.manifest import (
     MANIFEST,
     MARKER,
@@ -21,6 +23,21 @@ from jaxlm.checkpoints.manifest import (
     Manifest,
     parse,
 )
+
+
+def opened_step(step: int, folder: Path) -> Manifest:
+    """The manifest of a folder under a step's name, finished or not, checked as `verified_manifest`
+    checks it.
+
+    Raises:
+        BadStepError: it never was finished, holds another step, or is damaged.
+    """
+    if folder.name.endswith(UNFINISHED):
+        raise BadStepError("unfinished: its save was killed, or goes on just now")
+    manifest = verified_manifest(folder)
+    if manifest.step != step:
+        raise BadStepError(f"its manifest is that of step {manifest.step}")
+    return manifest
 
 
 def verified_manifest(folder: Path) -> Manifest:
@@ -91,8 +108,17 @@ def verified_arrays(
         # Whatever type TensorStore chooses: a step that can't be read is a bad step.
         raise BadStepError(f"{STATE} can't be read: {error}") from error
     for name, spec in specs.items():
-        # Orbax can't store arrays without elements.
-        array = arrays.setdefault(name, np.zeros(spec.shape, jnp.dtype(spec.dtype)))
+        array = arrays.setdefault(name, _empty(spec))
         if leaf_digest(name, spec, array) != manifest.leaf_digests[name]:
             raise BadStepError(f"{name}: SHA-256 differs")
     return arrays
+
+
+def read_leaf(folder: Path, name: str, spec: LeafSpec) -> np.ndarray:
+    """One leaf of a folder that has no manifest yet."""
+    return storage.read_arrays(folder / STATE, {name: spec})[name] if spec.nbytes else _empty(spec)
+
+
+def _empty(spec: LeafSpec) -> np.ndarray:
+    """Of a leaf without elements, which Orbax can't store."""
+    return np.zeros(spec.shape, jnp.dtype(spec.dtype))

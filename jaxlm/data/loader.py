@@ -39,22 +39,20 @@ class _Steps:
         order: row numbers in the order of the run. (Numbers, because Grain measures every element
             that it passes on: whole rows cost it three times as much as reading them.)
         batch_size: of all processes.
-        process_index, process_count: this process's part.
+        rows: of a batch, that this process reads.
     """
 
     stores: tuple[TokenStore, ...]
     order: grain.MapDataset
     batch_size: int
-    process_index: int
-    process_count: int
+    rows: Sequence[int]
 
     def __len__(self) -> int:
         return 2**40  # a run may go on for ever
 
     def __getitem__(self, step: int) -> Batch:
-        share = self.batch_size // self.process_count
-        first = int(step) * self.batch_size + self.process_index * share
-        return _stack([self._row(self.order[first + i]) for i in range(share)])
+        first = int(step) * self.batch_size
+        return _stack([self._row(self.order[first + row]) for row in self.rows])
 
     def _row(self, number: int) -> Batch:
         for store in self.stores:
@@ -72,21 +70,13 @@ class Loader:
         config: the data's config.
         stores: one for each training source.
         held_out_stores: one for each held-out source.
-        process_index, process_count: this process's rows of every batch are a contiguous part.
+        rows: of every batch, that this process reads; None: all.
     """
 
     config: DataConfig
     stores: tuple[TokenStore, ...]
     held_out_stores: tuple[TokenStore, ...] = ()
-    process_index: int = 0
-    process_count: int = 1
-
-    def __post_init__(self):
-        if self.config.batch_size % self.process_count:
-            raise ValueError(
-                f"batch_size={self.config.batch_size}; allowed: a multiple of the "
-                f"{self.process_count} processes"
-            )
+    rows: tuple[int, ...] | None = None
 
     def _steps(self) -> _Steps:
         seeds = np.random.SeedSequence(self.config.seed).generate_state(len(self.stores))
@@ -101,12 +91,11 @@ class Loader:
             smallest = min(s.weight for s in self.config.sources)
             weights = [round(100 * s.weight / smallest) for s in self.config.sources]
             order = grain.MapDataset.mix(orders, weights=weights)
-        return _Steps(
-            self.stores, order, self.config.batch_size, self.process_index, self.process_count
-        )
+        rows = range(self.config.batch_size) if self.rows is None else self.rows
+        return _Steps(self.stores, order, self.config.batch_size, rows)
 
     def batch_at(self, step: int) -> Batch:
-        """This process's rows of step `step`, arrays [batch / processes, sequence_length]."""
+        """This process's rows of step `step`, arrays [rows, sequence_length]."""
         return self._steps()[step]
 
     def iterate(self, start: int = 0) -> Iterator[Batch]:
@@ -174,11 +163,7 @@ def open_tokenizer(config: DataConfig, cache: Path) -> Tokenizer:
 
 
 def open_loader(
-    config: DataConfig,
-    cache: str | Path,
-    process_index: int = 0,
-    process_count: int = 1,
-    tokenizer: Tokenizer | None = None,
+    config: DataConfig, cache: str | Path, tokenizer: Tokenizer | None = None
 ) -> tuple[Loader, Tokenizer]:
     """Tokenizer (the config's, unless one is given) and token stores of a run, from `cache` or
     built into it.
@@ -189,10 +174,7 @@ def open_loader(
     def stores(sources):
         return tuple(build_store(s, tokenizer, config.sequence_length, cache) for s in sources)
 
-    loader = Loader(
-        config, stores(config.sources), stores(config.held_out), process_index, process_count
-    )
-    return loader, tokenizer
+    return Loader(config, stores(config.sources), stores(config.held_out)), tokenizer
 
 
 def held_out_batches(

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxlm.config import at_least, check, check_types
@@ -90,6 +92,35 @@ def batch_sharding(mesh: Mesh | AbstractMesh, batch_size: int, length: int) -> N
     if length % parts:
         raise ValueError(f"sequence_length={length}; allowed: a multiple of context = {parts}")
     return NamedSharding(mesh, PartitionSpec(RULES["batch"], CONTEXT))
+
+
+def local_rows(sharding: NamedSharding, batch_size: int, length: int) -> tuple[int, ...]:
+    """The rows of a batch that this process's devices hold, ascending."""
+    places: Any = sharding.addressable_devices_indices_map((batch_size, length)).values()
+    return tuple(sorted({row for rows, _ in places for row in range(batch_size)[rows]}))
+
+
+def place_rows(
+    local: np.ndarray, rows: tuple[int, ...], batch_size: int, sharding: NamedSharding
+) -> jax.Array:
+    """A batch on the devices of all processes.
+
+    Args:
+        local: [rows, length], of which this process has read `rows`, see `local_rows`.
+        batch_size: of all processes.
+        sharding: see `batch_sharding`.
+    """
+
+    shape = (batch_size, local.shape[1])
+
+    def part(index: Any) -> np.ndarray:
+        first, last, _ = index[0].indices(batch_size)
+        at = rows.index(first)
+        return local[at : at + last - first, index[1]]
+
+    places = sharding.addressable_devices_indices_map(shape)
+    parts = [jax.device_put(part(index), device) for device, index in places.items()]
+    return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
 
 def dividing_axes(mesh: Mesh | AbstractMesh, logical: str, size: int) -> tuple[str, ...]:

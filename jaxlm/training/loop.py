@@ -29,14 +29,14 @@ from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.evaluation.loss import HeldOut, evaluate
 from jaxlm.model.partition import combine
 from jaxlm.model.transformer import Transformer
-from jaxlm.sharding.mesh import batch_sharding, make_mesh
+from jaxlm.sharding.mesh import batch_sharding, local_rows, make_mesh, place_rows
+from jaxlm.sharding.processes import from_first
 from jaxlm.training.divergence import FiniteCheck
 from jaxlm.training.flops import matmul_peak, train_flops_per_token
-from jaxlm.training.metrics import MetricsWriter
 from jaxlm.training.objectives.preference import Preference
 from jaxlm.training.optimizers import make_optimizer
 from jaxlm.training.profile import ProfileWindow
-from jaxlm.training.progress import Progress
+from jaxlm.training.report import Report, reporting
 from jaxlm.training.run import RunConfig
 from jaxlm.training.speed import Stopwatch
 from jaxlm.training.start import Start, from_checkpoint, from_seed
@@ -93,30 +93,32 @@ def run_loop(
     """
     checkpoints = (workdir := local_folder(workdir)) / CHECKPOINTS
     with contextlib.ExitStack() as stack:
-        stack.enter_context(workdir_lock(workdir))
+        from_first(lambda: stack.enter_context(workdir_lock(workdir)))
         stack.enter_context(jax.set_mesh(mesh := make_mesh(run.mesh)))  # kernels ask it
+        rows = batch_sharding(mesh, run.data.batch_size, run.data.sequence_length)
+        local = local_rows(rows, run.data.batch_size, run.data.sequence_length)
         begin = _begin(run, model, mesh)
         settings = {**run.to_dict(), "model": model.config.to_dict(), "contents": loader.contents}
         settings |= {} if begin.digest is None else {"base": begin.digest}
-        check_config(workdir, settings, allow_config_change)
+        from_first(lambda: check_config(workdir, settings, allow_config_change))
         keep, about = run.checkpoint, {**settings, "tokenizer": tokenizer.name}
         saver = Saver(checkpoints, keep_last=keep.keep_last, keep_every=keep.keep_every)
         save = functools.partial(saver.save, metadata=about, files={TOKENIZER: workdir / TOKENIZER})
         with stop_on_signals() as stop, saver:
             step, state = _step_and_state(run, model, begin, mesh, checkpoints)
-            write_config(workdir, settings)
-            tokenizer.save(workdir / TOKENIZER)
-            start = int(state.step)
+            from_first(lambda: _write_down(workdir, settings, tokenizer))
             loop = _Loop(
                 run=run,
                 model=model,
-                loader=loader,
-                rows=batch_sharding(mesh, run.data.batch_size, run.data.sequence_length),
+                loader=dataclasses.replace(loader, rows=local),
+                local=local,
+                rows=rows,
                 frozen=begin.frozen,
                 step=step,
                 check_finite=FiniteCheck(run.train.max_bad_steps, run.data.seed, saver),
-                writer=stack.enter_context(MetricsWriter(workdir, start)),
-                progress=stack.enter_context(Progress(description, run.train.steps, start)),
+                report=stack.enter_context(
+                    reporting(workdir, description, run.train.steps, int(state.step))
+                ),
                 profile=stack.enter_context(ProfileWindow(workdir / PROFILE, run.train.profile)),
                 stop=stop,
             )
@@ -130,6 +132,12 @@ def run_loop(
             int(state.step),
         )
     return TrainResult(state, begin.frozen, held_out, stop.name)
+
+
+def _write_down(workdir: Path, settings: Mapping[str, Any], tokenizer: Tokenizer) -> None:
+    """What else a workdir holds, once it is known that the run can go on with it."""
+    write_config(workdir, settings)
+    tokenizer.save(workdir / TOKENIZER)
 
 
 def compile_step(step: TrainStep, shapes: TrainState) -> TrainStep:
@@ -178,12 +186,12 @@ class _Loop:
     run: RunConfig
     model: Transformer
     loader: Loader
+    local: tuple[int, ...]
     rows: NamedSharding
     frozen: Any
     step: TrainStep
     check_finite: FiniteCheck
-    writer: MetricsWriter
-    progress: Progress
+    report: Report
     profile: ProfileWindow
     stop: StopRequest
 
@@ -209,8 +217,8 @@ class _Loop:
                 watch.start()  # the first step compiled
             else:
                 watch.step()
-            self.progress.update(done)
-            last = done == t.steps or self.stop.name is not None
+            self.report.step(done)
+            last = self.stop.is_last(done) or done == t.steps
             if done % t.log_every == 0 or done == t.steps:
                 self._record(done, metrics, watch.read())
             if t.evaluate_every and done % t.evaluate_every == 0 and done < t.steps:
@@ -245,14 +253,16 @@ class _Loop:
             begin = time.perf_counter()
             batch = next(source)
             watch.waited(time.perf_counter() - begin)
-            yield jax.device_put(batch, self.rows)
+            yield {
+                name: place_rows(x, self.local, self.run.data.batch_size, self.rows)
+                for name, x in batch.items()
+            }
 
     def _record(self, step: int, metrics: Metrics, speed: Mapping[str, float]) -> None:
         values = {k: float(v) for k, v in jax.device_get(metrics).items()}
         if not self.loader.stores[0].pairs:  # whose loss is no number of nats a token
             values["bits_per_byte"] = values["loss"] / math.log(2) / self.loader.bytes_per_target
-        self.writer.write(step, values, speed)
-        self.progress.show(values["loss"], speed)
+        self.report.record(step, values, speed)
 
     def evaluate(self, state: TrainState) -> HeldOut | None:
         """Loss on the held-out text, also into the metrics; None without such a text."""
@@ -263,5 +273,5 @@ class _Loop:
         values = {"held_out_loss": result.loss, "held_out_accuracy": result.accuracy}
         if result.bits_per_byte is not None:
             values["held_out_bits_per_byte"] = result.bits_per_byte
-        self.writer.write(int(state.step), values, {})
+        self.report.record(int(state.step), values, {})
         return result

@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import jax
+
+from jaxlm.sharding.processes import Once
+
 
 class Interrupt:
     """A signal handler that raises KeyboardInterrupt, and remembers that it did: Python drops what
@@ -22,10 +26,30 @@ class Interrupt:
         raise KeyboardInterrupt
 
 
-class StopRequest:
-    """Whether a signal came, and which."""
+# Steps from a signal to the last one, if there are several processes. One that has dispatched step
+# n knows that step n - 1 is done, so all have dispatched that: none is further than n + 1, and each
+# hears of the signal at n + 2, before which n + 1 must be done, at the latest.
+STEPS_TO_HEAR = 2
 
-    name: str | None = None
+
+class StopRequest:
+    """Whether a signal came, and which; of several processes, to any one of them."""
+
+    def __init__(self):
+        self.name: str | None = None
+        self._agreed = Once() if jax.process_count() > 1 else None
+
+    def is_last(self, step: int) -> bool:
+        """Whether the run stops after this step, which is dispatched; asked after each of them."""
+        if self._agreed is None:
+            return self.name is not None
+        if self.name is not None:
+            self._agreed.put([self.name, step + STEPS_TO_HEAR])
+        told = self._agreed.get()
+        if told is None:
+            return False
+        self.name, last = told
+        return step >= last
 
 
 @contextmanager

@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxlm.checkpoints import check_known_config, local_folder
 from jaxlm.data.loader import Loader, open_loader
 from jaxlm.data.tokenizers import Tokenizer
@@ -70,6 +72,9 @@ def train(
         raise ValueError(
             "compare is set; allowed: None, or launch.train, which trains all that it compares"
         )
+    if run.finetune is not None and jax.process_count() > 1:
+        # The checkpoint's digest, which a run goes on by, is of arrays that one process holds.
+        raise ValueError("finetune is set; allowed with several processes: None")
     if (workdir / DEFAULT_RUN).exists():
         raise ValueError(f"workdir={workdir} holds a comparison; allowed: a run's, or a new one")
     # The vocabulary is the tokenizer's, which may have to be trained first; all else is known now.

@@ -76,13 +76,13 @@ def test_save_returns_before_the_step_is_written(tmp_path, monkeypatch):
     import jaxlm.checkpoints.commit as commit_module
 
     may_write = threading.Event()
-    write = commit_module._write_contents
+    seal = commit_module.seal
 
-    def held_up(folder, snapshot):
+    def held_up(*arguments):
         assert may_write.wait(30)
-        return write(folder, snapshot)
+        return seal(*arguments)
 
-    monkeypatch.setattr(commit_module, "_write_contents", held_up)
+    monkeypatch.setattr(commit_module, "seal", held_up)
     with Saver(tmp_path) as saver:
         saver.save(1, {"a": np.zeros(3)})
         assert available_steps(tmp_path) == []

@@ -1,0 +1,83 @@
+"""Which steps a directory holds, and whether each is good."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxlm.checkpoints.layout import UNFINISHED, step_folders
+from jaxlm.checkpoints.manifest import MARKER, BadStepError, Manifest
+from jaxlm.checkpoints.verify import opened_step, verified_arrays
+
+# Arrays read at a time: small ones together, so that opening files is not what takes the time.
+READ_BYTES = 256 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """One folder under a step's name.
+
+    Attributes:
+        manifest: None if the step is bad.
+        problem: why it is; None if it is good as far as was looked.
+    """
+
+    step: int
+    folder: Path
+    manifest: Manifest | None
+    problem: str | None
+
+    @property
+    def is_unfinished(self) -> bool:
+        """It never became a step: the save was killed, or goes on just now."""
+        return self.folder.name.endswith(UNFINISHED)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all its files, on disk."""
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
+    @property
+    def saved_at(self) -> float | None:
+        """Seconds since the epoch, by its marker's file; None without one."""
+        marker = self.folder / MARKER
+        return marker.stat().st_mtime if marker.is_file() else None
+
+
+def survey(directory: Path, arrays: bool) -> Iterator[Survey]:
+    """Each step, the oldest first, and what saves left unfinished.
+
+    Args:
+        arrays: read all arrays too, `READ_BYTES` or one larger array at a time, and check the
+            SHA-256 of each; otherwise their sizes alone.
+    """
+    folders = [*step_folders(directory).items(), *step_folders(directory, UNFINISHED).items()]
+    for step, folder in sorted(folders, key=lambda item: (item[0], item[1].name)):
+        yield survey_step(step, folder, arrays)
+
+
+def survey_step(step: int, folder: Path, arrays: bool) -> Survey:
+    """One step."""
+    try:
+        manifest = opened_step(step, folder)
+        if arrays:
+            for names in _batches(manifest):
+                verified_arrays(folder, manifest, names)
+    except BadStepError as error:
+        return Survey(step, folder, None, str(error))
+    return Survey(step, folder, manifest, None)
+
+
+def _batches(manifest: Manifest) -> Iterator[list[str]]:
+    """All leaves' names, so many at a time as fit READ_BYTES."""
+    names: list[str] = []
+    total = 0
+    for name, spec in manifest.leaves.items():
+        if names and total + spec.nbytes > READ_BYTES:
+            yield names
+            names, total = [], 0
+        names.append(name)
+        total += spec.nbytes
+    if names:
+        yield names

@@ -1,0 +1,152 @@
+"""Several real processes train one run on this machine: as one would, stopped, killed."""
+
+import dataclasses
+import os
+import signal
+import socket
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from jaxlm.checkpoints import available_steps, load_numpy, restore
+from tests.launch.processes import Launcher, last_step, what_a_run_determines
+
+# Without a sign of one process the others stop so soon: three missed heartbeats of three seconds.
+HEARTBEAT = 10
+STEPS = 20
+FLAGS = (f"--config.train.steps={STEPS}", "--config.checkpoint.every=5", "--config.mesh.fsdp=2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Together:
+    """Starts one run as several processes, each with devices of its own."""
+
+    launcher: Launcher
+
+    def start(self, workdir, devices: tuple[int, ...], *flags: str) -> list[subprocess.Popen]:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        processes = []
+        for index, count in enumerate(devices):
+            own = (
+                []
+                if len(devices) == 1
+                else [
+                    f"--coordinator=localhost:{port}",
+                    f"--num_processes={len(devices)}",
+                    f"--process_id={index}",
+                    f"--heartbeat_seconds={HEARTBEAT}",
+                ]
+            )
+            command = self.launcher.command(workdir, *FLAGS, *own, *flags)
+            env = {**self.launcher.env, "XLA_FLAGS": devices_flag(count)}
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            processes.append(subprocess.Popen(command, env=env, text=True, **pipes))
+        return processes
+
+    def run(self, workdir, devices: tuple[int, ...], *flags: str) -> list[str]:
+        """To the end; what each said."""
+        processes = self.start(workdir, devices, *flags)
+        said = [process.communicate(timeout=300) for process in processes]
+        assert [p.returncode for p in processes] == [0] * len(devices), said
+        return ["".join(outputs) for outputs in said]
+
+
+def devices_flag(count: int) -> str:
+    return f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+
+
+@pytest.fixture(scope="module")
+def together(launcher):
+    return Together(launcher)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(together, tmp_path_factory):
+    """The workdir of a run of two processes of two devices, and what each said."""
+    workdir = tmp_path_factory.mktemp("two")
+    return workdir, together.run(workdir, (2, 2))
+
+
+def same_run(workdir, other):
+    steps = [restore(w / "checkpoints", step=STEPS).digest for w in (workdir, other)]
+    assert steps[0] == steps[1]
+    assert what_a_run_determines(workdir) == what_a_run_determines(other)
+
+
+def test_the_first_process_tells_and_all_write(undisturbed):
+    workdir, (first, second) = undisturbed
+    assert f"step {STEPS}/{STEPS} loss" in first and "Held-out text" in first
+    assert "loss" not in second and "Held-out" not in second
+    assert available_steps(workdir / "checkpoints") == [15, 20]
+    (folder,) = (workdir / "checkpoints" / "step_00000020" / "state").glob("params.embedding")
+    assert sorted(p.name for p in folder.glob("[0-9]*")) == ["0.0", "0.1"]  # a chunk a shard
+
+
+def test_two_processes_learn_what_one_does(undisturbed, together, tmp_path):
+    """As close as sums in another order are: 2^-23 of a number a sum, 20 steps, and Adam's
+    quotients of small numbers: 1e-5 of the losses and of the largest parameter.
+    """
+    together.run(tmp_path, (4,))
+    for ours, theirs in zip(*map(what_a_run_determines, (undisturbed[0], tmp_path)), strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            assert value == pytest.approx(theirs[name], rel=1e-5, abs=1e-5), name
+    ours, theirs = (load_numpy(w / "checkpoints")["params"] for w in (undisturbed[0], tmp_path))
+    np.testing.assert_allclose(ours["head"], theirs["head"], atol=1e-5)
+    np.testing.assert_allclose(ours["embedding"], theirs["embedding"], atol=1e-5)
+
+
+@pytest.mark.parametrize("index", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_stopped_and_killed_and_gone_on_is_the_same_run(together, undisturbed, tmp_path, index):
+    """A signal to one process stops all at one step; when one is killed the others stop soon."""
+    processes = together.start(tmp_path, (2, 2))
+    while last_step(tmp_path) < 5 and all(p.poll() is None for p in processes):
+        time.sleep(0.01)
+    processes[index].send_signal(signal.SIGTERM)
+    said = [p.communicate(timeout=120) for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], said
+    stopped = available_steps(tmp_path / "checkpoints")[-1]
+    assert 5 <= stopped < STEPS
+    for _, err in said:
+        assert f"stopped by SIGTERM at step {stopped}, which is saved" in err
+
+    processes = together.start(tmp_path, (2, 2))
+    while last_step(tmp_path) <= stopped and all(p.poll() is None for p in processes):
+        time.sleep(0.01)
+    processes[index].kill()
+    began = time.monotonic()
+    said = [p.communicate(timeout=120) for p in processes]
+    assert time.monotonic() - began < 6 * HEARTBEAT
+    assert all(p.returncode != 0 for p in processes), said
+
+    together.run(tmp_path, (2, 2))
+    same_run(tmp_path, undisturbed[0])
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_in_another_number_of_processes(together, undisturbed, tmp_path):
+    """Two processes, then one of four devices, then four of one."""
+    for steps, devices in ((5, (2, 2)), (10, (4,)), (STEPS, (1, 1, 1, 1))):
+        flags = [f"--config.train.steps={steps}", "--allow_config_change"]
+        together.run(tmp_path, devices, *flags)
+    assert restore(tmp_path / "checkpoints").step == STEPS
+    ours, theirs = (load_numpy(w / "checkpoints")["params"] for w in (tmp_path, undisturbed[0]))
+    # The schedule knew another end: only the shapes and that it learned are the same.
+    assert ours["head"].shape == theirs["head"].shape and np.isfinite(ours["head"]).all()
+
+
+def test_flags_that_do_not_fit(launcher, tmp_path):
+    for flags, message in (
+        (["--num_processes=2"], "coordinator is absent; allowed: all of"),
+        (
+            ["--coordinator=localhost:1", "--num_processes=2", "--process_id=2"],
+            "process_id=2; allowed: 0 to 1 of num_processes=2",
+        ),
+    ):
+        finished = launcher.train(tmp_path, *flags)
+        assert finished.returncode == 1
+        assert finished.stderr.strip().splitlines()[-1].startswith(f"error: {message}")
