@@ -9,17 +9,12 @@ import itertools
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from jaxlm.checkpoints import Saver, restore, tree_digest
-from tests.checkpoints.states import assert_same_bytes
+from tests.checkpoints.states import assert_same_bytes, cut_state
 
-STATE = {
-    "w": jnp.arange(128.0).reshape(16, 8),
-    "b": jnp.arange(8, dtype=jnp.bfloat16),
-    "keys": jax.random.split(jax.random.key(0), 8),
-}
+STATE = cut_state()
 
 
 def shardings() -> dict:

@@ -1,0 +1,74 @@
+"""Steps written by one process and by two are one another's, to the bit; so are their errors."""
+
+import shutil
+import socket
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from jaxlm.checkpoints import Saver, available_steps, load_numpy, restore, tree_digest
+from jaxlm.checkpoints.layout import step_folder
+from tests.checkpoints.states import cut_state
+
+
+def two_processes(source, target):
+    """What each said, and its exit status."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    module = [sys.executable, "-m", "tests.checkpoints.several_processes", coordinator, "2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    commands = [[*module, str(index), str(source), str(target)] for index in range(2)]
+    processes = [subprocess.Popen(command, **pipes) for command in commands]
+    said = [process.communicate(timeout=120) for process in processes]
+    return [(p.returncode, *texts) for p, texts in zip(processes, said, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def by_one(tmp_path_factory):
+    """Two good steps, and a third that is damaged."""
+    directory = tmp_path_factory.mktemp("one")
+    with Saver(directory) as saver:
+        for step in (1, 2):
+            saver.save(step, cut_state())
+    shutil.copytree(step_folder(directory, 2), step_folder(directory, 3))
+    return directory
+
+
+def test_two_processes_restore_and_save_what_one_did(by_one, tmp_path):
+    shutil.copytree(by_one, source := tmp_path / "source")
+    shutil.rmtree(step_folder(source, 3))
+    target = tmp_path / "two"
+    for status, out, err in two_processes(source, target):
+        assert status == 0, err
+        assert "newest: 2 by: 0\n" in out  # the first process's metadata
+    assert available_steps(target) == [1, 2]
+    restored = restore(target, jax.eval_shape(cut_state))
+    assert restored.digest == tree_digest(cut_state())["whole"]
+    assert tree_digest(restored.state) == tree_digest(cut_state())
+    assert load_numpy(target)["w"].tolist() == cut_state()["w"].tolist()
+    chunks = {p.name for p in (step_folder(target, 2) / "state" / "w").glob("[0-9]*")}
+    assert chunks == {f"{i}.{j}" for i in range(4) for j in range(2)}
+
+
+def test_all_fail_if_one_can_not_write(by_one, tmp_path):
+    shutil.copytree(by_one, source := tmp_path / "source")
+    shutil.rmtree(step_folder(source, 3))
+    (tmp_path / "file").write_text("")
+    (first, second) = two_processes(source, tmp_path / "file" / "steps")
+    assert first[0] == 1 and "SaveError: step 1 was not saved in" in first[2]
+    assert second[0] == 1 and "process 0 of 2: NotADirectoryError" in second[2]
+
+
+def test_a_damaged_step_is_passed_over_by_all(by_one, tmp_path):
+    """Both read it: the one that says so is right for both."""
+    shutil.copytree(by_one, target := tmp_path / "target")
+    shutil.copytree(by_one, source := tmp_path / "source")
+    for step in (2, 3):
+        shutil.rmtree(step_folder(source, step))
+    for status, out, err in two_processes(source, target):
+        assert status == 0, err
+        assert "newest: 2" in out and "step 3 refused" in out
+        assert "its manifest is that of step 2" in out
