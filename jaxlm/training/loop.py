@@ -95,8 +95,7 @@ def run_loop(
     with contextlib.ExitStack() as stack:
         from_first(lambda: stack.enter_context(workdir_lock(workdir)))
         stack.enter_context(jax.set_mesh(mesh := make_mesh(run.mesh)))  # kernels ask it
-        rows = batch_sharding(mesh, run.data.batch_size, run.data.sequence_length)
-        local = local_rows(rows, run.data.batch_size, run.data.sequence_length)
+        rows = batch_sharding(mesh, *(size := (run.data.batch_size, run.data.sequence_length)))
         begin = _begin(run, model, mesh)
         settings = {**run.to_dict(), "model": model.config.to_dict(), "contents": loader.contents}
         settings |= {} if begin.digest is None else {"base": begin.digest}
@@ -110,8 +109,7 @@ def run_loop(
             loop = _Loop(
                 run=run,
                 model=model,
-                loader=dataclasses.replace(loader, rows=local),
-                local=local,
+                loader=dataclasses.replace(loader, rows=local_rows(rows, *size)),
                 rows=rows,
                 frozen=begin.frozen,
                 step=step,
@@ -186,7 +184,6 @@ class _Loop:
     run: RunConfig
     model: Transformer
     loader: Loader
-    local: tuple[int, ...]
     rows: NamedSharding
     frozen: Any
     step: TrainStep
@@ -248,15 +245,13 @@ class _Loop:
 
     def _batches(self, start: int, watch: Stopwatch) -> Iterator[Mapping[str, jax.Array]]:
         """Batches on the devices, from step `start` on, with the time each one took to come."""
-        source = self.loader.iterate(start)
+        source, size, local = self.loader.iterate(start), self.run.data.batch_size, self.loader.rows
+        assert local is not None
         while True:
             begin = time.perf_counter()
             batch = next(source)
             watch.waited(time.perf_counter() - begin)
-            yield {
-                name: place_rows(x, self.local, self.run.data.batch_size, self.rows)
-                for name, x in batch.items()
-            }
+            yield {name: place_rows(x, local, size, self.rows) for name, x in batch.items()}
 
     def _record(self, step: int, metrics: Metrics, speed: Mapping[str, float]) -> None:
         values = {k: float(v) for k, v in jax.device_get(metrics).items()}
