@@ -93,15 +93,8 @@ def train(
     )
     _check_kinds(run, loader)
     model = Transformer(run.model_config(tokenizer.vocab_size, base))
-    result = run_loop(
-        run,
-        model,
-        tokenizer,
-        loader,
-        workdir,
-        description=description,
-        allow_config_change=allow_config_change,
-    )
+    parts, changed = (run, model, tokenizer, loader, workdir), allow_config_change
+    result = run_loop(*parts, description=description, allow_config_change=changed)
     return TrainedRun(model, tokenizer, loader, result)
 
 
