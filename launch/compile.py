@@ -1,8 +1,10 @@
-"""What our kernels cost on TPUs, by the compiler's own figures, and that they agree with plain jnp
-in TPU interpret mode: no TPU is needed.
+"""What programs cost on TPUs that are not there, by the compiler's own figures: our kernels, which
+are also held to plain jnp in TPU interpret mode, and the training step of a config on a pod.
 
 python -m launch.compile kernels --topology=v5e:2x2
 python -m launch.compile kernels --topology=v5p:2x2x1 --only=forward --output=kernels.json
+python -m launch.compile train --topology=v5e:16x16 --config=configs/llama3_8b.py \
+    --config.mesh.fsdp=256
 
 Needs libtpu: pip install -e '.[tpu]', or '.[tpu,peers]' to compare with tokamax too. Another build
 of libtpu than the installed one is used if TPU_LIBRARY_PATH names its libtpu.so.
@@ -22,15 +24,19 @@ from pathlib import Path
 
 import jax
 from absl import app, flags
+from ml_collections import config_flags
 from rich.console import Console
 
 from jaxlm.data.optional import MissingPackageError
+from jaxlm.training.run import RunConfig
 from launch import console
 from launch.aot.chips import chip_of
 from launch.aot.static_cost import describe
 from launch.aot.topology import environment
+from launch.compile_train import compile_train, print_train
 from launch.kernel_cases import select
 from launch.kernel_table import Row, compile_cases, in_short, print_notes, table_of
+from launch.overrides import parse
 
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x2", "Generation and grid of chips.")
 ONLY = flags.DEFINE_string("only", None, "Cases whose name contains this.")
@@ -39,18 +45,21 @@ JOBS = flags.DEFINE_integer(
     "jobs", os.cpu_count() or 1, "Programs compiled at a time; each takes a core.", lower_bound=1
 )
 OUTPUT = flags.DEFINE_string("output", None, "File of all figures as JSON, as they come.")
+CONFIG = config_flags.DEFINE_config_file("config", None, "With train: a config, configs/….py")
 
 HONEST = (
     "These are the compiler's static estimates, not measured times: scheduled cycles or the HBM "
     "traffic at full bandwidth, whichever takes longer."
+)
+BOUNDS = (
+    "Memory and exchanges are the compiler's; times are bounds from them and from public peaks, "
+    "not measured. What is computed anew in the backward pass is not in the arithmetic."
 )
 WIDTH = 150  # where output is no terminal
 
 
 def compile_kernels() -> bool:
     """Prints the tables and writes JSON; whether all kernels agree and all cases compile."""
-    if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
-        raise MissingPackageError("compiling for TPUs needs libtpu: pip install -e '.[tpu]'")
     topology = TOPOLOGY.value
     chip, cases = chip_of(topology), select(ONLY.value, QUICK.value)
     agree = kernels_agree(sorted(set[str]().union(*(case.kernels for case in cases))))
@@ -98,15 +107,35 @@ def write(path: Path, topology: str, compiler: str, rows: list[Row]) -> None:
     path.write_text(json.dumps(results, indent=1) + "\n")
 
 
+def compile_run() -> bool:
+    """Prints what a training step takes on a pod and writes JSON; whether it fits."""
+    if CONFIG.value is None:
+        raise ValueError("config is absent; allowed: with train, a config file: configs/….py")
+    run = RunConfig.from_dict(CONFIG.value.to_dict())
+    cost, found = compile_train(run, TOPOLOGY.value)
+    terminal = Console()
+    out = terminal if terminal.is_terminal else Console(width=WIDTH)
+    print_train(run, cost, found, out)
+    out.print(BOUNDS, highlight=False)
+    if OUTPUT.value is not None:
+        Path(OUTPUT.value).write_text(json.dumps(found, indent=1) + "\n")
+    return cost.fits
+
+
+COMMANDS = {"kernels": compile_kernels, "train": compile_run}
+
+
 def main(argv: list[str]) -> None:
-    """Exit status 1 if a kernel does not agree or a case does not compile."""
-    if argv[1:] != ["kernels"]:
-        raise app.UsageError("say what to compile: kernels")
+    """Exit status 1 if a kernel does not agree, or what is compiled does not, or does not fit."""
+    if len(argv) != 2 or argv[1] not in COMMANDS:
+        raise app.UsageError(f"say what to compile: {' or '.join(COMMANDS)}")
     with console.clear_errors():
-        good = compile_kernels()
+        if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
+            raise MissingPackageError("compiling for TPUs needs libtpu: pip install -e '.[tpu]'")
+        good = COMMANDS[argv[1]]()
     if not good:
         raise SystemExit(1)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse)
