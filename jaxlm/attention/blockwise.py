@@ -12,6 +12,7 @@ I query blocks, J key blocks, k = block_k keys, H head dim.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ from jaxlm.attention.blockwise_tiles import (
     to_rows,
 )
 from jaxlm.attention.inputs import AttentionInputs, AttentionSpec
+from jaxlm.attention.on_mesh import Axes, on_mesh
 from jaxlm.attention.reference import HIDDEN
 
 
@@ -56,16 +58,43 @@ class Layout(NamedTuple):
     passes: tuple[Visits, ...]
 
 
+QUERIES: Axes = ("batch", "length", "kv_heads")
+KEYS: Axes = ("batch", None, "kv_heads")
+# Of what is not a head's: see `AttentionInputs`.
+AXES = dict.fromkeys(("q", "q_far"), QUERIES) | dict.fromkeys(("k", "k_far", "v"), KEYS)
+AXES |= dict.fromkeys(("q_positions", "q_segment_ids", "tree"), QUERIES[:2])
+AXES |= dict.fromkeys(("k_positions", "k_segment_ids"), KEYS[:1])
+
+
 def attend_blockwise(
     spec: AttentionSpec, x: AttentionInputs, blocks: Blocks = DEFAULT_BLOCKS
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
     """Softmax attention in O(T + S) memory, forward and backward.
 
-    One integer per tile comes on top: to 65536 pairs at the default block sizes.
+    One integer per tile comes on top: to 65536 pairs at the default block sizes. On a mesh set by
+    `jax.set_mesh`, each device attends for its rows, its heads and its part of a row's queries, to
+    the keys and values of all: XLA would gather what a loop over rows is cut along.
 
     Returns:
         As `attend_reference`: output in q's dtype and float32 log-sum-exp.
     """
+    arrays, structure = jax.tree.flatten(x)
+    fields = (path[0].name for path, _ in jax.tree_util.tree_leaves_with_path(x))
+    axes = [AXES.get(field, ("kv_heads",)) for field in fields]
+
+    def here(*parts: Array) -> tuple[Array, Array]:
+        part: AttentionInputs = jax.tree.unflatten(structure, parts)
+        aligned = spec.aligned and part.q.shape[1] == x.q.shape[1]
+        return _attend_here(dataclasses.replace(spec, aligned=aligned), part, blocks)
+
+    sizes = {"batch": x.q.shape[0], "kv_heads": x.k.shape[2], "length": x.q.shape[1]}
+    return on_mesh(here, sizes, axes, [QUERIES] * 2)(*arrays)
+
+
+def _attend_here(
+    spec: AttentionSpec, x: AttentionInputs, blocks: Blocks
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
+    """On one device."""
     tiling, far = choose_tiling(x, blocks), has_far_pass(spec, x)
     q_tokens = split_tokens(x.q_positions, x.q_segment_ids, tiling.block_q)
     k_tokens = split_tokens(x.k_positions, x.k_segment_ids, tiling.block_k)

@@ -1,4 +1,4 @@
-"""A kernel on a mesh: each device calls it for its rows and its heads."""
+"""A kernel or a loop on a mesh: each device runs it for its rows and its heads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def on_mesh(
     outputs: Sequence[Axes],
 ) -> Callable[..., Any]:
     """The kernel for each device of the mesh that `jax.set_mesh` has set: XLA can't cut a kernel by
-    itself. What does not divide evenly, as the one row of a prompt, is the work of each device.
+    itself, nor a loop along what it loops over. What does not divide evenly, as the one row of a
+    prompt, is the work of each device.
 
     Args:
         kernel: of positional arrays, or None in the place of one, to a tuple of arrays.
@@ -29,7 +30,7 @@ def on_mesh(
         inputs, outputs: of each array.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if mesh.empty or mesh.size == 1:
         return kernel
 
     def place(logical: str | None) -> tuple[str, ...]:

@@ -56,7 +56,8 @@ def three_steps(kind, mesh):
     for seed in range(3):
         rows = batch_sharding(mesh, ROWS, LENGTH)
         batch = jax.device_put(make_batch(seed, ROWS, LENGTH), rows)
-        state, metrics = step(state, batch)
+        with jax.set_mesh(mesh):
+            state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
     return shapes, state, losses
 
