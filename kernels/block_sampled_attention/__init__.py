@@ -21,7 +21,8 @@ from kernels.block_sampled_attention.sampling import (
     decaying_probabilities,
     sample_distances,
 )
-from kernels.flash_attention.check import check
+from kernels.flash_attention.check import check, check_scores
+from kernels.precision import precision_of
 
 __all__ = ["Sample", "block_sampled_attention", "decaying_probabilities", "sample_distances"]
 
@@ -41,7 +42,8 @@ def block_sampled_attention(
     """Softmax attention of tokens to earlier ones in the blocks at the sample's distances.
 
     On a TPU float32 is multiplied at jax's default precision, in one pass of bfloat16, unless
-    `jax.default_matmul_precision("highest")` is set.
+    `jax.default_matmul_precision("highest")` is set around the call: then in full, forward and
+    backward.
 
     Args:
         q: [batch, heads, length, head_dim], bfloat16 or float32.
@@ -59,12 +61,14 @@ def block_sampled_attention(
         ValueError: shapes, dtypes or sizes that the kernels do not take.
     """
     check(q, k, v)
+    check_scores(scale, None)
     T = q.shape[2]
     _check(sample, T, block, sink_blocks)
     num_blocks = sample.num_blocks
     # A block's own distance is the first.
     drawn = jnp.pad(sample.distances, (1, 0)), jnp.pad(sample.log_weights, (1, 0))
-    call = Call(block, num_blocks, drawn[0].shape[0], min(sink_blocks, num_blocks), scale)
+    sizes = block, num_blocks, drawn[0].shape[0], min(sink_blocks, num_blocks)
+    call = Call(*sizes, float(scale), precision_of(q.dtype))
     # Padding is later than all tokens: the causal mask hides it from them.
     widths = ((0, 0), (0, 0), (0, num_blocks * block - T), (0, 0))
     out, lse = attend(call, *(jnp.pad(x, widths) for x in (q, k, v)), drawn)
@@ -74,8 +78,8 @@ def block_sampled_attention(
 def _check(sample: Sample, length: int, block: int, sink_blocks: int) -> None:
     if block not in BLOCKS:
         raise ValueError(f"block={block}; allowed: {', '.join(map(str, BLOCKS))}")
-    if sink_blocks < 0:
-        raise ValueError(f"sink_blocks={sink_blocks}; allowed: at least 0")
+    if not isinstance(sink_blocks, int) or sink_blocks < 0:
+        raise ValueError(f"sink_blocks={sink_blocks!r}; allowed: an integer >= 0")
     d, w, blocks = sample.distances, sample.log_weights, -(-length // block)
     if d.ndim != 1 or w.shape != d.shape or (d.dtype, w.dtype) != (jnp.int32, jnp.float32):
         raise ValueError(

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
@@ -21,17 +20,15 @@ from kernels.block_sampled_attention.call import Call, causal
 from kernels.flash_attention.backward import TN
 from kernels.flash_attention.forward import NN, NT
 
-F32: dict[str, Any] = {"preferred_element_type": jnp.float32}
-
 
 def _tile(call: Call, arrays: Any, log_weight: Any, ahead: int | None) -> tuple[Any, Any]:
     """pᵀ and dsᵀ of a tile, [keys, queries]."""
     q, k, v, d_out, lse, rest = arrays
-    s = call.scores(jax.lax.dot_general(k, q, NT, **F32), log_weight)
+    s = call.scores(call.dot(k, q, NT), log_weight)
     p = jnp.exp2(s - lse)
     if ahead is not None:
         p = jnp.where(causal(ahead, p.shape, queries=1), p, 0.0)
-    return p, p * (jax.lax.dot_general(v, d_out, NT, **F32) + rest)
+    return p, p * (call.dot(v, d_out, NT) + rest)
 
 
 def dq_kernel(call: Call, *refs: Any) -> None:
@@ -49,7 +46,7 @@ def dq_kernel(call: Call, *refs: Any) -> None:
             at, keys = pl.ds(row, tile_q), pl.ds(column, tile_k)
             arrays = q[at], k[keys], v[keys], d_out[at], lse[:1, at], rest[:1, at]
             _, ds = _tile(call, arrays, log_weights[call.slot(turn)], ahead)
-            dq_sum[at] += jax.lax.dot_general(ds.astype(q.dtype), k[keys], TN, **F32)
+            dq_sum[at] += call.dot(ds.astype(q.dtype), k[keys], TN)
 
     _, visited = call.key_block(i, turn, distances)
     pl.when(turn == 0)(lambda: block(diagonal=True))
@@ -76,8 +73,8 @@ def dkv_kernel(call: Call, first_key_block: int, *refs: Any) -> None:
             at, keys = pl.ds(row, tile_q), pl.ds(column, tile_k)
             arrays = q[at], k[keys], v[keys], d_out[at], lse[:1, at], rest[:1, at]
             p, ds = _tile(call, arrays, log_weights[slot], ahead)
-            dv_sum[keys] += jax.lax.dot_general(p.astype(q.dtype), d_out[at], NN, **F32)
-            dk_sum[keys] += jax.lax.dot_general(ds.astype(q.dtype), q[at], NN, **F32)
+            dv_sum[keys] += call.dot(p.astype(q.dtype), d_out[at], NN)
+            dk_sum[keys] += call.dot(ds.astype(q.dtype), q[at], NN)
 
     visited = i + first_key_block + distances[slot] < call.num_blocks
     pl.when(slot == 0)(lambda: block(diagonal=True))

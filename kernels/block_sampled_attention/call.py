@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.flash_attention.call import LOG2_E
+from kernels.precision import product
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Call:
         slots: length of the list of distances.
         sink_blocks: the first key blocks, which every later query sees.
         scale: multiplies q·k.
+        precision: of matrix products, those of the backward pass too.
     """
 
     block: int
@@ -29,6 +31,7 @@ class Call:
     slots: int
     sink_blocks: int
     scale: float
+    precision: jax.lax.Precision
 
     @property
     def num_turns(self) -> int:
@@ -65,6 +68,10 @@ class Call:
                     continue
                 masked = diagonal and ahead + tile_k - 1 > 0
                 yield row, column, ahead if masked else None
+
+    def dot(self, a: jax.Array, b: jax.Array, dims: Any) -> jax.Array:
+        """A matrix product in float32."""
+        return product(a, b, dims, self.precision)
 
     def scores(self, dots: jax.Array, log_weight: Any) -> jax.Array:
         """q·k → scores in base 2."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
@@ -40,16 +39,13 @@ def kernel(call: Call, *refs: Any) -> None:
     def block(diagonal: bool) -> None:
         for row, column, ahead in call.tiles_of(diagonal):
             at, keys = pl.ds(row, tile_q), pl.ds(column, tile_k)
-            dots = jax.lax.dot_general(q[at], k[keys], NT, preferred_element_type=jnp.float32)
-            s = call.scores(dots, weight)
+            s = call.scores(call.dot(q[at], k[keys], NT), weight)
             if ahead is not None:
                 s = jnp.where(causal(ahead, s.shape, queries=0), s, HIDDEN)
             old = top[at]
             new = jnp.maximum(old, s.max(1, keepdims=True))
             p, shrink = jnp.exp2(s - wide(new, tile_k)), jnp.exp2(old - new)
-            value = jax.lax.dot_general(
-                p.astype(v.dtype), v[keys], NN, preferred_element_type=jnp.float32
-            )
+            value = call.dot(p.astype(v.dtype), v[keys], NN)
             top[at] = new
             total[at] = total[at] * shrink + p.sum(1, keepdims=True)
             acc[at] = acc[at] * wide(shrink, acc.shape[1]) + value

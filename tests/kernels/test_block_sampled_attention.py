@@ -206,7 +206,9 @@ def test_what_cannot_be_drawn(call, message):
         ({"heads": (3, 2)}, r"\[batch, kv_heads, length, head_dim\], heads a multiple"),
         ({"dtype": jnp.float16}, "dtypes float16, float16, float16; allowed: all bfloat16"),
         ({"block": 100}, "block=100; allowed: 128, 256, 512, 1024"),
-        ({"sink_blocks": -1}, "sink_blocks=-1; allowed: at least 0"),
+        ({"sink_blocks": -1}, "sink_blocks=-1; allowed: an integer >= 0"),
+        ({"sink_blocks": 0.5}, "sink_blocks=0.5; allowed: an integer >= 0"),
+        ({"scale": float("nan")}, "scale=nan; allowed: a finite Python number"),
         (
             {"sample": draw(3, 1, log_weights=[])},
             r"sample of int32\(1,\) and float32\(0,\); allowed",

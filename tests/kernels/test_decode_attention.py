@@ -297,10 +297,11 @@ def test_keys_and_values_that_do_not_fit_are_refused(change, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"window": 0}, "window=0; allowed: None or an integer >= 1"),
-        ({"window": 1.5}, "window=1.5; allowed: None or an integer >= 1"),
+        ({"window": 0}, "window=0; allowed: None or an integer from 1 to 2147483647"),
+        ({"window": 1.5}, "window=1.5; allowed: None or an integer from 1 to 2147483647"),
+        ({"window": 2**31}, "window=2147483648; allowed: None or an integer from 1 to"),
         ({"num_sinks": 4}, "num_sinks=4; allowed: 0 where there is no window"),
-        ({"num_sinks": -1, "window": 5}, "num_sinks=-1; allowed: an integer >= 0"),
+        ({"num_sinks": -1, "window": 5}, "num_sinks=-1; allowed: an integer from 0 to 2147483647"),
         ({"softcap": 0.0}, "softcap=0.0; allowed: None or a finite number > 0"),
         ({"scale": float("nan")}, "scale=nan; allowed: a finite number"),
     ],
@@ -355,6 +356,22 @@ def test_a_query_below_zero_sees_no_empty_slot(position):
     rows = decode_inputs.describe_rows(queries, 1, 8)[0]
     keys = decode_inputs.describe_keys(slots, 128)[0]
     assert (SCORING(jnp.zeros((8, 128)), rows, keys, None) == -jnp.inf).all()
+
+
+def test_the_last_position_sees_no_empty_slot():
+    """Empty slots are described by it."""
+    queries, slots = Queries(jnp.full((1, 8), 2**31 - 1)), Slots(jnp.array([[-1, 0]]))
+    rows = decode_inputs.describe_rows(queries, 1, 8)[0]
+    keys = decode_inputs.describe_keys(slots, 128)[0]
+    seen = SCORING(jnp.zeros((8, 128)), rows, keys, None) == 0
+    assert seen[:, 1].all() and seen.sum() == 8
+
+
+def test_blocks_in_use():
+    """None below 0, no more than there are: no sum wraps around."""
+    lengths = jnp.array([-3, 0, 1, 128, 129, 300, 2**31 - 1])
+    found = decode_inputs.blocks_in_use(lengths, 300, 128)
+    assert found.tolist() == [0, 0, 1, 1, 2, 3, 3]
 
 
 @pytest.mark.parametrize("chip", VMEM_BYTES)
