@@ -34,6 +34,7 @@ def block_sampled_attention(
     k: jax.Array,
     v: jax.Array,
     sample: Sample,
+    segment_ids: jax.Array | None = None,
     *,
     scale: float,
     block: int = 512,
@@ -49,18 +50,21 @@ def block_sampled_attention(
         q: [batch, heads, length, head_dim], bfloat16 or float32.
         k, v: [batch, kv_heads, length, head_dim], as q; heads are a multiple of kv_heads.
         sample: of `sample_distances`, for as many blocks as the length has.
+        segment_ids: int32 [batch, length]: tokens see those of their own segment; 0 is padding,
+            -2³¹ no id. None: one segment.
         scale: multiplies q·k.
         block: tokens of a block.
         sink_blocks: the first key blocks, which every later query sees whatever was drawn.
 
     Returns:
-        The output [batch, heads, length, head_dim] in q's dtype, and the float32 log-sum-exp of the
-        visible scores [batch, heads, length]. Differentiable in q, k and v.
+        The output [batch, heads, length, head_dim] in q's dtype, 0 where a query sees nothing, and
+        the float32 log-sum-exp of the visible scores [batch, heads, length]. Differentiable in q, k
+        and v.
 
     Raises:
         ValueError: shapes, dtypes or sizes that the kernels do not take.
     """
-    check(q, k, v)
+    check(q, k, v, segment_ids)
     check_scores(scale, None)
     T = q.shape[2]
     _check(sample, T, block, sink_blocks)
@@ -70,8 +74,10 @@ def block_sampled_attention(
     sizes = block, num_blocks, drawn[0].shape[0], min(sink_blocks, num_blocks)
     call = Call(*sizes, float(scale), precision_of(q.dtype))
     # Padding is later than all tokens: the causal mask hides it from them.
-    widths = ((0, 0), (0, 0), (0, num_blocks * block - T), (0, 0))
-    out, lse = attend(call, *(jnp.pad(x, widths) for x in (q, k, v)), drawn)
+    rest = (0, num_blocks * block - T)
+    arrays = (jnp.pad(x, ((0, 0), (0, 0), rest, (0, 0))) for x in (q, k, v))
+    ids = None if segment_ids is None else jnp.pad(segment_ids, ((0, 0), rest))
+    out, lse = attend(call, *arrays, ids, drawn)
     return out[:, :, :T], lse[:, :, :T]
 
 

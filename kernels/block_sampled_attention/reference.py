@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.block_sampled_attention.sampling import Sample
+from kernels.flash_attention.reference import softmax
 
 
 def block_sampled_attention(
@@ -13,6 +14,7 @@ def block_sampled_attention(
     k: jax.Array,
     v: jax.Array,
     sample: Sample,
+    segment_ids: jax.Array | None = None,
     *,
     scale: float,
     block: int,
@@ -29,6 +31,9 @@ def block_sampled_attention(
     weight = jnp.where(drawn, sample.log_weights[None, None], 0.0).sum(-1)
     weight = jnp.where(sink | (distance == 0), 0.0, weight)
     seen = (j <= i) & (drawn.any(-1) | sink | (distance == 0))
-    s = jnp.where(seen[None, None], s + weight[None, None], -jnp.inf)
-    out = jnp.einsum("bnts,bnsh->bnth", jax.nn.softmax(s, -1), v, precision="highest")
-    return out, jax.nn.logsumexp(s, -1)
+    seen = seen[None]
+    if segment_ids is not None:
+        own, theirs = segment_ids[:, :, None], segment_ids[:, None]
+        seen = seen & (own == theirs) & (own != 0)
+    seen = jnp.broadcast_to(seen[:, None], s.shape)
+    return softmax(s + weight[None, None], seen, v)
