@@ -121,7 +121,9 @@ def _mean_gradients(
         """One microbatch: sums over its targets / all targets."""
 
         def scalar(p):
-            rngs = {"dropout": key} if model.config.dropout else None
+            c = model.config
+            drawn = c.dropout > 0 or c.attention.sampling is not None
+            rngs = {"dropout": key} if drawn else None
             total, (sums, experts) = objective(combine(frozen, p), frozen, part, rngs)
             return total / weight + experts / config.microbatches, (sums, experts)
 

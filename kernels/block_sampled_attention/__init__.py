@@ -24,7 +24,13 @@ from kernels.block_sampled_attention.sampling import (
 from kernels.flash_attention.check import check, check_scores
 from kernels.precision import precision_of
 
-__all__ = ["Sample", "block_sampled_attention", "decaying_probabilities", "sample_distances"]
+__all__ = [
+    "BLOCKS",
+    "Sample",
+    "block_sampled_attention",
+    "decaying_probabilities",
+    "sample_distances",
+]
 
 BLOCKS = (128, 256, 512, 1024)
 

@@ -26,7 +26,9 @@ from jaxlm.training.step import make_train_step
 mesh = pod_mesh("v5e:2x2", MESH)
 config = jaxlm.ModelConfig(
     vocab_size=VOCAB, num_layers=1, d_model=256, context_length=256, position_encoding="rope",
-    attention=jaxlm.AttentionConfig(num_heads=2, num_kv_heads=2, head_dim=128),
+    attention=jaxlm.AttentionConfig(
+        num_heads=2, num_kv_heads=2, head_dim=128, implementation="IMPLEMENTATION"
+    ),
     embedding=jaxlm.EmbeddingConfig(tied=TIED),
     numerics=jaxlm.NumericsConfig(dtype="bfloat16"),
 )
@@ -85,9 +87,20 @@ def test_a_tied_head_is_read_as_the_embedding_lies():
     assert not re.findall(r"\[(?:1024,256|256,1024)\]\S* (?:copy|transpose)\(", text)
 
 
-def compiled_step(mesh, vocab, tied):
+@pytest.mark.tpu_aot
+@needs_libtpu
+def test_a_train_step_leaves_out_blocks():
+    """By the kernels, of each device's rows and heads."""
+    mesh = {"data": 2, "fsdp": 1, "context": 1, "tensor": 2}
+    text = compiled_step(mesh, vocab=1024, tied=False, implementation="block_sampled(128)")
+    for name in ("forward", "dq", "dkv"):
+        assert re.search(rf"bf16\[4,1,\d+,128\].*block_sampled_attention_{name}", text), name
+
+
+def compiled_step(mesh, vocab, tied, implementation="auto"):
     """The text of a train step on four chips."""
     step = STEP.replace("MESH", repr(mesh)).replace("VOCAB", str(vocab)).replace("TIED", str(tied))
+    step = step.replace("IMPLEMENTATION", implementation)
     run = subprocess.run(
         [sys.executable, "-c", step],
         env=environment(os.environ),
