@@ -30,3 +30,8 @@ def target_chip() -> str | None:
     if jax.default_backend() != "tpu":
         return None
     return GENERATIONS.get(jax.devices()[0].device_kind)
+
+
+def chip_or_target(chip: str | None) -> str:
+    """None: what is traced for; without a TPU, as in interpret mode, v5e."""
+    return chip or target_chip() or "v5e"

@@ -93,9 +93,11 @@ def _sampled(dtype: str) -> Results:
     q, k = normal(1, 2, 500, 64, dtype=dtype), normal(1, 1, 500, 64, dtype=dtype)
     drawn = jnp.array([2, 3], jnp.int32), jnp.array([0.3, 0.1])
     sample = block_sampled_attention.Sample(*drawn, num_blocks=4)
+    ids = jnp.asarray(np.repeat([1, 2], [100, 400])[None], jnp.int32)
 
     def of(function: Any) -> Any:
-        return lambda q, k, v: function(q, k, v, sample, scale=0.125, block=128, sink_blocks=1)
+        options = {"scale": 0.125, "block": 128, "sink_blocks": 1}
+        return lambda q, k, v: function(q, k, v, sample, ids, **options)
 
     kernel = of(block_sampled_attention.block_sampled_attention)
     return with_gradients(kernel, of(sampled_reference.block_sampled_attention), q, k, -k)
@@ -124,6 +126,6 @@ AGREEMENTS = (
     Agreement("flash_attention", "prefix, gradients", functools.partial(_alone, prefix=50)),
     Agreement("flash_attention", "FIRE, gradients", _fire),
     Agreement("flash_attention", "tokens anywhere, window, slopes, gradients", _anywhere),
-    Agreement("block_sampled_attention", "drawn blocks, sinks, gradients", _sampled),
+    Agreement("block_sampled_attention", "drawn blocks, sinks, packed, gradients", _sampled),
     Agreement("cross_entropy", "bias, soft cap, gradients", _cross_entropy),
 )

@@ -188,14 +188,19 @@ def block_sampled_attention(
     block: int = 512,
     backward: bool = False,
 ) -> Program:
-    """kernels.block_sampled_attention: one row, one sink block, the drawing in the program."""
+    """kernels.block_sampled_attention as training calls it: a row of several documents, one sink
+    block, the drawing in the program.
+    """
     probabilities = sampled.decaying_probabilities(-(-length // block))
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        sample = sampled.sample_distances(jax.random.key(0), probabilities)
-        sizes = {"scale": head_dim**-0.5, "block": block, "sink_blocks": 1}
-        return sampled.block_sampled_attention(q, k, v, sample, **sizes)[0]
+    def program(ids: jax.Array, *trained: jax.Array) -> Any:
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            sample = sampled.sample_distances(jax.random.key(0), probabilities)
+            sizes = {"scale": head_dim**-0.5, "block": block, "sink_blocks": 1}
+            return sampled.block_sampled_attention(q, k, v, sample, ids, **sizes)[0]
+
+        return (with_gradients(attend) if backward else attend)(*trained)
 
     q = struct(mesh, 1, heads, length, head_dim, dtype=dtype)
     k = struct(mesh, 1, kv_heads or heads, length, head_dim, dtype=dtype)
-    return with_gradients(attend) if backward else attend, [q, k, k]
+    return program, [struct(mesh, 1, length, dtype="int32"), q, k, k]

@@ -15,6 +15,7 @@ from jaxlm.attention import mask as masks
 from jaxlm.attention.attend import attend
 from jaxlm.attention.inputs import AttentionInputs, AttentionSpec
 from jaxlm.attention.layer_view import LayerView
+from jaxlm.attention.sampled import attend_sampled
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.heads import into_heads, out_of_heads
 from jaxlm.model.norms import Norm
@@ -104,7 +105,7 @@ class Attention(nn.Module):
             The output, and the new tokens' keys and values [batch, length, kv_heads, head_dim] as a
             cache should keep them: unrotated where the encoding says so.
         """
-        c, a, encoding = self.config, self.config.attention, self.encoding
+        c, encoding = self.config, self.encoding
         known = self.kind if self.kind in tokens.rotations else "global"
         turn = tokens.rotations[known]
         q_raw, k_raw, v = self._project(x)
@@ -127,7 +128,7 @@ class Attention(nn.Module):
         if tokens.probe is not None:
             self.sow("probes", "found", tokens.probe(spec, inputs))
         if cached is None:
-            y, _ = attend(spec, inputs, a.implementation)
+            y, _ = self._attend(spec, inputs)
         else:
 
             def rotation(positions: Array) -> Rotation | None:
@@ -145,6 +146,15 @@ class Attention(nn.Module):
             y = cached.attend(spec, inputs, near, far_keys)
         kept = k_raw if encoding.caches_unrotated else k
         return out_of_heads(c)(y), (kept, v)
+
+    def _attend(self, spec: AttentionSpec, inputs: AttentionInputs) -> tuple[Array, Array]:
+        """These tokens to one another; in training to some blocks only, where that is asked for."""
+        a = self.config.attention
+        if a.sampling is None:
+            return attend(spec, inputs, a.implementation)
+        if not self.has_rng("dropout"):
+            return attend(spec, inputs)
+        return attend_sampled(a.sampling, self.make_rng("dropout"), spec, inputs)
 
     def _project(self, x):
         """Queries, keys, values, [batch, length, heads, head_dim]; clipped, normalised if asked."""

@@ -14,6 +14,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxlm import positions
+from jaxlm.attention.mask import causal
+from jaxlm.attention.sampled import SAMPLINGS, BlockSampling
 from jaxlm.config import at_least, build, check, check_types, one_of
 from jaxlm.positions import PositionEncoding
 
@@ -40,7 +42,8 @@ class AttentionConfig:
             encoder's output (`jaxlm.model.encoder_decoder`).
         sliding_window: tokens that a "sliding" layer sees, the query's own included.
         implementation: of self-attention: "auto", "flash" (TPU), "blockwise", "reference"; decoding
-            with a cache has its own.
+            with a cache has its own. "block_sampled(block=512)": "auto", but in training far blocks
+            of tokens take part only now and then; see `jaxlm.attention.sampled`.
     """
 
     num_heads: int = 8
@@ -55,6 +58,8 @@ class AttentionConfig:
     layer_pattern: tuple[str, ...] = ("global",)
     sliding_window: int | None = None
     implementation: str = "auto"
+
+    IMPLEMENTATIONS = ("auto", "flash", "blockwise", "reference")
 
     def __post_init__(self):
         check_types(type(self), vars(self), "attention")
@@ -85,8 +90,24 @@ class AttentionConfig:
                 window is None if "sliding" not in kinds else window is not None and window >= 1,
                 "an integer >= 1 if layer_pattern has a sliding layer, else None",
             ),
-            implementation=one_of(self.implementation, "auto", "flash", "blockwise", "reference"),
+            implementation=(
+                self.implementation,
+                self.implementation in self.IMPLEMENTATIONS
+                or self.implementation.startswith(BlockSampling.name),
+                ", ".join((*self.IMPLEMENTATIONS, BlockSampling.name)),
+            ),
         )
+        plain = kinds == {"global"} and self.softcap is None and not self.sink_logits
+        allowed = "with block_sampled global layers, no softcap and no sink_logits"
+        fits = self.sampling is None or plain
+        check("attention", implementation=(self.implementation, fits, allowed))
+
+    @property
+    def sampling(self) -> BlockSampling | None:
+        """Of blocks of tokens, in training; None: all take part."""
+        if self.implementation in self.IMPLEMENTATIONS:
+            return None
+        return SAMPLINGS.parse(self.implementation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -353,6 +374,9 @@ class ModelConfig:
         known = self.encoding.two_sided or not self.sees_ahead  # binding it checks it
         allowed = "with bidirectional layers one that tells later tokens too, as learned or rope"
         check("model", position_encoding=(str(self.position_encoding), known, allowed))
+        known = self.attention.sampling is None or self._sees_all_before_it()
+        allowed = "with block_sampled attention one that changes no scores and hides nothing"
+        check("model", position_encoding=(str(self.position_encoding), known, allowed))
 
     @functools.cached_property
     def encoding(self) -> PositionEncoding:
@@ -406,6 +430,10 @@ class ModelConfig:
     def param_dtype(self) -> jnp.dtype:
         """Of parameters."""
         return jnp.dtype(self.numerics.param_dtype)
+
+    def _sees_all_before_it(self) -> bool:
+        """Whether the position encoding leaves scores and a causal mask as they are."""
+        return not self.encoding.changes_scores and self.encoding.restrict(causal()) == causal()
 
     @property
     def sees_ahead(self) -> bool:

@@ -225,7 +225,7 @@ class Transformer(nn.Module):
     ) -> tuple[Float[Array, "B T V"], KVCache | None]:
         """Logits of the next token at every token; of the token itself in a bidirectional model.
 
-        Dropout applies if and only if `rngs={"dropout": key}` is given.
+        Dropout and block sampling apply if and only if `rngs={"dropout": key}` is given.
 
         Args:
             tokens: token ids [batch, length].

@@ -58,16 +58,14 @@ def loss_sums(
         mutable=["losses"],
     )
     hidden = model.apply({"params": params}, hidden, method="head_input")
-    matrix = whole(params, "embedding").T if c.embedding.tied else whole(params, "head")
-    loss = next_token_loss_on_tpu if fits(hidden) else next_token_loss
-    total, sums = loss(
-        spec,
-        hidden,
-        matrix.astype(c.dtype),
-        params["head_bias"] if c.embedding.head_bias else None,
-        batch["targets"],
-        batch["loss_weights"],
-    )
+    tied = c.embedding.tied
+    matrix = whole(params, "embedding" if tied else "head").astype(c.dtype)
+    bias = params["head_bias"] if c.embedding.head_bias else None
+    rest = bias, batch["targets"], batch["loss_weights"]
+    if fits(hidden):
+        total, sums = next_token_loss_on_tpu(spec, hidden, matrix, *rest, tied=tied)
+    else:
+        total, sums = next_token_loss(spec, hidden, matrix.T if tied else matrix, *rest)
     experts = sum((x.sum() for x in jax.tree.leaves(sown)), jnp.zeros((), jnp.float32))
     return total, (sums, experts)
 
@@ -123,7 +121,9 @@ def _mean_gradients(
         """One microbatch: sums over its targets / all targets."""
 
         def scalar(p):
-            rngs = {"dropout": key} if model.config.dropout else None
+            c = model.config
+            drawn = c.dropout > 0 or c.attention.sampling is not None
+            rngs = {"dropout": key} if drawn else None
             total, (sums, experts) = objective(combine(frozen, p), frozen, part, rngs)
             return total / weight + experts / config.microbatches, (sums, experts)
 

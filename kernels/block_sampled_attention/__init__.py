@@ -21,9 +21,16 @@ from kernels.block_sampled_attention.sampling import (
     decaying_probabilities,
     sample_distances,
 )
-from kernels.flash_attention.check import check
+from kernels.flash_attention.check import check, check_scores
+from kernels.precision import precision_of
 
-__all__ = ["Sample", "block_sampled_attention", "decaying_probabilities", "sample_distances"]
+__all__ = [
+    "BLOCKS",
+    "Sample",
+    "block_sampled_attention",
+    "decaying_probabilities",
+    "sample_distances",
+]
 
 BLOCKS = (128, 256, 512, 1024)
 
@@ -33,6 +40,7 @@ def block_sampled_attention(
     k: jax.Array,
     v: jax.Array,
     sample: Sample,
+    segment_ids: jax.Array | None = None,
     *,
     scale: float,
     block: int = 512,
@@ -41,41 +49,49 @@ def block_sampled_attention(
     """Softmax attention of tokens to earlier ones in the blocks at the sample's distances.
 
     On a TPU float32 is multiplied at jax's default precision, in one pass of bfloat16, unless
-    `jax.default_matmul_precision("highest")` is set.
+    `jax.default_matmul_precision("highest")` is set around the call: then in full, forward and
+    backward.
 
     Args:
         q: [batch, heads, length, head_dim], bfloat16 or float32.
         k, v: [batch, kv_heads, length, head_dim], as q; heads are a multiple of kv_heads.
         sample: of `sample_distances`, for as many blocks as the length has.
+        segment_ids: int32 [batch, length]: tokens see those of their own segment; 0 is padding,
+            -2³¹ no id. None: one segment.
         scale: multiplies q·k.
         block: tokens of a block.
         sink_blocks: the first key blocks, which every later query sees whatever was drawn.
 
     Returns:
-        The output [batch, heads, length, head_dim] in q's dtype, and the float32 log-sum-exp of the
-        visible scores [batch, heads, length]. Differentiable in q, k and v.
+        The output [batch, heads, length, head_dim] in q's dtype, 0 where a query sees nothing, and
+        the float32 log-sum-exp of the visible scores [batch, heads, length]. Differentiable in q, k
+        and v.
 
     Raises:
         ValueError: shapes, dtypes or sizes that the kernels do not take.
     """
-    check(q, k, v)
+    check(q, k, v, segment_ids)
+    check_scores(scale, None)
     T = q.shape[2]
     _check(sample, T, block, sink_blocks)
     num_blocks = sample.num_blocks
     # A block's own distance is the first.
     drawn = jnp.pad(sample.distances, (1, 0)), jnp.pad(sample.log_weights, (1, 0))
-    call = Call(block, num_blocks, drawn[0].shape[0], min(sink_blocks, num_blocks), scale)
+    sizes = block, num_blocks, drawn[0].shape[0], min(sink_blocks, num_blocks)
+    call = Call(*sizes, float(scale), precision_of(q.dtype))
     # Padding is later than all tokens: the causal mask hides it from them.
-    widths = ((0, 0), (0, 0), (0, num_blocks * block - T), (0, 0))
-    out, lse = attend(call, *(jnp.pad(x, widths) for x in (q, k, v)), drawn)
+    rest = (0, num_blocks * block - T)
+    arrays = (jnp.pad(x, ((0, 0), (0, 0), rest, (0, 0))) for x in (q, k, v))
+    ids = None if segment_ids is None else jnp.pad(segment_ids, ((0, 0), rest))
+    out, lse = attend(call, *arrays, ids, drawn)
     return out[:, :, :T], lse[:, :, :T]
 
 
 def _check(sample: Sample, length: int, block: int, sink_blocks: int) -> None:
     if block not in BLOCKS:
         raise ValueError(f"block={block}; allowed: {', '.join(map(str, BLOCKS))}")
-    if sink_blocks < 0:
-        raise ValueError(f"sink_blocks={sink_blocks}; allowed: at least 0")
+    if not isinstance(sink_blocks, int) or sink_blocks < 0:
+        raise ValueError(f"sink_blocks={sink_blocks!r}; allowed: an integer >= 0")
     d, w, blocks = sample.distances, sample.log_weights, -(-length // block)
     if d.ndim != 1 or w.shape != d.shape or (d.dtype, w.dtype) != (jnp.int32, jnp.float32):
         raise ValueError(

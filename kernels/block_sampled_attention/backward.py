@@ -13,30 +13,27 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from kernels.block_sampled_attention.call import Call, causal
+from kernels.block_sampled_attention.call import Call
 from kernels.flash_attention.backward import TN
 from kernels.flash_attention.forward import NN, NT
 
-F32: dict[str, Any] = {"preferred_element_type": jnp.float32}
 
-
-def _tile(call: Call, arrays: Any, log_weight: Any, ahead: int | None) -> tuple[Any, Any]:
-    """pᵀ and dsᵀ of a tile, [keys, queries]."""
+def _tile(call: Call, arrays: Any, log_weight: Any, seen: Any) -> tuple[Any, Any]:
+    """pᵀ and dsᵀ of a tile, [keys, queries]; `seen` None: all pairs are."""
     q, k, v, d_out, lse, rest = arrays
-    s = call.scores(jax.lax.dot_general(k, q, NT, **F32), log_weight)
+    s = call.scores(call.dot(k, q, NT), log_weight)
     p = jnp.exp2(s - lse)
-    if ahead is not None:
-        p = jnp.where(causal(ahead, p.shape, queries=1), p, 0.0)
-    return p, p * (jax.lax.dot_general(v, d_out, NT, **F32) + rest)
+    if seen is not None:
+        p = jnp.where(seen, p, 0.0)
+    return p, p * (call.dot(v, d_out, NT) + rest)
 
 
 def dq_kernel(call: Call, *refs: Any) -> None:
     """Body of the grid step (batch, head, query block i, turn)."""
-    distances, log_weights, q, k, v, d_out, lse, rest, dq, dq_sum = refs
+    distances, log_weights, q, k, v, d_out, lse, rest, *ids, dq, dq_sum = refs
     i, turn = pl.program_id(2), pl.program_id(3)
     tile_q, tile_k = call.tiles
 
@@ -48,8 +45,9 @@ def dq_kernel(call: Call, *refs: Any) -> None:
         for row, column, ahead in call.tiles_of(diagonal):
             at, keys = pl.ds(row, tile_q), pl.ds(column, tile_k)
             arrays = q[at], k[keys], v[keys], d_out[at], lse[:1, at], rest[:1, at]
-            _, ds = _tile(call, arrays, log_weights[call.slot(turn)], ahead)
-            dq_sum[at] += jax.lax.dot_general(ds.astype(q.dtype), k[keys], TN, **F32)
+            seen = call.seen(tuple(ids), at, keys, ahead, axis=1)
+            _, ds = _tile(call, arrays, log_weights[call.slot(turn)], seen)
+            dq_sum[at] += call.dot(ds.astype(q.dtype), k[keys], TN)
 
     _, visited = call.key_block(i, turn, distances)
     pl.when(turn == 0)(lambda: block(diagonal=True))
@@ -62,7 +60,7 @@ def dq_kernel(call: Call, *refs: Any) -> None:
 
 def dkv_kernel(call: Call, first_key_block: int, *refs: Any) -> None:
     """Body of the grid step (batch, kv head, key block, query head g of its group, slot)."""
-    distances, log_weights, q, k, v, d_out, lse, rest, dk, dv, dk_sum, dv_sum = refs
+    distances, log_weights, q, k, v, d_out, lse, rest, *ids, dk, dv, dk_sum, dv_sum = refs
     i, g, slot = (pl.program_id(axis) for axis in (2, 3, 4))
     tile_q, tile_k = call.tiles
 
@@ -75,9 +73,10 @@ def dkv_kernel(call: Call, first_key_block: int, *refs: Any) -> None:
         for row, column, ahead in call.tiles_of(diagonal):
             at, keys = pl.ds(row, tile_q), pl.ds(column, tile_k)
             arrays = q[at], k[keys], v[keys], d_out[at], lse[:1, at], rest[:1, at]
-            p, ds = _tile(call, arrays, log_weights[slot], ahead)
-            dv_sum[keys] += jax.lax.dot_general(p.astype(q.dtype), d_out[at], NN, **F32)
-            dk_sum[keys] += jax.lax.dot_general(ds.astype(q.dtype), q[at], NN, **F32)
+            seen = call.seen(tuple(ids), at, keys, ahead, axis=1)
+            p, ds = _tile(call, arrays, log_weights[slot], seen)
+            dv_sum[keys] += call.dot(p.astype(q.dtype), d_out[at], NN)
+            dk_sum[keys] += call.dot(ds.astype(q.dtype), q[at], NN)
 
     visited = i + first_key_block + distances[slot] < call.num_blocks
     pl.when(slot == 0)(lambda: block(diagonal=True))

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kernels.flash_attention.call import LOG2_E
+from kernels.flash_attention.call import LOG2_E, wide
+from kernels.precision import product
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Call:
         slots: length of the list of distances.
         sink_blocks: the first key blocks, which every later query sees.
         scale: multiplies q·k.
+        precision: of matrix products, those of the backward pass too.
     """
 
     block: int
@@ -29,6 +31,7 @@ class Call:
     slots: int
     sink_blocks: int
     scale: float
+    precision: jax.lax.Precision
 
     @property
     def num_turns(self) -> int:
@@ -66,12 +69,36 @@ class Call:
                 masked = diagonal and ahead + tile_k - 1 > 0
                 yield row, column, ahead if masked else None
 
+    def dot(self, a: jax.Array, b: jax.Array, dims: Any) -> jax.Array:
+        """A matrix product in float32."""
+        return product(a, b, dims, self.precision)
+
     def scores(self, dots: jax.Array, log_weight: Any) -> jax.Array:
         """q·k → scores in base 2."""
         return dots * (self.scale * LOG2_E) + log_weight * LOG2_E
 
+    def seen(
+        self, ids: tuple[Any, ...], at: Any, keys: Any, ahead: int | None, axis: int
+    ) -> jax.Array | None:
+        """Which pairs of a tile are visible, or None for all.
 
-def causal(ahead: int, shape: tuple[int, ...], queries: int) -> jax.Array:
-    """Which pairs of a tile are visible. `queries`: their axis."""
-    lead = jax.lax.broadcasted_iota(jnp.int32, shape, 1 - queries)
-    return lead - jax.lax.broadcasted_iota(jnp.int32, shape, queries) + ahead <= 0
+        Args:
+            ids: references of the queries' and of the keys' segments, or none; those of the side
+                `axis` are columns, the others rows.
+            at, keys: the tile's queries and keys.
+            ahead: see `tiles_of`.
+            axis: that of the queries.
+        """
+        (tile_q, tile_k), seen = self.tiles, None
+        if ahead is not None:
+            shape = (tile_q, tile_k) if axis == 0 else (tile_k, tile_q)
+            lead = jax.lax.broadcasted_iota(jnp.int32, shape, 1 - axis)
+            seen = lead - jax.lax.broadcasted_iota(jnp.int32, shape, axis) + ahead <= 0
+        if ids:
+            q, k = ids
+            if axis == 0:
+                same = wide(q[at], tile_k) == k[:1, keys]
+            else:
+                same = wide(k[keys], tile_q) == q[:1, at]
+            seen = same if seen is None else seen & same
+        return seen

@@ -15,18 +15,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from kernels.block_sampled_attention.call import Call, causal
+from kernels.block_sampled_attention.call import Call
 from kernels.flash_attention.call import HIDDEN, LOG2_E, wide
 from kernels.flash_attention.forward import NN, NT
 
 
 def kernel(call: Call, *refs: Any) -> None:
     """Body of the grid step (batch, head, query block i, turn)."""
-    distances, log_weights, q, k, v, out, lse, top, total, acc = refs
+    distances, log_weights, q, k, v, *ids, out, lse, top, total, acc = refs
     i, turn = pl.program_id(2), pl.program_id(3)
     tile_q, tile_k = call.tiles
     weight = log_weights[call.slot(turn)]
@@ -40,16 +39,14 @@ def kernel(call: Call, *refs: Any) -> None:
     def block(diagonal: bool) -> None:
         for row, column, ahead in call.tiles_of(diagonal):
             at, keys = pl.ds(row, tile_q), pl.ds(column, tile_k)
-            dots = jax.lax.dot_general(q[at], k[keys], NT, preferred_element_type=jnp.float32)
-            s = call.scores(dots, weight)
-            if ahead is not None:
-                s = jnp.where(causal(ahead, s.shape, queries=0), s, HIDDEN)
+            s = call.scores(call.dot(q[at], k[keys], NT), weight)
+            seen = call.seen(tuple(ids), at, keys, ahead, axis=0)
+            if seen is not None:
+                s = jnp.where(seen, s, -jnp.inf)
             old = top[at]
             new = jnp.maximum(old, s.max(1, keepdims=True))
             p, shrink = jnp.exp2(s - wide(new, tile_k)), jnp.exp2(old - new)
-            value = jax.lax.dot_general(
-                p.astype(v.dtype), v[keys], NN, preferred_element_type=jnp.float32
-            )
+            value = call.dot(p.astype(v.dtype), v[keys], NN)
             top[at] = new
             total[at] = total[at] * shrink + p.sum(1, keepdims=True)
             acc[at] = acc[at] * wide(shrink, acc.shape[1]) + value
@@ -60,5 +57,7 @@ def kernel(call: Call, *refs: Any) -> None:
 
     @pl.when(turn == call.num_turns - 1)
     def finish() -> None:
-        out[...] = (acc[...] / wide(total[...], acc.shape[1])).astype(out.dtype)
-        lse[...] = ((top[...] + jnp.log2(total[...])) / LOG2_E).T[:1]
+        sums = jnp.where(total[...] == 0, 1.0, total[...])  # 0: padding, which sees nothing
+        out[...] = (acc[...] / wide(sums, acc.shape[1])).astype(out.dtype)
+        found = (top[...] + jnp.log2(sums)) / LOG2_E
+        lse[...] = jnp.where(total[...] == 0, HIDDEN, found).T[:1]

@@ -12,7 +12,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from kernels.block_sampled_attention import backward, forward
 from kernels.block_sampled_attention.call import Call
-from kernels.flash_attention.call import LANES, LOG2_E
+from kernels.flash_attention.call import HIDDEN, LANES, LOG2_E, SUBLANES
+from kernels.flash_attention.operands import columns, query_ids, rows_of
 
 FLOAT = jnp.float32
 
@@ -51,21 +52,58 @@ def _cost(call: Call, q: Any, k: Any, products: int) -> pl.CostEstimate:
     )
 
 
+def _ids(
+    call: Call, segment_ids: Any, query_block: Any, key_block: Any, axis: int
+) -> list[tuple[Any, pl.BlockSpec]]:
+    """Segments of queries and of keys, as a tile meets them whose queries are along `axis`; none if
+    there are none. `query_block` and `key_block`: grid position → (row of the batch, block).
+    """
+    if segment_ids is None:
+        return []
+
+    def across(at: Any) -> pl.BlockSpec:
+        def index(*ids: Any) -> Any:
+            b, block = at(*ids)
+            return b, 0, block
+
+        return pl.BlockSpec((None, SUBLANES, call.block), index)
+
+    def down(at: Any) -> pl.BlockSpec:
+        return pl.BlockSpec((None, call.block, LANES), lambda *ids: (*at(*ids), 0))
+
+    own = query_ids(segment_ids)
+    if axis == 0:
+        return [(columns(own), down(query_block)), (rows_of(segment_ids), across(key_block))]
+    return [(rows_of(own), across(query_block)), (columns(segment_ids), down(key_block))]
+
+
+def _ids_by_queries(call: Call, segment_ids: Any, axis: int) -> list[tuple[Any, pl.BlockSpec]]:
+    """Of the grid (batch, head, query block, turn)."""
+
+    def key_block(b: Any, h: Any, i: Any, turn: Any, distances: Any, _: Any) -> Any:
+        return b, call.key_block(i, turn, distances)[0]
+
+    return _ids(call, segment_ids, lambda b, h, i, *_: (b, i), key_block, axis)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def attend(call: Call, q: Any, k: Any, v: Any, sample: Any) -> tuple[jax.Array, jax.Array]:
+def attend(
+    call: Call, q: Any, k: Any, v: Any, segment_ids: Any, sample: Any
+) -> tuple[jax.Array, jax.Array]:
     """See `block_sampled_attention`; the length is whole blocks here."""
-    return _forward(call, q, k, v, sample)[0]
+    return _forward(call, q, k, v, segment_ids, sample)[0]
 
 
-def _forward(call: Call, q: Any, k: Any, v: Any, sample: Any) -> Any:
+def _forward(call: Call, q: Any, k: Any, v: Any, segment_ids: Any, sample: Any) -> Any:
     B, N, T, H = q.shape
     queries, keys, row = _query_specs(call, H, N // k.shape[1])
+    ids = _ids_by_queries(call, segment_ids, axis=0)
     out, lse = pl.pallas_call(
         functools.partial(forward.kernel, call),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(B, N, call.num_blocks, call.num_turns),
-            in_specs=[queries, keys, keys],
+            in_specs=[queries, keys, keys, *(spec for _, spec in ids)],
             out_specs=[queries, row],
             scratch_shapes=[
                 pltpu.VMEM((call.block, LANES), FLOAT),
@@ -80,24 +118,27 @@ def _forward(call: Call, q: Any, k: Any, v: Any, sample: Any) -> Any:
         compiler_params=BY_QUERIES,
         cost_estimate=_cost(call, q, k, products=2),
         name="block_sampled_attention_forward",
-    )(*sample, q, k, v)
+    )(*sample, q, k, v, *(x for x, _ in ids))
     results = out, lse[:, :, 0]
-    return results, (q, k, v, sample, *results)
+    return results, (q, k, v, segment_ids, sample, *results)
 
 
 def _backward(call: Call, saved: Any, cotangents: Any) -> Any:
-    q, k, v, sample, out, lse = saved
+    q, k, v, segment_ids, sample, out, lse = saved
     d_out, d_lse = cotangents
     rest = d_lse - (d_out.astype(FLOAT) * out.astype(FLOAT)).sum(-1)
-    arrays = q, k, v, d_out.astype(q.dtype), (lse * LOG2_E)[:, :, None], rest[:, :, None]
+    # A query that sees nothing has the log-sum-exp HIDDEN, which base 2 would make infinite.
+    rows = jnp.where(lse == HIDDEN, 0.0, lse * LOG2_E)
+    arrays = q, k, v, d_out.astype(q.dtype), rows[:, :, None], rest[:, :, None]
     B, N, _, H = q.shape
     queries, keys, row = _query_specs(call, H, N // k.shape[1])
+    ids = _ids_by_queries(call, segment_ids, axis=1)
     dq = pl.pallas_call(
         functools.partial(backward.dq_kernel, call),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(B, N, call.num_blocks, call.num_turns),
-            in_specs=[queries, keys, keys, queries, row, row],
+            in_specs=[queries, keys, keys, queries, row, row, *(spec for _, spec in ids)],
             out_specs=queries,
             scratch_shapes=[pltpu.VMEM((call.block, H), FLOAT)],
         ),
@@ -105,21 +146,21 @@ def _backward(call: Call, saved: Any, cotangents: Any) -> Any:
         compiler_params=BY_QUERIES,
         cost_estimate=_cost(call, q, k, products=3),
         name="block_sampled_attention_dq",
-    )(*sample, *arrays)
+    )(*sample, *arrays, *(x for x, _ in ids))
     sinks = min(call.sink_blocks, call.num_blocks)
     parts = []
     if sinks:
         # Every later query sees them.
         every = jnp.arange(call.num_blocks, dtype=jnp.int32), jnp.zeros(call.num_blocks, FLOAT)
-        parts.append(_keys_backward(call, every, arrays, 0, sinks))
+        parts.append(_keys_backward(call, every, arrays, segment_ids, 0, sinks))
     if sinks < call.num_blocks:
-        parts.append(_keys_backward(call, sample, arrays, sinks, call.num_blocks))
+        parts.append(_keys_backward(call, sample, arrays, segment_ids, sinks, call.num_blocks))
     dk, dv = (jnp.concatenate(x, 2) for x in zip(*parts, strict=True))
-    return dq, dk, dv, None
+    return dq, dk, dv, None, None
 
 
 def _keys_backward(
-    call: Call, sample: Any, arrays: Any, first: int, end: int
+    call: Call, sample: Any, arrays: Any, segment_ids: Any, first: int, end: int
 ) -> tuple[jax.Array, jax.Array]:
     """dk and dv of the key blocks [first, end), seen at the sample's distances."""
     q, k = arrays[:2]
@@ -138,6 +179,13 @@ def _keys_backward(
         (None, None, 1, call.block),
         lambda b, h, i, g, slot, d, _: (b, h * group + g, 0, query_block(i, slot, d)),
     )
+    ids = _ids(
+        call,
+        segment_ids,
+        lambda b, h, i, g, slot, d, _: (b, query_block(i, slot, d)),
+        lambda b, h, i, *_: (b, i + first),
+        axis=1,
+    )
     keys = pl.BlockSpec(block, lambda b, h, i, *_: (b, h, i + first, 0))
     own = pl.BlockSpec(block, lambda b, h, i, *_: (b, h, i, 0))
     shape = jax.ShapeDtypeStruct((B, K, (end - first) * call.block, H), k.dtype)
@@ -146,7 +194,7 @@ def _keys_backward(
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=(B, K, end - first, group, sample[0].shape[0]),
-            in_specs=[queries, keys, keys, queries, row, row],
+            in_specs=[queries, keys, keys, queries, row, row, *(spec for _, spec in ids)],
             out_specs=[own, own],
             scratch_shapes=[pltpu.VMEM((call.block, H), FLOAT)] * 2,
         ),
@@ -154,7 +202,7 @@ def _keys_backward(
         compiler_params=BY_KEYS,
         cost_estimate=_cost(call, q, k, products=4),
         name="block_sampled_attention_dkv",
-    )(*sample, *arrays)
+    )(*sample, *arrays, *(x for x, _ in ids))
     return dk, dv
 
 

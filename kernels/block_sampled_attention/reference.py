@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.block_sampled_attention.sampling import Sample
+from kernels.flash_attention.reference import softmax
 
 
 def block_sampled_attention(
@@ -13,6 +14,7 @@ def block_sampled_attention(
     k: jax.Array,
     v: jax.Array,
     sample: Sample,
+    segment_ids: jax.Array | None = None,
     *,
     scale: float,
     block: int,
@@ -25,10 +27,14 @@ def block_sampled_attention(
     s = scale * jnp.einsum("bnth,bnsh->bnts", q, k, precision="highest")
     i, j = jnp.arange(T)[:, None], jnp.arange(T)[None, :]
     distance, sink = i // block - j // block, j // block < sink_blocks
-    drawn = distance[..., None] == sample.distances[None, None]
-    weight = jnp.where(drawn, sample.log_weights[None, None], 0.0).sum(-1)
-    weight = jnp.where(sink | (distance == 0), 0.0, weight)
-    seen = (j <= i) & (drawn.any(-1) | sink | (distance == 0))
-    s = jnp.where(seen[None, None], s + weight[None, None], -jnp.inf)
-    out = jnp.einsum("bnts,bnsh->bnth", jax.nn.softmax(s, -1), v, precision="highest")
-    return out, jax.nn.logsumexp(s, -1)
+    of_distance = jnp.full(sample.num_blocks, -jnp.inf)
+    of_distance = of_distance.at[sample.distances].set(sample.log_weights, mode="drop")
+    weight = of_distance.at[0].set(0.0)[jnp.maximum(distance, 0)]
+    weight = jnp.where(sink, 0.0, weight)
+    seen = (j <= i) & (weight > -jnp.inf)
+    seen = seen[None]
+    if segment_ids is not None:
+        own, theirs = segment_ids[:, :, None], segment_ids[:, None]
+        seen = seen & (own == theirs) & (own != 0)
+    seen = jnp.broadcast_to(seen[:, None], s.shape)
+    return softmax(s + jnp.where(jnp.isfinite(weight), weight, 0.0)[None, None], seen, v)

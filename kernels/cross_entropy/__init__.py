@@ -9,15 +9,18 @@ gradients four; see `forward` and `backward`.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from kernels.chip import chip_or_target
 from kernels.cross_entropy.blocks import Blocks, choose_blocks
 from kernels.cross_entropy.call import Call
 from kernels.cross_entropy.kernel import losses
 from kernels.cross_entropy.layout import lies_transposed
+from kernels.precision import precision_of
 
 __all__ = ["Blocks", "TokenLosses", "cross_entropy"]
 
@@ -46,13 +49,14 @@ def cross_entropy(
     *,
     vocab_axis: int,
     softcap: float | None = None,
-    chip: str = "v5e",
+    chip: str | None = None,
     blocks: Blocks | None = None,
 ) -> TokenLosses:
     """Losses of each token.
 
     On a TPU float32 is multiplied at jax's default precision, in one pass of bfloat16, unless
-    `jax.default_matmul_precision("highest")` is set, which takes four times as long.
+    `jax.default_matmul_precision("highest")` is set around the call: then in full, forward and
+    backward, which takes four times as long.
 
     Args:
         hidden: [M, D], bfloat16 or float32.
@@ -60,8 +64,8 @@ def cross_entropy(
         bias: [V], any float dtype, or None.
         targets: [M] int32. One outside [0, V) is none: that token's nll is 0, and not correct.
         vocab_axis: of the matrix: 1 for [D, V], 0 for [V, D].
-        softcap: above 0; logits become softcap·tanh(logits / softcap); None: they don't.
-        chip: TPU generation, for the sizes of blocks.
+        softcap: logits become softcap·tanh(logits / softcap); None: they don't.
+        chip: TPU generation, for the sizes of blocks; None: that which is traced for.
         blocks: sizes; None: the generation's.
 
     Returns:
@@ -71,15 +75,15 @@ def cross_entropy(
         ValueError: shapes or dtypes that don't fit, an unknown chip; the text says what would do.
     """
     _check(hidden, matrix, bias, targets, vocab_axis)
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap={softcap}; allowed: above 0, or None")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise ValueError(f"softcap={softcap}; allowed: None or a finite number > 0")
     (tokens, width), vocab = hidden.shape, matrix.shape[vocab_axis]
     if lies_transposed(*matrix.shape):  # then its transpose is no copy, and it would be one
         matrix, vocab_axis = matrix.T, 1 - vocab_axis
-    n = blocks or choose_blocks(tokens, width, vocab, hidden.dtype.itemsize, chip)
+    n = blocks or choose_blocks(tokens, width, vocab, hidden.dtype.itemsize, chip_or_target(chip))
     if n.rows % n.tile:
         raise ValueError(f"blocks={n}; allowed: rows that are a multiple of tile")
-    call = Call(n, vocab, vocab_axis, softcap)
+    call = Call(n, vocab, vocab_axis, softcap, precision_of(hidden.dtype))
     pad = -tokens % n.rows
     rows = jnp.pad(hidden, ((0, pad), (0, 0)))
     given = (targets >= 0) & (targets < vocab)

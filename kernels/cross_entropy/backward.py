@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
@@ -44,7 +43,7 @@ def kernel(call: Call, *refs: Any) -> None:
             acc_bias[...] += d.sum(0, keepdims=True)
             d = d.astype(x.dtype)
             sides = (x, d) if call.vocab_axis == 1 else (d, x)
-            acc[...] += jax.lax.dot_general(*sides, ROWS, preferred_element_type=jnp.float32)
+            acc[...] += call.dot(*sides, ROWS)
 
     if call.tail:
         pl.when(j < call.num_vocab_blocks - 1)(lambda: block(False))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from kernels.cross_entropy.blocks import Blocks
+from kernels.precision import product
 
 LANES = 128
 # Below all logits, and so small that the cap's derivative there is finite: it meets p = 0.
@@ -24,12 +25,14 @@ class Call:
         vocab: V.
         vocab_axis: of the matrix: 1 for [D, V], 0 for [V, D].
         softcap: logits become softcap·tanh(logits / softcap); None: they don't.
+        precision: of matrix products, those of the backward pass too.
     """
 
     blocks: Blocks
     vocab: int
     vocab_axis: int
     softcap: float | None
+    precision: jax.lax.Precision
 
     @property
     def num_vocab_blocks(self) -> int:
@@ -49,10 +52,14 @@ class Call:
         entry = jax.lax.broadcasted_iota(jnp.int32, w.shape, self.vocab_axis)
         return jnp.where(entry < self.tail, w, jnp.zeros_like(w))
 
+    def dot(self, a: jax.Array, b: jax.Array, dims: Any) -> jax.Array:
+        """A matrix product in float32."""
+        return product(a, b, dims, self.precision)
+
     def logits(self, h: jax.Array, w: jax.Array, bias: jax.Array, last: bool) -> jax.Array:
         """Capped, float32 [tile, vocab block]; HIDDEN beyond the vocabulary."""
         contract = (((1,), (1 - self.vocab_axis,)), ((), ()))
-        s = jax.lax.dot_general(h, w, contract, preferred_element_type=jnp.float32) + bias
+        s = self.dot(h, w, contract) + bias
         if self.softcap is not None:
             s = self.softcap * jnp.tanh(s / self.softcap)
         return jnp.where(columns(s) < self.tail, s, HIDDEN) if last else s

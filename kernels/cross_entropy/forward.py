@@ -62,8 +62,7 @@ def _kernel(call: Call, refs: tuple[Any, ...], mean_refs: tuple[Any, Any] | None
                 # to 1 that the gradient is made of.
                 share = jnp.where(hit, 0.0, p * call.slope(s)).astype(w.dtype)
                 contract = (((1,), (call.vocab_axis,)), ((), ()))
-                part = jax.lax.dot_general(share, w, contract, preferred_element_type=jnp.float32)
-                acc[at] = acc[at] * _wide(shrink, acc.shape[1]) + part
+                acc[at] = acc[at] * _wide(shrink, acc.shape[1]) + call.dot(share, w, contract)
 
     if call.tail:
         pl.when(j < call.num_vocab_blocks - 1)(lambda: block(False))

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from kernels.chip import SCALAR_BYTES
+from kernels.chip import SCALAR_BYTES, chip_or_target
 from kernels.decode_attention import inputs
-from kernels.decode_attention.blocks import Cut, chip_or_target, cuts, state_bytes, vmem_bytes
+from kernels.decode_attention.blocks import Cut, cuts, state_bytes, vmem_bytes
 from kernels.decode_attention.inputs import MOST_PARTS, MOST_TOKENS, bias_fits, table_fits
 from kernels.decode_attention.kernel import Layout, call
 from kernels.decode_attention.merge import merge, merge_splits
@@ -257,9 +257,7 @@ def _run(
         table = jnp.pad(table, ((0, 0), (0, missing)))
     num_blocks = None
     if slots.lengths is not None:
-        num_blocks = (slots.lengths.astype(jnp.int32) + layout.block - 1) // layout.block
-        # A length past the cache must not be read.
-        num_blocks = jnp.minimum(num_blocks, layout.num_blocks)
+        num_blocks = inputs.blocks_in_use(slots.lengths, layout.num_slots, layout.block)
     out, lse = call(
         scoring,
         layout,

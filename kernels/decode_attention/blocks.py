@@ -16,7 +16,6 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from kernels.chip import target_chip
 from kernels.decode_attention.softmax import LANES
 
 SUBLANES = 8
@@ -42,11 +41,6 @@ def vmem_bytes(chip: str) -> int:
     if chip not in VMEM_BYTES:
         raise ValueError(f"chip={chip!r}; allowed: {', '.join(VMEM_BYTES)}")
     return VMEM_BYTES[chip]
-
-
-def chip_or_target(chip: str | None) -> str:
-    """None: what is traced for; without a TPU, as in interpret mode, v5e."""
-    return chip or target_chip() or "v5e"
 
 
 @dataclasses.dataclass(frozen=True)

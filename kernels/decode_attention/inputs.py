@@ -140,12 +140,18 @@ def pack_bias(bias: jax.Array, kv_heads: int, rows: int, slots: int) -> jax.Arra
 
 def describe_rows(queries: Queries, group: int, rows: int) -> jax.Array:
     """int32 [B, R, 1 or 2]: position and segment of each row's query; padding sees nothing."""
-    # Below -1, the distance to an empty slot's position would be more than an int32 holds.
-    columns = [jnp.maximum(queries.positions.astype(jnp.int32), -1)]
+    # Below -1, the distance to an empty slot's position would be more than an int32 holds; at that
+    # position, it would be seen.
+    columns = [queries.positions.astype(jnp.int32).clip(-1, EMPTY - 1)]
     if queries.segment_ids is not None:
         columns.append(queries.segment_ids.astype(jnp.int32))
     x = jnp.tile(jnp.stack(columns, -1), (1, group, 1))
     return jnp.pad(x, ((0, 0), (0, rows - x.shape[1]), (0, 0)), constant_values=-1)
+
+
+def blocks_in_use(lengths: jax.Array, num_slots: int, block: int) -> jax.Array:
+    """int32 [B] of lengths, of which one past the slots is that of all."""
+    return (lengths.astype(jnp.int32).clip(0, num_slots) + block - 1) // block
 
 
 def describe_keys(slots: Slots, number: int) -> jax.Array:

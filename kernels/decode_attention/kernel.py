@@ -36,6 +36,7 @@ from kernels.decode_attention.blocks import Cut
 from kernels.decode_attention.call import call_kernel
 from kernels.decode_attention.scoring import Scoring
 from kernels.decode_attention.softmax import LANES, finish, start, weigh, wide
+from kernels.precision import product
 
 NN = (((1,), (0,)), ((), ()))
 NT = (((1,), (1,)), ((), ()))
@@ -84,8 +85,8 @@ class Layout:
 
 def dot(a: jax.Array, b: jax.Array, dims: Any) -> jax.Array:
     """In float32 whatever the operands are; float32 operands are not rounded."""
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return jax.lax.dot_general(a, b, dims, precision, preferred_element_type=jnp.float32)
+    full, once = jax.lax.Precision.HIGHEST, jax.lax.Precision.DEFAULT
+    return product(a, b, dims, full if a.dtype == jnp.float32 else once)
 
 
 def each_tile_of_rows(cut: Cut, step: Callable[[Any], None]) -> None:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 LOG2_E = 1.4426950408889634  # exp(x) = exp2(x·LOG2_E), and TPUs have an exp2
-EMPTY = jnp.iinfo(jnp.int32).max  # position of a slot that no query sees
+EMPTY = 2**31 - 1  # position of a slot that no query sees
 
 
 class Queries(NamedTuple):
@@ -70,10 +70,10 @@ class Scoring:
             raise ValueError(f"scale={self.scale}; allowed: a finite number")
         if self.softcap is not None and not 0 < self.softcap < math.inf:
             raise ValueError(f"softcap={self.softcap}; allowed: None or a finite number > 0")
-        if self.window is not None and (self.window < 1 or self.window != int(self.window)):
-            raise ValueError(f"window={self.window}; allowed: None or an integer >= 1")
-        if self.num_sinks < 0 or self.num_sinks != int(self.num_sinks):
-            raise ValueError(f"num_sinks={self.num_sinks}; allowed: an integer >= 0")
+        if self.window is not None and not _is_integer(self.window, 1):
+            raise ValueError(f"window={self.window}; allowed: None or an integer from 1 to {EMPTY}")
+        if not _is_integer(self.num_sinks, 0):
+            raise ValueError(f"num_sinks={self.num_sinks}; allowed: an integer from 0 to {EMPTY}")
         if self.num_sinks and self.window is None:
             raise ValueError(f"num_sinks={self.num_sinks}; allowed: 0 where there is no window")
 
@@ -103,3 +103,8 @@ class Scoring:
         if bias is not None:
             scores += bias * LOG2_E
         return jnp.where(seen, scores, -jnp.inf)
+
+
+def _is_integer(value: float, least: int) -> bool:
+    """Of those that positions are compared with: int32."""
+    return least <= value <= EMPTY and value == int(value)

@@ -20,7 +20,7 @@ from kernels.flash_attention.fire import Fire, quotient
 from kernels.flash_attention.kernel import Settings, Tokens, Trained, attend
 from kernels.flash_attention.padding import whole_blocks
 from kernels.flash_attention.places import At, Mask, Rule
-from kernels.flash_attention.precision import precision_of
+from kernels.precision import precision_of
 
 __all__ = [
     "DTYPES",

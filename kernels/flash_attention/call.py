@@ -14,6 +14,7 @@ from jax.experimental import pallas as pl
 from kernels.flash_attention.blocks import Blocks
 from kernels.flash_attention.pattern import Band
 from kernels.flash_attention.places import Rule, penalty
+from kernels.precision import product
 
 LANES, SUBLANES = 128, 8
 LOG2_E = 1.4426950408889634  # exp(x) = exp2(x·LOG2_E), and TPUs have an exp2
@@ -188,9 +189,7 @@ class Call:
 
     def dot(self, a: jax.Array, b: jax.Array, dims: Any) -> jax.Array:
         """A matrix product in float32."""
-        return jax.lax.dot_general(
-            a, b, dims, precision=self.precision, preferred_element_type=jnp.float32
-        )
+        return product(a, b, dims, self.precision)
 
     def scores(self, dots: jax.Array) -> jax.Array:
         """q·k → scores in base 2, capped."""

@@ -14,6 +14,7 @@ from kernels.flash_attention.places import At, Mask
 
 HEAD_DIMS = (64, 80, 96, 128, 192, 256)
 DTYPES = (jnp.bfloat16, jnp.float32)
+LARGEST = 2**31 - 1  # distance or position: they are int32
 SHORTEST_WINDOW = 128  # beside sinks: no block is shorter
 
 
@@ -144,11 +145,12 @@ def _kind(array: Any) -> str:
 
 def _check_integer(name: str, value: Any, least: int) -> None:
     if value is not None and not _is_integer(value, least):
-        raise ValueError(f"{name}={value!r}; allowed: None or an integer >= {least}")
+        allowed = f"None or an integer from {least} to {LARGEST}"
+        raise ValueError(f"{name}={value!r}; allowed: {allowed}")
 
 
 def _is_integer(value: Any, least: int) -> bool:
-    return isinstance(value, numbers.Integral) and int(value) >= least
+    return isinstance(value, numbers.Integral) and least <= int(value) <= LARGEST
 
 
 def check_options(

@@ -62,7 +62,7 @@ def flash_attention(
     if segment_ids is not None:
         same = segment_ids[:, :, None] == segment_ids[:, None, :]
         seen &= (same & (segment_ids != 0)[:, :, None])[:, None]
-    return _softmax(s, seen, v)
+    return softmax(s, seen, v)
 
 
 def flash_attention_at(
@@ -89,10 +89,11 @@ def flash_attention_at(
         s -= slopes[None, :, None, None] * distance.astype(jnp.float32)
     own = q_at.segment_ids[:, None, :, None]
     seen = mask.visible(i, j) & (own == k_at.segment_ids[:, None, None, :]) & (own != 0)
-    return _softmax(s, jnp.broadcast_to(seen, s.shape), v)
+    return softmax(s, jnp.broadcast_to(seen, s.shape), v)
 
 
-def _softmax(s: jax.Array, seen: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+def softmax(s: jax.Array, seen: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of scores of the pairs that are seen: output, and log-sum-exp; 0 and HIDDEN where none is."""
     some = seen.any(-1)
     s = jnp.where(seen, s, HIDDEN)
     p = jnp.where(seen, jax.nn.softmax(s, axis=-1), 0.0)

@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from kernels.chip import chip_or_target
 from kernels.decode_attention import inputs
-from kernels.decode_attention.blocks import Cut, chip_or_target, cuts, state_bytes, vmem_bytes
+from kernels.decode_attention.blocks import Cut, cuts, state_bytes, vmem_bytes
 from kernels.decode_attention.merge import merge_splits
 from kernels.decode_attention.scoring import Queries, Scoring, Slots
 from kernels.decode_attention.softmax import LANES
@@ -248,8 +249,7 @@ def _blocks_in_use(zones: Sequence[Zone], plans: Sequence[Plan], batch: int) -> 
     for zone, plan in zip(zones, plans, strict=True):
         lengths = zone.slots.lengths
         lengths = jnp.full(batch, zone.num_slots) if lengths is None else lengths
-        used = (lengths.astype(jnp.int32) + plan.block - 1) // plan.block
-        found.append(jnp.minimum(used, plan.count))  # a length past the zone must not be read
+        found.append(inputs.blocks_in_use(lengths, zone.num_slots, plan.block))
     return jnp.stack(found)
 
 

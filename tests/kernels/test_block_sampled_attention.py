@@ -21,9 +21,8 @@ from kernels.block_sampled_attention.sampling import NOWHERE
 from kernels.flash_attention import flash_attention
 from kernels.flash_attention.blocks import Blocks
 from tests.kernels.aot import TOPOLOGIES, compiles, needs_libtpu
+from tests.kernels.test_flash_attention import TOLERANCE, assert_near
 
-# float32 sums of up to 640 terms in another order; bfloat16 has 8 bits, and p is rounded to it.
-TOLERANCE = {jnp.float32: 1e-5, jnp.bfloat16: 2e-2}
 STRICT = pltpu.InterpretParams(uninitialized_memory="nan", dma_execution_mode="on_wait")
 
 
@@ -55,25 +54,34 @@ def arrays(length, heads, head_dim, dtype, batch=1):
 
 def near(found, wanted, dtype):
     for pair in zip(found, wanted, strict=True):
-        a, b = (np.asarray(x, np.float32) for x in pair)
-        np.testing.assert_allclose(a, b, atol=TOLERANCE[dtype] * np.abs(b).max())
+        assert_near(*pair, TOLERANCE[jnp.dtype(dtype).name])
 
 
 def compare(
     sample, *, length=384, heads=(1, 1), head_dim=64, dtype=jnp.float32, mode=STRICT, **options
 ):
-    given = arrays(length, heads, head_dim, dtype)
+    x, (d_out, d_lse) = arrays(length, heads, head_dim, dtype)
     options = {"scale": head_dim**-0.5, "block": 128, "sample": sample, **options}
+    if (ids := options.get("segment_ids")) is not None:
+        d_lse = jnp.where(ids[:, None] == 0, 0.0, d_lse)  # that of padding is a constant
+    given = x, (d_out, d_lse)
     with pltpu.force_tpu_interpret_mode(mode):
         found = with_gradients(functools.partial(block_sampled_attention, **options), *given)
     oracle = functools.partial(reference.block_sampled_attention, **options)
     near(found, with_gradients(oracle, *given), dtype)
 
 
-# The first in every run, the others with -m slow.
+# The first two in every run, the others with -m slow.
 CASES = {
     "sinks": {
         "sample": draw(4, 2, NOWHERE, log_weights=[0.7, 0.1]),
+        "sink_blocks": 1,
+        "length": 500,
+        "heads": (2, 1),
+    },
+    "packed": {
+        "sample": draw(4, 1, 3, log_weights=[0.4, 0.2]),
+        "segment_ids": jnp.repeat(jnp.array([[3, 1, 0]], jnp.int32), jnp.array([150, 300, 50]), 1),
         "sink_blocks": 1,
         "length": 500,
         "heads": (2, 1),
@@ -91,7 +99,7 @@ CASES = {
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] if number else [])
+        pytest.param(name, marks=[pytest.mark.slow] if number > 1 else [])
         for number, name in enumerate(CASES)
     ],
 )
@@ -135,13 +143,18 @@ def test_no_races_between_heads_of_a_group(capfd):
     seed=st.integers(0, 2**31 - 1),
     most=st.integers(1, 5),
     probability=st.sampled_from([0.2, 0.6, 1.0]),
+    packed=st.booleans(),
 )
-def test_many_drawn_cases(length, head_dim, dtype, heads, sink_blocks, seed, most, probability):
+def test_many_drawn_cases(
+    length, head_dim, dtype, heads, sink_blocks, seed, most, probability, packed
+):
     blocks = -(-length // 128)
     probabilities = (1.0, *[probability] * (blocks - 1))
     sample = sample_distances(jax.random.key(seed), probabilities, most=most)
     sizes = {"length": length, "head_dim": head_dim, "heads": heads}
-    compare(sample, **sizes, dtype=dtype, sink_blocks=sink_blocks)
+    ids = jnp.asarray(np.random.default_rng(seed).integers(0, 4, (1, length)), jnp.int32)
+    packing = {"segment_ids": ids.sort()} if packed else {}
+    compare(sample, **sizes, dtype=dtype, sink_blocks=sink_blocks, **packing)
 
 
 def test_the_draw_follows_from_the_key():
@@ -206,7 +219,9 @@ def test_what_cannot_be_drawn(call, message):
         ({"heads": (3, 2)}, r"\[batch, kv_heads, length, head_dim\], heads a multiple"),
         ({"dtype": jnp.float16}, "dtypes float16, float16, float16; allowed: all bfloat16"),
         ({"block": 100}, "block=100; allowed: 128, 256, 512, 1024"),
-        ({"sink_blocks": -1}, "sink_blocks=-1; allowed: at least 0"),
+        ({"sink_blocks": -1}, "sink_blocks=-1; allowed: an integer >= 0"),
+        ({"sink_blocks": 0.5}, "sink_blocks=0.5; allowed: an integer >= 0"),
+        ({"scale": float("nan")}, "scale=nan; allowed: a finite Python number"),
         (
             {"sample": draw(3, 1, log_weights=[])},
             r"sample of int32\(1,\) and float32\(0,\); allowed",

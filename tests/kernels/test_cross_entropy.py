@@ -1,6 +1,7 @@
 """The cross entropy kernel in TPU interpret mode against all logits at once."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -139,7 +140,8 @@ def test_no_races(capfd):
         ({"targets": jnp.zeros(3, jnp.int32)}, r"targets=int32\(3,\); allowed: int32 \(24,\)"),
         ({"bias": jnp.zeros(3)}, r"bias=float32\(3,\); allowed: float \(200,\)"),
         ({"matrix": jnp.zeros((64, 0))}, r"matrix=\(64, 0\); allowed: \[D, V\] with D=64, V ≥ 1"),
-        ({"softcap": 0.0}, "softcap=0.0; allowed: above 0, or None"),
+        ({"softcap": 0.0}, "softcap=0.0; allowed: None or a finite number > 0"),
+        ({"softcap": math.inf}, "softcap=inf; allowed: None or a finite number > 0"),
         ({"blocks": Blocks(16, 128, 12)}, "blocks=.*; allowed: rows that are a multiple of tile"),
         ({"chip": "v9"}, "chip='v9'; allowed: v4, v5e, v5p, v6e, tpu7x"),
     ],

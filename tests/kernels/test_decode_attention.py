@@ -297,10 +297,11 @@ def test_keys_and_values_that_do_not_fit_are_refused(change, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"window": 0}, "window=0; allowed: None or an integer >= 1"),
-        ({"window": 1.5}, "window=1.5; allowed: None or an integer >= 1"),
+        ({"window": 0}, "window=0; allowed: None or an integer from 1 to 2147483647"),
+        ({"window": 1.5}, "window=1.5; allowed: None or an integer from 1 to 2147483647"),
+        ({"window": 2**31}, "window=2147483648; allowed: None or an integer from 1 to"),
         ({"num_sinks": 4}, "num_sinks=4; allowed: 0 where there is no window"),
-        ({"num_sinks": -1, "window": 5}, "num_sinks=-1; allowed: an integer >= 0"),
+        ({"num_sinks": -1, "window": 5}, "num_sinks=-1; allowed: an integer from 0 to 2147483647"),
         ({"softcap": 0.0}, "softcap=0.0; allowed: None or a finite number > 0"),
         ({"scale": float("nan")}, "scale=nan; allowed: a finite number"),
     ],
@@ -357,6 +358,22 @@ def test_a_query_below_zero_sees_no_empty_slot(position):
     assert (SCORING(jnp.zeros((8, 128)), rows, keys, None) == -jnp.inf).all()
 
 
+def test_the_last_position_sees_no_empty_slot():
+    """Empty slots are described by it."""
+    queries, slots = Queries(jnp.full((1, 8), 2**31 - 1)), Slots(jnp.array([[-1, 0]]))
+    rows = decode_inputs.describe_rows(queries, 1, 8)[0]
+    keys = decode_inputs.describe_keys(slots, 128)[0]
+    seen = SCORING(jnp.zeros((8, 128)), rows, keys, None) == 0
+    assert seen[:, 1].all() and seen.sum() == 8
+
+
+def test_blocks_in_use():
+    """None below 0, no more than there are: no sum wraps around."""
+    lengths = jnp.array([-3, 0, 1, 128, 129, 300, 2**31 - 1])
+    found = decode_inputs.blocks_in_use(lengths, 300, 128)
+    assert found.tolist() == [0, 0, 1, 1, 2, 3, 3]
+
+
 @pytest.mark.parametrize("chip", VMEM_BYTES)
 def test_all_shapes_fit_every_chip(chip):
     """The widest and longest of each kind: the smallest blocks and pieces are small enough."""
@@ -377,27 +394,48 @@ def test_an_unknown_chip_is_refused():
 
 
 @pytest.mark.slow
-@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=60, deadline=None)
 @hypothesis.given(st.data())
 def test_anything(data):
+    """Heads, tokens, lengths, window, sinks, segments and bias, of a cache, a ring or pages."""
     draw = data.draw
-    K, G = draw(st.integers(1, 3)), draw(st.integers(1, 4))
-    S = draw(st.integers(1, 600))
-    dtype = draw(st.sampled_from(["float32", "bfloat16"]))
-    inputs, queries, slots = arrays(
-        *(draw(st.integers(0, 99)), draw(st.integers(1, 3)), K * G, K),
-        *(draw(st.integers(1, 9)), S, draw(st.sampled_from([64, 80, 128, 192])), dtype),
-        bias=draw(st.booleans()),
+    K, G, B, page = (
+        draw(st.sampled_from(x)) for x in ((1, 2, 3), (1, 2, 4), (1, 3), (16, 64, 256))
     )
-    window = draw(st.none() | st.integers(1, S))
-    sinks = draw(st.integers(0, 9)) if window else 0
-    scoring = Scoring(0.1, draw(st.none() | st.floats(0.5, 9)), window, sinks)
+    form = draw(st.sampled_from(["dense", "ring", "pages"]))
+    S = page * draw(st.integers(1, 600 // page)) if form == "pages" else draw(st.integers(1, 600))
+    dtype = draw(st.sampled_from(["float32", "bfloat16"]))
+    (q, k, v), queries, slots = arrays(
+        *(draw(st.integers(0, 99)), B, K * G, K, draw(st.sampled_from([1, 2, 5, 9, 40])), S),
+        *(draw(st.sampled_from([64, 80, 128, 192])), dtype),
+        bias=draw(st.booleans()) and G <= 2,
+    )
+    rng = np.random.default_rng(S)
+    if not decode_inputs.bias_fits(*q.shape[1:3], 2 * K * k.shape[3] * k.dtype.itemsize):
+        slots = slots._replace(bias=None)
+    if form == "ring":
+        turned = jnp.roll(slots.positions, draw(st.integers(0, S)), 1)
+        slots = slots._replace(positions=jnp.where(rng.random((B, S)) < 0.1, -1, turned))
+    if draw(st.booleans()):  # below 0, among the keys and after them
+        queries = Queries(jnp.asarray(rng.integers(-2, S + 9, (B, q.shape[2]))))
     if draw(st.booleans()):
-        lengths = st.lists(
-            st.integers(0, S + 300), min_size=len(inputs[0]), max_size=len(inputs[0])
-        )
-        slots = slots._replace(lengths=jnp.array(draw(lengths)))
-    agree(inputs, queries, slots, scoring)
+        queries = queries._replace(segment_ids=jnp.asarray(rng.integers(0, 3, (B, q.shape[2]))))
+        slots = slots._replace(segment_ids=jnp.asarray(np.sort(rng.integers(0, 3, (B, S)))))
+    if draw(st.booleans()):
+        slots = slots._replace(lengths=jnp.asarray(rng.integers(0, S + 300, B)))
+    window = draw(st.none() | st.integers(1, S + 9))
+    sinks = draw(st.sampled_from([0, 4, 999])) if window else 0
+    scoring = Scoring(0.1, draw(st.none() | st.floats(0.5, 9)), window, sinks)
+    if form != "pages":
+        return agree((q, k, v), queries, slots, scoring)
+    # A pool of fewer pages than the rows have: some are in several places.
+    table = jnp.asarray(rng.integers(0, 5, (B, S // page)))
+    pool = [random(rng, 5, K, page, k.shape[3], dtype=k.dtype) for _ in "kv"]
+    dense = [x[table].swapaxes(1, 2).reshape(k.shape) for x in pool]
+    run = functools.partial(paged_decode_attention, interpret=INTERPRET)
+    actual = jax.jit(run, static_argnums=4)(q, *pool, table, scoring, queries, slots)
+    expected = reference(q, *dense, scoring, queries, slots)
+    return assert_close(actual, expected, TOLERANCE[dtype])
 
 
 @pytest.mark.tpu_aot

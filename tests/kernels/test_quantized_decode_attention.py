@@ -287,27 +287,33 @@ def test_zones_that_do_not_belong_together_are_refused():
 
 
 @pytest.mark.slow
-@hypothesis.settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=60, deadline=None)
 @hypothesis.given(st.data())
 def test_anything(data):
+    """Bits and sizes of zones, heads, tokens, lengths, window, sinks, soft cap, segments, bias."""
+    draw = data.draw
     zone = st.tuples(st.sampled_from([None, "float8", 8, 4, 2]), st.sampled_from([128, 256, 384]))
-    zones = data.draw(st.lists(zone, min_size=1, max_size=4))
-    K, G = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 4))
-    T = data.draw(st.integers(1, 5))
-    group = data.draw(st.sampled_from([16, 32, 64, 128])), data.draw(st.sampled_from([16, 32, 64]))
+    zones = draw(st.lists(zone, min_size=1, max_size=4))
+    K, G, T = (draw(st.sampled_from(x)) for x in ((1, 2), (1, 2, 4), (1, 2, 5, 40)))
+    group = draw(st.sampled_from([16, 32, 64, 128])), draw(st.sampled_from([16, 32, 64]))
+    # Not larger than the smallest cache: 2 bits, head_dim 64.
+    kinds = [(), ("segments",)] + [("bias",), ("bias", "segments")] * (G * T <= 9)
     q, zones, queries = make(
-        *(zones, data.draw(st.integers(0, 99)), data.draw(st.integers(1, 2)), K * G, K),
+        *(zones, draw(st.integers(0, 99)), draw(st.integers(1, 2)), K * G, K),
         T=T,
-        H=data.draw(st.sampled_from([64, 128])),
-        dtype=data.draw(st.sampled_from(["float32", "bfloat16"])),
+        H=draw(st.sampled_from([64, 128])),
+        dtype=draw(st.sampled_from(["float32", "bfloat16"])),
         group=group,
-        # Not larger than the smallest cache: 2 bits, head_dim 64.
-        more=("bias",) if G * T <= 9 and data.draw(st.booleans()) else (),
+        more=(more := draw(st.sampled_from(kinds))),
     )
-    if data.draw(st.booleans()):
-        lengths = st.lists(st.integers(0, 400), min_size=len(q), max_size=len(q))
-        zones = [with_slots(z, lengths=jnp.array(data.draw(lengths))) for z in zones]
-    agree(q, zones, queries, Scoring(0.1, window=data.draw(st.none() | st.integers(1, 500))))
+    rng = np.random.default_rng(T)
+    if "segments" in more:
+        queries = queries._replace(segment_ids=jnp.asarray(rng.integers(0, 4, (len(q), T))))
+    if draw(st.booleans()):
+        zones = [with_slots(z, lengths=jnp.asarray(rng.integers(0, 400, len(q)))) for z in zones]
+    window = draw(st.none() | st.integers(1, 500))
+    sinks = draw(st.sampled_from([0, 4, 999])) if window else 0
+    agree(q, zones, queries, Scoring(0.1, draw(st.none() | st.floats(0.5, 9)), window, sinks))
 
 
 @pytest.mark.tpu_aot

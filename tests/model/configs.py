@@ -69,6 +69,7 @@ CONFIGS: dict[str, ModelConfig] = {
     ),
     "reference": small(attention={"implementation": "reference"}),
     "blockwise": small(attention={"implementation": "blockwise"}),
+    "block_sampled": small(attention={"implementation": "block_sampled"}),
     **{kind: small(feed_forward={"kind": kind}) for kind in KINDS},
     "default_width": small(feed_forward={"d_ff": None}),
     "feed_forward_bias": small(feed_forward={"bias": True}),

@@ -1,16 +1,16 @@
 """A train step for absent TPUs holds the loss's kernels, one for each device's rows."""
 
-import importlib.util
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
 from launch.aot.topology import environment
+from tests.kernels.aot import needs_libtpu
 
 STEP = """
-import re
 import jax
 import jax.numpy as jnp
 import jaxlm
@@ -25,8 +25,11 @@ from jaxlm.training.step import make_train_step
 
 mesh = pod_mesh("v5e:2x2", MESH)
 config = jaxlm.ModelConfig(
-    vocab_size=1000, num_layers=1, d_model=256, context_length=256, position_encoding="rope",
-    attention=jaxlm.AttentionConfig(num_heads=2, num_kv_heads=2, head_dim=128),
+    vocab_size=VOCAB, num_layers=1, d_model=256, context_length=256, position_encoding="rope",
+    attention=jaxlm.AttentionConfig(
+        num_heads=2, num_kv_heads=2, head_dim=128, implementation="IMPLEMENTATION"
+    ),
+    embedding=jaxlm.EmbeddingConfig(tied=TIED),
     numerics=jaxlm.NumericsConfig(dtype="bfloat16"),
 )
 model, train = jaxlm.Transformer(config), TrainConfig(steps=2)
@@ -38,17 +41,12 @@ batch = {n: jax.ShapeDtypeStruct((8, 256), jnp.int32, sharding=rows) for n in na
 batch["loss_weights"] = jax.ShapeDtypeStruct((8, 256), jnp.float32, sharding=rows)
 step = compile_step(make_train_step(model, optimizer, train), shapes)
 with jax.set_mesh(mesh):  # nothing may run: there are no such devices
-    text = step.lower(shapes, batch).compile().as_text()
-for name in ("forward", "backward"):
-    for line in text.splitlines():
-        if "tpu_custom_call" in line and f"cross_entropy_{name}" in line:
-            shapes = re.findall(r"bf16\\[([\\d,]+)\\]", line)
-            print(name, *sorted(set(shapes)))
+    print(step.lower(shapes, batch).compile().as_text())
 """
 
 
 @pytest.mark.tpu_aot
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")
+@needs_libtpu
 @pytest.mark.parametrize(
     ("mesh", "kernels"),
     [
@@ -71,9 +69,44 @@ for name in ("forward", "backward"):
     ],
 )
 def test_a_train_step_holds_the_kernels(mesh, kernels):
-    command = [sys.executable, "-c", STEP.replace("MESH", repr(mesh))]
+    text, found = compiled_step(mesh, vocab=1000, tied=False), set()
+    for name in ("forward", "backward"):
+        for line in text.splitlines():
+            if "tpu_custom_call" in line and f"cross_entropy_{name}" in line:
+                shapes = re.findall(r"bf16\[([\d,]+)\]", line)
+                found.add(" ".join([name, *sorted(set(shapes))]))
+    assert found == kernels
+
+
+@pytest.mark.tpu_aot
+@needs_libtpu
+def test_a_tied_head_is_read_as_the_embedding_lies():
+    """Nothing turns it, nor its gradient."""
+    text = compiled_step({"data": 4, "fsdp": 1, "context": 1, "tensor": 1}, vocab=1024, tied=True)
+    assert "cross_entropy_backward" in text
+    assert not re.findall(r"\[(?:1024,256|256,1024)\]\S* (?:copy|transpose)\(", text)
+
+
+@pytest.mark.tpu_aot
+@needs_libtpu
+def test_a_train_step_leaves_out_blocks():
+    """By the kernels, of each device's rows and heads."""
+    mesh = {"data": 2, "fsdp": 1, "context": 1, "tensor": 2}
+    text = compiled_step(mesh, vocab=1024, tied=False, implementation="block_sampled(128)")
+    for name in ("forward", "dq", "dkv"):
+        assert re.search(rf"bf16\[4,1,\d+,128\].*block_sampled_attention_{name}", text), name
+
+
+def compiled_step(mesh, vocab, tied, implementation="auto"):
+    """The text of a train step on four chips."""
+    step = STEP.replace("MESH", repr(mesh)).replace("VOCAB", str(vocab)).replace("TIED", str(tied))
+    step = step.replace("IMPLEMENTATION", implementation)
     run = subprocess.run(
-        command, env=environment(os.environ), capture_output=True, text=True, check=False
+        [sys.executable, "-c", step],
+        env=environment(os.environ),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == 0, run.stderr[-3000:]
-    assert set(run.stdout.splitlines()) == kernels
+    return run.stdout

@@ -20,7 +20,8 @@ def on_tpu(monkeypatch):
         yield
 
 
-def test_it_agrees_with_the_form_of_xla(on_tpu):
+@pytest.mark.parametrize("tied", [False, True])
+def test_it_agrees_with_the_form_of_xla(on_tpu, tied):
     """One device here; tests/training/test_loss_aot.py compiles for four."""
     keys = jax.random.split(jax.random.key(0), 4)
     hidden = jax.random.normal(keys[0], (2, 9, 64))
@@ -36,9 +37,12 @@ def test_it_agrees_with_the_form_of_xla(on_tpu):
 
         return jax.jit(jax.value_and_grad(both, (0, 1, 2), has_aux=True))(hidden, matrix, bias)
 
+    def of_embedding(spec, hidden, matrix, *rest):
+        return next_token_loss_on_tpu(spec, hidden, matrix.T, *rest, tied=True)
+
     with jax.set_mesh(make_mesh(MeshConfig())):
         assert fits(hidden)
-        found = run(next_token_loss_on_tpu)
+        found = run(of_embedding if tied else next_token_loss_on_tpu)
     # float32 sums of 200 and 64 terms in another order.
     for a, b in zip(*map(jax.tree.leaves, (found, run(next_token_loss))), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=5e-6 * np.abs(b).max())

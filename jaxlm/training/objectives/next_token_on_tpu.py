@@ -29,15 +29,21 @@ def fits(hidden: Float[Array, "B T D"]) -> bool:
 def next_token_loss_on_tpu(
     spec: LossSpec,
     hidden: Float[Array, "B T D"],
-    matrix: Float[Array, "D V"],
+    matrix: Float[Array, "D V"] | Float[Array, "V D"],
     bias: Float[Array, "V"] | None,
     targets: Int[Array, "B T"],
     weights: Float[Array, "B T"],
+    *,
+    tied: bool = False,
 ) -> tuple[Float[Array, ""], LossSums]:
     """As `next_token_loss`, for what `fits`; no logits leave the chip's VMEM, so no `spec.chunk`.
 
     On a mesh set by `jax.set_mesh`, each device works for its tokens. A gradient of the matrix,
     and the sum of the devices' gradients, is in the matrix's dtype.
+
+    Args:
+        tied: the matrix is the embedding [V, D]. It is read as it lies: its transpose would be a
+            copy at every step, and another one of its gradient.
     """
     chip, mesh = target_chip() or "v5e", jax.sharding.get_abstract_mesh()
 
@@ -48,7 +54,7 @@ def next_token_loss_on_tpu(
             matrix,
             bias,
             targets.reshape(-1),
-            vocab_axis=1,
+            vocab_axis=0 if tied else 1,
             softcap=spec.softcap,
             chip=chip,
         )
