@@ -3,7 +3,7 @@
 Command   python -m launch.train --config=configs/llama3_1b.py --workdir=runs/llama3_1b \
               --config.data.sources=gs://BUCKET/text/*.jsonl.zst \
               --config.data.tokenizer=PATH/tokenizer.json --config.mesh.fsdp=16
-Hardware  16 TPU chips or more; fsdp is their number; on all its hosts: --distributed
+Hardware  16 TPU chips or more; fsdp is their number; all hosts: --distributed
 Time      days; not run by us yet
 Result    none yet: this file is a shape and sensible settings
 """

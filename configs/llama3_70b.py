@@ -4,7 +4,7 @@ Command   python -m launch.train --config=configs/llama3_70b.py --workdir=runs/l
               --config.data.sources=gs://BUCKET/text/*.jsonl.zst \
               --config.data.tokenizer=PATH/tokenizer.json \
               --config.mesh.fsdp=256 --config.mesh.tensor=4
-Hardware  a thousand TPU chips or more; fsdp × tensor is their number; on all its hosts: --distributed
+Hardware  a thousand TPU chips or more; fsdp × tensor is their number; all hosts: --distributed
 Time      months; not run by us yet
 Result    none yet: this file is a shape and sensible settings
 """
