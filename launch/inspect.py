@@ -20,7 +20,14 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Sequences decoded at a time.
 LENGTH = flags.DEFINE_integer(
     "length", None, "Tokens of each; the model's context length by default.", lower_bound=1
 )
-CACHES = ("dense", "ring(window=4096)", "quantized", "staircase")
+CACHES = (
+    "dense",
+    "paged",
+    "ring(window=4096)",
+    "quantized(bits=8)",
+    "quantized(bits=4)",
+    "staircase",
+)
 
 
 def architecture(config: ModelConfig) -> dict[str, str]:

@@ -57,7 +57,7 @@ class HeldOut:
 def evaluate(
     model: Transformer,
     params: Any,
-    batches: Iterable[Mapping[str, np.ndarray]],
+    batches: Iterable[Mapping[str, np.ndarray | jax.Array]],
     num_bytes: int | None = None,
 ) -> HeldOut:
     """The mean loss over all weighted targets of `batches` (see jaxlm.data).

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -101,7 +102,7 @@ def local_rows(sharding: NamedSharding, batch_size: int, length: int) -> tuple[i
 
 
 def place_rows(
-    local: np.ndarray, rows: tuple[int, ...], batch_size: int, sharding: NamedSharding
+    local: np.ndarray, rows: Sequence[int], batch_size: int, sharding: NamedSharding
 ) -> jax.Array:
     """A batch on the devices of all processes.
 

@@ -7,11 +7,12 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from jax.sharding import Mesh, NamedSharding
 
@@ -245,13 +246,18 @@ class _Loop:
 
     def _batches(self, start: int, watch: Stopwatch) -> Iterator[Mapping[str, jax.Array]]:
         """Batches on the devices, from step `start` on, with the time each one took to come."""
-        source, size, local = self.loader.iterate(start), self.run.data.batch_size, self.loader.rows
+        source, local = self.loader.iterate(start), self.loader.rows
         assert local is not None
         while True:
             begin = time.perf_counter()
             batch = next(source)
             watch.waited(time.perf_counter() - begin)
-            yield {name: place_rows(x, local, size, self.rows) for name, x in batch.items()}
+            yield self._placed(batch, local)
+
+    def _placed(self, batch: Mapping[str, np.ndarray], rows: Sequence[int]) -> dict[str, jax.Array]:
+        """On the devices of all processes; of the whole batch, `rows` are at hand."""
+        size = self.run.data.batch_size
+        return {name: place_rows(x, rows, size, self.rows) for name, x in batch.items()}
 
     def _record(self, step: int, metrics: Metrics, speed: Mapping[str, float]) -> None:
         values = {k: float(v) for k, v in jax.device_get(metrics).items()}
@@ -264,7 +270,9 @@ class _Loop:
         if not self.loader.held_out_stores:
             return None
         params = combine(self.frozen, state.averaged_params)
-        result = evaluate(self.model, params, self.loader.held_out(), self.loader.held_out_bytes)
+        every = range(self.run.data.batch_size)
+        batches = (self._placed(batch, every) for batch in self.loader.held_out())
+        result = evaluate(self.model, params, batches, self.loader.held_out_bytes)
         values = {"held_out_loss": result.loss, "held_out_accuracy": result.accuracy}
         if result.bits_per_byte is not None:
             values["held_out_bits_per_byte"] = result.bits_per_byte
