@@ -4,6 +4,7 @@ python -m launch.benchmark train --d_model=256 --num_layers=4 --batch_size=8 --l
 python -m launch.benchmark decode --batch_size=1 --peer=transformers --output=decode.json
 python -m launch.benchmark decode --checkpoint=MODEL.gguf --batch_size=1 --peer=transformers
 python -m launch.benchmark decode --methods='greedy,beam(num_beams=4)' --caches='dense,ring(64)'
+python -m launch.benchmark load --checkpoint=MODEL.gguf --rounds=3 --peer=transformers
 
 A peer is measured in a process of its own, one repetition of each in turn, so that a busy machine
 slows both; ratios are medians over the rounds. `--peer_python` names the interpreter of an
@@ -56,7 +57,7 @@ from jaxlm.training.flops import (
 from jaxlm.training.optimizers import make_optimizer
 from jaxlm.training.state import init_state
 from jaxlm.training.step import make_train_step
-from launch import benchmark_methods, console
+from launch import benchmark_load, benchmark_methods, console
 from launch.benchmark_peer import Peer
 
 CHECKPOINT = flags.DEFINE_string(
@@ -337,14 +338,20 @@ def show(figures: dict[str, Any]) -> None:
 
 def main(argv: list[str]) -> None:
     """Prints a table and, with --output, writes JSON."""
-    if argv[1:] not in [["train"], ["decode"]]:
-        raise app.UsageError("say what to measure: train or decode")
+    if argv[1:] not in [["train"], ["decode"], ["load"]]:
+        raise app.UsageError("say what to measure: train, decode or load")
     figures: Any
     with console.clear_errors():
         if OUTPUT.value is not None:  # what cannot be written is told before anything is measured
             Path(OUTPUT.value).parent.mkdir(parents=True, exist_ok=True)
             Path(OUTPUT.value).touch()
-        if METHODS.value is None and CACHES.value is None:
+        if argv[1] == "load":
+            if CHECKPOINT.value is None:
+                raise ValueError("checkpoint is absent; allowed: with load, what is to be loaded")
+            python = PEER_PYTHON.value if PEER.value else None
+            figures = benchmark_load.measure(CHECKPOINT.value, ROUNDS.value, python)
+            show(figures)
+        elif METHODS.value is None and CACHES.value is None:
             figures = measure(argv[1])
             show(figures)
         elif argv[1] == "decode":

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 import subprocess
 import sys
@@ -9,7 +10,9 @@ import sys
 import pytest
 
 from jaxlm.interop.write import write_hub_folder
+from launch import benchmark_load
 from tests.decoding import tiny
+from tests.interop.folders import read_golden, write_folder
 from tests.marks import slow_but
 
 SIZES = ["--batch_size=2", "--prompt_length=12", "--new_tokens=5", "--rounds=2"]
@@ -41,6 +44,18 @@ def test_alone(tmp_path, what):
 def test_bad_flags_are_told_before_anything_is_measured(flag, told):
     result = run("decode", flag, "--d_model=16", "--num_heads=2")
     assert result.returncode == 1 and told in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_load(tmp_path):
+    _, config, shapes = read_golden("llama")
+    folder = write_folder(tmp_path / "hub", config, shapes)
+    figures = benchmark_load.measure(str(folder), 1, None)
+    numbers = sum(math.prod(shape) for shape in shapes.values())
+    assert figures["parameters MiB"] == 4 * numbers / 2**20
+    assert figures["seconds"] > 0 and figures["of copying as many bytes"] > 0
+    assert "ratio" not in figures
+    with pytest.raises(ValueError, match="absent"):
+        benchmark_load.measure(str(tmp_path / "absent.gguf"), 1, None)
 
 
 @pytest.mark.slow
