@@ -8,6 +8,10 @@ names to mesh axes. A mesh axis of size 1 costs nothing, so one table serves a l
     context  each device has a part of every row's tokens; attention gathers keys and values;
              parameters are copied, so long rows of large models take fsdp too
     tensor   heads, MLP columns and vocabulary are cut; activations are exchanged
+
+Each device of fsdp gets its own part of the sum of a gradient, by a reduce-scatter, where they lie
+along one axis of the chips' grid, as data=16, fsdp=16 on v5e:16x16. Over more axes (fsdp=256 there)
+libtpu 0.0.42 sums by all-reduces and slices, even a sum that is written as `psum_scatter`.
 """
 
 from __future__ import annotations

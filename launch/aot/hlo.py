@@ -18,8 +18,11 @@ COLLECTIVES = (
     "reduce-scatter",
 )
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
-# The three ways to write groups: by the axes of a mesh, as an iota, in full.
-_MESH_GROUPS = re.compile(r"\breplica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+# The three ways to write groups: by the axes of a mesh (of devices in another order, perhaps), as
+# an iota, in full.
+_MESH_GROUPS = re.compile(
+    r"\breplica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^{]*\))? \{([^}]*)\}"
+)
 _IOTA_GROUPS = re.compile(r"\breplica_groups=\[\d+,(\d+)\]<=")
 _LISTED_GROUPS = re.compile(r"\breplica_groups=\{\{([\d,]*)\}")
 _COST_ESTIMATE = re.compile(r'"cost_estimate":\{[^}]*"bytes_accessed":"(\d+)"')
@@ -63,20 +66,24 @@ class MosaicCall:
 
 def collectives(module: Module) -> list[Collective]:
     """All of a program. One that overlaps with arithmetic stands in the text several times (its
-    start, steps and end), under one channel: it is one.
+    start, steps and end, each in a fusion), under one channel: it is one. Elsewhere a channel says
+    nothing: all of a shard_map's collectives have the same. A fusion named all-reduce-scatter is a
+    reduce-scatter, though an all-reduce and a slice stand in it.
     """
-    found: dict[tuple[str, str], Collective] = {}
+    found: dict[tuple[str, str, int], Collective] = {}
     for computation, instruction in module.instructions():
         kind = instruction.opcode.removesuffix("-start")
         runs = module.runs[computation]
         if kind not in COLLECTIVES or not runs:
             continue
+        size = _group_size(instruction.attributes)
+        nbytes = _payload(kind, instruction, size)
+        kind = "reduce-scatter" if computation.startswith("all-reduce-scatter") else kind
         channel = _CHANNEL.search(instruction.attributes)
-        key = (kind, channel[1] if channel else instruction.name)
-        if key not in found:
-            size = _group_size(instruction.attributes)
-            nbytes = _payload(kind, instruction, size)
-            found[key] = Collective(kind, instruction.name, nbytes, size, runs)
+        named = channel[1] if channel and computation in module.fused else instruction.name
+        found.setdefault(
+            (kind, named, nbytes), Collective(kind, instruction.name, nbytes, size, runs)
+        )
     return list(found.values())
 
 

@@ -29,9 +29,11 @@ from launch.tune_blocks import candidates
 # loops.hlo: a scan of 12 steps calls a kernel and slices its weights; inside it a loop of 3, beside
 # it one whose length is data; an operand of the last sum has been copied to VMEM.
 # collectives.hlo: the all-gather overlaps with other work, so its start and end are two.
+# reduce_scatters.hlo: one that the compiler made of an all-reduce, two of one shard_map.
 TEXTS = Path(__file__).with_name("compiler_texts")
 LOOPS = (TEXTS / "loops.hlo").read_text()
 COLLECTIVES = (TEXTS / "collectives.hlo").read_text()
+REDUCE_SCATTERS = (TEXTS / "reduce_scatters.hlo").read_text()
 PROFILE = (TEXTS / "profile.textproto").read_text()
 UTILIZATION = (TEXTS / "utilization.txt").read_text()
 SCHEDULE = (TEXTS / "schedule.txt").read_text()
@@ -130,6 +132,17 @@ def test_collectives():
         hlo.Collective("all-reduce", "all-reduce.1", 256 * 128 * 4, 2, 6),
         hlo.Collective("collective-permute", "collective-permute-start", 2 * megabyte, None, 6),
         hlo.Collective("reduce-scatter", "reduce-scatter", 4 * 64 * 128 * 4, 4, 1),
+    ]
+
+
+def test_reduce_scatters():
+    """One is a fusion; two share a channel, but are two."""
+    whole = 4096 * 14336 * 4
+    assert hlo.collectives(parse(REDUCE_SCATTERS)) == [
+        hlo.Collective("reduce-scatter", "all-reduce.2", whole, 4, 1),
+        hlo.Collective("all-reduce", "all-reduce.1", whole // 4, 4, 1),
+        hlo.Collective("reduce-scatter", "reduce_scatter.14", whole, 4, 1),
+        hlo.Collective("reduce-scatter", "reduce_scatter.15", whole // 4, 4, 1),
     ]
 
 

@@ -13,7 +13,7 @@ from jaxlm.training.run import RunConfig
 from launch.aot.cost import Memory
 from launch.aot.hlo import Collective
 from launch.aot.pod import PodCost, exchanges_of
-from launch.compile_train import figures, mesh_sizes
+from launch.compile_train import MIB, figures, mesh_sizes
 
 
 def test_exchanges_are_summed_by_kind_and_group():
@@ -61,14 +61,14 @@ def test_bounds_are_those_of_public_peaks():
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    """A function of flags: the figures of tiny's step on four v5e chips, and the process."""
+    """A function of flags: the figures of a config's step on v5e chips, and the process."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("needs libtpu: pip install -e '.[tpu]'")
 
-    def run(*flags):
+    def run(*flags, config="tiny", topology="v5e:2x2"):
         output = tmp_path_factory.mktemp("figures") / "figures.json"
-        command = [sys.executable, "-m", "launch.compile", "train", "--topology=v5e:2x2"]
-        command += ["--config=configs/tiny.py", f"--output={output}", *flags]
+        command = [sys.executable, "-m", "launch.compile", "train", f"--topology={topology}"]
+        command += [f"--config=configs/{config}.py", f"--output={output}", *flags]
         finished = subprocess.run(command, capture_output=True, text=True, check=False)
         found = json.loads(output.read_text()) if output.exists() else None
         return found, finished
@@ -97,6 +97,24 @@ def test_a_step_on_four_chips(compiled, flags, kinds):
     assert held["0.optimizer"] == pytest.approx(2 * held["0.params"], abs=100)
     assert found["fits"] and "fits" in finished.stdout
     assert found["hbm_total"] > held["0.params"] + held["0.optimizer"]
+
+
+@pytest.mark.tpu_aot
+def test_each_chip_gets_its_part_of_the_matrices_gradients(compiled):
+    """Where fsdp's devices lie along one axis of the chips' grid: see `jaxlm.sharding.mesh`."""
+    model = {"num_layers": 2, "d_model": 1024, "vocab_size": 8192, "feed_forward.d_ff": 3584}
+    model |= {"attention.num_heads": 8, "attention.num_kv_heads": 8}
+    flags = [f"--config.model.{name}={value}" for name, value in model.items()]
+    flags += ["--config.data.sequence_length=1024", "--config.data.batch_size=16"]
+    flags += ["--config.mesh.fsdp=4"]
+    found, finished = compiled(*flags, config="llama3_8b", topology="v5e:2x4")
+    assert finished.returncode == 0, finished.stderr
+    of_fsdp = {e["kind"]: e for e in found["exchanges"] if e["group_size"] == 4}
+    assert of_fsdp.get("all-reduce", {"nbytes": 0})["nbytes"] < MIB
+    # Seven matrices in each of two layers, and the head.
+    assert of_fsdp["reduce-scatter"]["count"] == 7 * 2 + 1
+    # Layers in both passes, then the head and the embedding.
+    assert of_fsdp["all-gather"]["count"] <= 7 * 2 * 2 + 2
 
 
 @pytest.mark.tpu_aot

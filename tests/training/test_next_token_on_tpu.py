@@ -1,5 +1,10 @@
 """The loss by TPU kernels, in TPU interpret mode, against XLA's form of it."""
 
+import json
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +51,20 @@ def test_it_agrees_with_the_form_of_xla(on_tpu, tied):
     # float32 sums of 200 and 64 terms in another order.
     for a, b in zip(*map(jax.tree.leaves, (found, run(next_token_loss))), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=5e-6 * np.abs(b).max())
+
+
+def test_each_device_gets_its_part_of_the_heads_gradient():
+    command = [sys.executable, "-W", "error", "-m", "tests.training.loss_process"]
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"
+    env = {**os.environ, "XLA_FLAGS": flags}
+    run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    head = 16 * 50
+    # (numbers in the largest sum that all get, sums of which each gets a part)
+    wanted = {"data": (head, 0), "fsdp": (head / 4, 1)}
+    wanted |= {"both": (head / 2, 1), "context": (head / 2, 1)}
+    for name, found in json.loads(run.stdout).items():
+        assert tuple(found) == wanted[name.split()[0]], name
 
 
 def test_what_the_kernels_do_not_take(on_tpu):

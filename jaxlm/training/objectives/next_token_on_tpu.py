@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
@@ -39,15 +41,21 @@ def next_token_loss_on_tpu(
     """As `next_token_loss`, for what `fits`; no logits leave the chip's VMEM, so no `spec.chunk`.
 
     On a mesh set by `jax.set_mesh`, each device works for its tokens. A gradient of the matrix,
-    and the sum of the devices' gradients, is in the matrix's dtype.
+    and the sum of the devices' gradients, is in the matrix's dtype. Where the matrix is cut along
+    the embedding's axis, each device gathers it and gets its own part of the sum alone.
 
     Args:
         tied: the matrix is the embedding [V, D]. It is read as it lies: its transpose would be a
             copy at every step, and another one of its gradient.
     """
     chip, mesh = target_chip() or "v5e", jax.sharding.get_abstract_mesh()
+    embed_axis = 1 if tied else 0
+    cut = () if mesh.empty else dividing_axes(mesh, "embed", matrix.shape[embed_axis])
 
     def of_rows(hidden, matrix, bias, targets):
+        if math.prod(mesh.shape[name] for name in cut) > 1:
+            # The transpose of a gather is a sum of which each device keeps its part.
+            matrix = jax.lax.all_gather(matrix, cut, axis=embed_axis, tiled=True)
         flat = hidden.reshape(-1, hidden.shape[-1])
         losses = cross_entropy(
             flat,
@@ -63,10 +71,10 @@ def next_token_loss_on_tpu(
     if not mesh.empty:
         sizes = {"batch": hidden.shape[0], "length": hidden.shape[1]}
         rows = PartitionSpec(*(dividing_axes(mesh, *axis) for axis in sizes.items()))
-        whole = PartitionSpec()
+        part = PartitionSpec(*[None] * embed_axis, cut)
         of_rows = jax.shard_map(
             of_rows,
-            in_specs=(rows, whole, whole, rows),
+            in_specs=(rows, part, PartitionSpec(), rows),
             out_specs=(rows, rows, rows),
             check_vma=False,  # pallas_call does not say along which axes its results vary
         )
