@@ -19,6 +19,7 @@ from jaxlm.config import at_least, check
 from jaxlm.data.config import DataConfig, as_source
 from jaxlm.data.locks import exclusive
 from jaxlm.data.sources import documents, source_digest
+from jaxlm.data.stall import patience
 from jaxlm.data.store import TokenStore, build_store
 from jaxlm.data.tokenizers import Tokenizer, load_tokenizer
 from jaxlm.data.train_bpe import train_bpe
@@ -169,12 +170,13 @@ def open_loader(
     built into it.
     """
     cache = Path(cache)
-    tokenizer = tokenizer or open_tokenizer(config, cache)
 
     def stores(sources):
         return tuple(build_store(s, tokenizer, config.sequence_length, cache) for s in sources)
 
-    return Loader(config, stores(config.sources), stores(config.held_out)), tokenizer
+    with patience(config.stall_seconds):
+        tokenizer = tokenizer or open_tokenizer(config, cache)
+        return Loader(config, stores(config.sources), stores(config.held_out)), tokenizer
 
 
 def held_out_batches(
