@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 # Of `data.stall_seconds`, and of what is read without a run's config.
 SECONDS = 300.0
-BLOCK = 1 << 20
+BLOCK = 1 << 16
 _seconds = contextvars.ContextVar("stall_seconds", default=SECONDS)
 
 
@@ -89,8 +89,14 @@ class _Patient(io.RawIOBase):
         return self._file.tell()
 
     def readinto(self, buffer: Any) -> int:
+        def read() -> bytes:
+            block = self._file.read(len(buffer))
+            if self._stalled:
+                self._file.close()
+            return block
+
         try:
-            block = _within(self._seconds, self._path, lambda: self._file.read(len(buffer)))
+            block = _within(self._seconds, self._path, read)
         except TimeoutError:
             self._stalled = True
             raise
@@ -101,7 +107,7 @@ class _Patient(io.RawIOBase):
         return b"".join(iter(lambda: self.read(BLOCK), b""))
 
     def close(self) -> None:
-        # Not below a thread that still reads: closing may wait for it.
+        # A thread that still reads closes the file when it is done; here that may be waited for.
         if not self.closed and not self._stalled:
             self._file.close()
         super().close()

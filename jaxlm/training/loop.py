@@ -29,6 +29,7 @@ from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.evaluation.loss import HeldOut, evaluate
 from jaxlm.model.partition import combine
 from jaxlm.model.transformer import Transformer
+from jaxlm.sharding.memory import check_room
 from jaxlm.sharding.mesh import batch_sharding, local_rows, make_mesh, place_rows
 from jaxlm.sharding.processes import from_first
 from jaxlm.training.divergence import FiniteCheck
@@ -163,6 +164,7 @@ def _step_and_state(
     """The step, and the newest good checkpoint's state or a fresh one, made where it belongs."""
     optimizer = make_optimizer(run.train.optimizer, run.train.steps)
     shapes = abstract_state(begin.shapes, optimizer, run.train, mesh)
+    check_room("the training state", shapes)
     train_step = make_train_step(model, optimizer, run.train, _objective(run, model))
     step = compile_step(train_step, shapes)
     if available_steps(folder):
@@ -174,7 +176,8 @@ def _step_and_state(
         out_shardings=jax.tree.map(lambda x: x.sharding, shapes),
         donate_argnums=0,
     )
-    return step, fresh(begin.make())
+    # Blocked on: of a program that found no memory, a number would be waited for without end.
+    return step, jax.block_until_ready(fresh(jax.block_until_ready(begin.make())))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,12 @@
-"""Named pipes whose writer stalls: an error that tells the source and the seconds."""
+"""Pipes and servers that give nothing: an error that tells the source and the seconds."""
 
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -58,8 +60,11 @@ def test_a_writer_that_never_comes(pipe, tmp_path):
     check_ends(pipe, str(pipe), tmp_path / "cache")
 
 
-def test_an_address(stalled, tmp_path):
-    check_ends(stalled, f"file://{stalled}", tmp_path / "cache")
+def test_a_server_that_accepts_and_says_nothing(tmp_path):
+    pytest.importorskip("aiohttp")  # of fsspec's http
+    with socket.create_server(("localhost", 0)) as server:
+        address = f"http://localhost:{server.getsockname()[1]}/texts.txt"
+        check_ends(Path(address), address, tmp_path / "cache")
 
 
 def test_a_tokenizer_is_trained_within_the_same_patience(stalled, tmp_path):

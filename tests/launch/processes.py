@@ -44,16 +44,19 @@ class Launcher:
         workdir: Path,
         *flags: str,
         largest_file: int | None = None,
+        most_memory: int | None = None,
         env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess:
         """Trains to the end. No file may grow past `largest_file` bytes: as on a full disk, the
-        kernel refuses the write. `env` adds variables to the environment.
+        kernel refuses the write; so it does memory beyond `most_memory` bytes of addresses. `env`
+        adds variables to the environment.
         """
         command = self.command(workdir, *flags)
         with self.popen(command, env={**self.env, **(env or {})}) as process:
-            if largest_file is not None:
-                limits = (largest_file, largest_file)
-                resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limits)
+            limits = {resource.RLIMIT_FSIZE: largest_file, resource.RLIMIT_AS: most_memory}
+            for limit, value in limits.items():
+                if value is not None:
+                    resource.prlimit(process.pid, limit, (value, value))
             out, err = process.communicate()
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
