@@ -9,8 +9,8 @@ from absl import flags
 DETERMINISTIC = flags.DEFINE_bool(
     "deterministic",
     False,
-    "Equal bits each time: on GPUs sums in a fixed order and kernels that no stopwatch picks, which "
-    "costs speed. CPUs and TPUs need nothing for that.",
+    "Equal bits each time: on GPUs sums in a fixed order and kernels that no stopwatch picks, at a "
+    "cost in speed. CPUs and TPUs need nothing for that.",
 )
 # Read by GPUs alone; all backends know them.
 XLA_FLAGS = ("--xla_gpu_deterministic_ops=true", "--xla_gpu_autotune_level=0")
