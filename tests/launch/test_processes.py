@@ -129,9 +129,9 @@ def test_stopped_and_killed_and_gone_on_is_the_same_run(together, undisturbed, t
 
 @pytest.mark.slow
 def test_all_go_back_before_a_spike_killed_or_not(together, tmp_path):
-    """A factor so small that there are spikes; after the first of them all are killed."""
-    flags = [f"--config.train.rollback.{field}" for field in ("factor=1.01", "window=3", "skip=2")]
-    flags += ["--config.train.rollback.most=1000", "--config.train.log_every=1"]
+    """A rate so large that there are spikes; after some of them all are killed."""
+    flags = [f"--config.train.rollback.{field}" for field in ("factor=1.05", "window=3", "skip=2")]
+    flags += ["--config.train.optimizer.learning_rate=0.1", "--config.train.log_every=1"]
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     said = together.run(calm, (2, 2), *flags)
     assert all("without its batches" in one for one in said)
