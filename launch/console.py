@@ -62,6 +62,10 @@ def clear_errors(goes_on: bool = False) -> Iterator[None]:
         logging.debug("raised here:", exc_info=True)
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from error
+    except MemoryError as error:
+        logging.debug("raised here:", exc_info=True)
+        print(f"error: not enough memory: {error or 'none is left on the host'}", file=sys.stderr)
+        raise SystemExit(1) from error
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -20,7 +20,7 @@ from ml_collections import config_flags
 from jaxlm.sharding.processes import is_first
 from jaxlm.training.run import RunConfig
 from jaxlm.training.train import train
-from launch import compare, console, processes
+from launch import compare, console, determinism, processes
 from launch.overrides import parse
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config file: configs/….py")
@@ -37,6 +37,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     with console.clear_errors(goes_on=True):
+        determinism.start()
         processes.start()
         run = RunConfig.from_dict(CONFIG.value.to_dict())
         if run.compare is not None:

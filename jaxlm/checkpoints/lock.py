@@ -58,6 +58,8 @@ def _owner(path: Path) -> str:
     try:
         owner = json.loads(path.read_text())
         age = time.time() - owner["since"]
-        return f"process {owner['pid']} on {owner['host']} since {age:.0f} s"
+        # Below 0: the clock was set back, or the owner's host has another.
+        since = f"since {age:.0f} s" if age >= 0 else "(since when is unknown: clocks differ)"
+        return f"process {owner['pid']} on {owner['host']} {since}"
     except (ValueError, KeyError, TypeError):
         return f"an unknown process (no owner in {path})"

@@ -53,6 +53,7 @@ def restore(
     abstract_state: Any = None,
     *,
     step: int | None = None,
+    up_to: int | None = None,
     prefix: str | tuple[str, ...] = "",
 ) -> Restored:
     """Restore a step after checking every SHA-256 of what it loads.
@@ -65,6 +66,7 @@ def restore(
             of NumPy arrays (key data for typed PRNG keys, Python lists and dataclasses by their
             names).
         step: this one or an error. None: the newest good one; refused ones are logged as warnings.
+        up_to: no newer one than this; None: any.
         prefix: only the part of the state below this path ("params"), read without the rest; of
             several, the first that the checkpoint has.
 
@@ -75,6 +77,7 @@ def restore(
     directory = Path(directory)
     refused: list[str] = []
     candidates = _candidates(directory, step)
+    candidates = [c for c in candidates if up_to is None or c[0] <= up_to]
     meeting = Meeting() if _lies_on_several_processes(abstract_state) else None
     if meeting is not None:
         candidates = _of_first(directory, candidates, meeting)

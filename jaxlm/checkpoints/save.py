@@ -15,10 +15,10 @@ import jax
 from absl import logging
 
 from jaxlm.checkpoints.commit import Snapshot, commit
-from jaxlm.checkpoints.layout import available_steps
+from jaxlm.checkpoints.layout import available_steps, step_folders
 from jaxlm.checkpoints.leaves import named_leaves, start_transfers, to_host
 from jaxlm.checkpoints.manifest import MANIFEST, MARKER, STATE, check_file_name
-from jaxlm.checkpoints.retention import Retention
+from jaxlm.checkpoints.retention import Retention, discard
 from jaxlm.checkpoints.together import start_commit
 from jaxlm.sharding.processes import Meeting, OtherProcessError, is_first
 
@@ -107,6 +107,14 @@ class Saver:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
+
+    def give_up_after(self, step: int) -> None:
+        """Wait, and delete the newer steps, whose history the run does not go on from."""
+        self.wait()
+        if is_first():
+            for newer, folder in step_folders(self.directory).items():
+                if newer > step:
+                    discard(folder)
 
     def close(self) -> None:
         """Wait, and end the thread; the Saver can't be used after.

@@ -9,9 +9,12 @@ from typing import Any
 
 from jaxlm.config import at_least, build, check, check_types, one_of
 from jaxlm.data.formats import FORMATS
+from jaxlm.data.stall import SECONDS
 
 # Between two weights. Beyond it the rarer source's next row is a whole run away.
 LARGEST_RATIO = 10**6
+# A day.
+LONGEST_STALL = 86_400
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +83,7 @@ class DataConfig:
         batch_size: rows a step, over all processes.
         seed: of the order of rows.
         num_threads: that read and assemble rows ahead of the training step.
+        stall_seconds: without a byte of a source that is read, before that is an error.
     """
 
     sources: Any = ("builtin:austen",)
@@ -89,11 +93,13 @@ class DataConfig:
     batch_size: int = 8
     seed: int = 0
     num_threads: int = 2
+    stall_seconds: float = SECONDS
 
     def __post_init__(self):
         for name in ("sources", "held_out"):
             object.__setattr__(self, name, as_sources(getattr(self, name)))
         check_types(type(self), vars(self), "data")
+        stall = self.stall_seconds
         check(
             "data",
             sources=(self.sources, len(self.sources) >= 1, "at least one source"),
@@ -101,6 +107,7 @@ class DataConfig:
             batch_size=at_least(self.batch_size, 1),
             num_threads=at_least(self.num_threads, 0),
             seed=(self.seed, 0 <= self.seed < 2**31, "an integer in [0, 2**31)"),
+            stall_seconds=(stall, 0 < stall <= LONGEST_STALL, f"in (0, {LONGEST_STALL}]"),
         )
         least = min(self.sources, key=lambda source: source.weight)
         for source in self.sources:

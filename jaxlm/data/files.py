@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm.data.optional import MissingPackageError
+from jaxlm.data.stall import open_patiently, within
 
 
 def is_address(path: str) -> bool:
@@ -30,20 +31,25 @@ def _remote(address: str) -> tuple[Any, str]:
 
 
 def open_binary(path: str) -> Any:
-    """A file's bytes as they are, to be read."""
+    """A file's bytes as they are, to be read.
+
+    Raises:
+        TimeoutError: here or on reading: it gives nothing for too long, see jaxlm.data.stall.
+    """
     if is_address(path):
         file_system, inner = _remote(path)
-        return file_system.open(inner, "rb")
-    return Path(path).open("rb")
+        return open_patiently(path, lambda: file_system.open(inner, "rb"))
+    return open_patiently(path, lambda: Path(path).open("rb", buffering=0))
 
 
 def find(path: str) -> list[str]:
     """What has this name or, if nothing has, matches it as a glob (** for any depth); sorted."""
     if is_address(path):
         file_system, inner = _remote(path)
-        if file_system.exists(inner):
+        if within(path, lambda: file_system.exists(inner)):
             return [path]
-        return sorted(file_system.unstrip_protocol(p) for p in file_system.glob(inner))
+        matches = within(path, lambda: file_system.glob(inner))
+        return sorted(file_system.unstrip_protocol(p) for p in matches)
     return [path] if Path(path).exists() else sorted(glob.glob(path, recursive=True))
 
 
@@ -51,7 +57,7 @@ def _version(path: str) -> str:
     """Tells a file's contents apart without reading them: name, size and time, or the server's."""
     if is_address(path):
         file_system, inner = _remote(path)
-        info = sorted(file_system.info(inner).items())
+        info = sorted(within(path, lambda: file_system.info(inner)).items())
         return f"{path}:{hashlib.sha256(repr(info).encode()).hexdigest()}"
     stat = Path(path).stat()
     return f"{Path(path).resolve()}:{stat.st_size}:{stat.st_mtime_ns}"

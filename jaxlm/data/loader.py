@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import grain
@@ -19,6 +19,7 @@ from jaxlm.config import at_least, check
 from jaxlm.data.config import DataConfig, as_source
 from jaxlm.data.locks import exclusive
 from jaxlm.data.sources import documents, source_digest
+from jaxlm.data.stall import patience
 from jaxlm.data.store import TokenStore, build_store
 from jaxlm.data.tokenizers import Tokenizer, load_tokenizer
 from jaxlm.data.train_bpe import train_bpe
@@ -98,7 +99,7 @@ class Loader:
         """This process's rows of step `step`, arrays [rows, sequence_length]."""
         return self._steps()[step]
 
-    def iterate(self, start: int = 0) -> Iterator[Batch]:
+    def iterate(self, start: int = 0) -> Generator[Batch, None, None]:
         """Batches of steps start, start + 1, …, assembled ahead on threads that end with it."""
         options = grain.ReadOptions(
             num_threads=self.config.num_threads, prefetch_buffer_size=2 * self.config.num_threads
@@ -169,12 +170,13 @@ def open_loader(
     built into it.
     """
     cache = Path(cache)
-    tokenizer = tokenizer or open_tokenizer(config, cache)
-
-    def stores(sources):
-        return tuple(build_store(s, tokenizer, config.sequence_length, cache) for s in sources)
-
-    return Loader(config, stores(config.sources), stores(config.held_out)), tokenizer
+    with patience(config.stall_seconds):
+        ours = tokenizer or open_tokenizer(config, cache)
+        stores, held_out_stores = (
+            tuple(build_store(s, ours, config.sequence_length, cache) for s in sources)
+            for sources in (config.sources, config.held_out)
+        )
+    return Loader(config, stores, held_out_stores), ours
 
 
 def held_out_batches(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
+import resource
+from typing import Any
 
 import jax
 
@@ -13,6 +16,27 @@ def device_memory() -> int | None:
     """
     devices = jax.local_devices()
     if devices[0].platform == "cpu":
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        return room if limit == resource.RLIM_INFINITY else min(room, limit)
     limits = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
     return None if None in limits else sum(limit for limit in limits if limit is not None)
+
+
+def check_room(what: str, shapes: Any) -> None:
+    """Raises MemoryError if arrays of these shapes and shardings can't lie on this process's
+    devices, whatever else does: better than to be killed for them half-way.
+    """
+    room = device_memory()
+    here = set(jax.local_devices())
+    needed = sum(
+        math.prod(x.sharding.shard_shape(x.shape))
+        * x.dtype.itemsize
+        * len(here & x.sharding.device_set)
+        for x in jax.tree.leaves(shapes)
+    )
+    if room is not None and needed > room:
+        raise MemoryError(
+            f"{what} is {needed:,} bytes on this process's devices, which hold {room:,}; allowed: "
+            "a smaller model, or more devices to cut it over (mesh.fsdp)"
+        )

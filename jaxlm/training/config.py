@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from jaxlm.config import at_least, build, check, check_types, one_of
+from jaxlm.config import at_least, between, build, check, check_types, one_of
 
 OPTIMIZERS = ("adamw", "adafactor", "lion", "muon", "sgd")
 SCHEDULES = ("cosine", "linear", "wsd", "rsqrt", "constant")
@@ -65,6 +65,37 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RollbackConfig:
+    """When a loss is a spike, and what is done about it.
+
+    The run goes back to what it was `skip` steps before, and on from there without the batches of
+    these steps, as if the texts had never had them.
+
+    Attributes:
+        factor: a loss of so many times the median of the last ones is a spike.
+        window: how many last ones; before there are so many, none is a spike.
+        skip: steps to go back, the one of the spike included.
+        most: spikes of a run; the next one ends it.
+    """
+
+    factor: float
+    window: int = 50
+    skip: int = 20
+    most: int = 10
+
+    def __post_init__(self):
+        check_types(type(self), vars(self), "rollback")
+        factor = self.factor
+        check(
+            "rollback",
+            factor=(factor, 1 < factor < math.inf, "a finite number > 1"),
+            window=between(self.window, 1, 10_000),
+            skip=at_least(self.skip, 1),
+            most=at_least(self.most, 1),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """The run.
 
@@ -80,6 +111,7 @@ class TrainConfig:
         evaluate_every: steps between two passes over the held-out text; None: only at the end.
         max_bad_steps: steps in a row with a non-finite loss or gradient before the run stops; each
             such step is skipped and counted.
+        rollback: from spikes of the loss; None: they are trained through.
         seed: of parameters and dropout.
         profile: (first step, last step), counted from 0, of an xprof trace into the workdir's
             "profile" folder; None: no trace.
@@ -94,10 +126,11 @@ class TrainConfig:
     log_every: int = 10
     evaluate_every: int | None = None
     max_bad_steps: int = 10
+    rollback: RollbackConfig | None = None
     seed: int = 0
     profile: tuple[int, int] | None = None
 
-    PARTS = {"optimizer": OptimizerConfig}
+    PARTS = {"optimizer": OptimizerConfig, "rollback": RollbackConfig}
 
     def __post_init__(self):
         check_types(type(self), vars(self), "train")

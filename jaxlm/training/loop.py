@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.evaluation.loss import HeldOut, evaluate
 from jaxlm.model.partition import combine
 from jaxlm.model.transformer import Transformer
+from jaxlm.sharding.memory import check_room
 from jaxlm.sharding.mesh import batch_sharding, local_rows, make_mesh, place_rows
 from jaxlm.sharding.processes import from_first
 from jaxlm.training.divergence import FiniteCheck
@@ -38,6 +40,7 @@ from jaxlm.training.objectives.preference import Preference
 from jaxlm.training.optimizers import make_optimizer
 from jaxlm.training.profile import ProfileWindow
 from jaxlm.training.report import Report, reporting
+from jaxlm.training.rollback import SpikeCheck, SpikeError
 from jaxlm.training.run import RunConfig
 from jaxlm.training.speed import Stopwatch
 from jaxlm.training.start import Start, from_checkpoint, from_seed
@@ -47,6 +50,8 @@ from jaxlm.training.stopping import StopRequest, stop_on_signals
 from jaxlm.training.workdir import CHECKPOINTS, PROFILE, TOKENIZER
 
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
+# From the newest step asked for to a state and its metadata.
+GoOn = Callable[[int | None], tuple[TrainState, Mapping[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,11 +107,14 @@ def run_loop(
         settings |= {} if begin.digest is None else {"base": begin.digest}
         from_first(lambda: check_config(workdir, settings, allow_config_change))
         keep, about = run.checkpoint, {**settings, "tokenizer": tokenizer.name}
+        files = {TOKENIZER: workdir / TOKENIZER}
         saver = Saver(checkpoints, keep_last=keep.keep_last, keep_every=keep.keep_every)
-        save = functools.partial(saver.save, metadata=about, files={TOKENIZER: workdir / TOKENIZER})
         with stop_on_signals() as stop, saver:
-            step, state = _step_and_state(run, model, begin, mesh, checkpoints)
+            step, go_on = _step_and_states(run, model, begin, mesh, checkpoints)
+            state, saved = go_on(None)
             from_first(lambda: _write_down(workdir, settings, tokenizer))
+            told = functools.partial(reporting, workdir, description, run.train.steps)
+            report = _reopened(stack, told)
             loop = _Loop(
                 run=run,
                 model=model,
@@ -114,23 +122,53 @@ def run_loop(
                 rows=rows,
                 frozen=begin.frozen,
                 step=step,
+                save=lambda n, x, more: saver.save(n, x, {**about, **more}, files),
                 check_finite=FiniteCheck(run.train.max_bad_steps, run.data.seed, saver),
-                report=stack.enter_context(
-                    reporting(workdir, description, run.train.steps, int(state.step))
-                ),
+                check_spike=SpikeCheck(run.train.rollback, saved),
+                report=report(int(state.step)),
                 profile=stack.enter_context(ProfileWindow(workdir / PROFILE, run.train.profile)),
                 stop=stop,
             )
-            state = loop.run_steps(state, save)
+            loop, state = _to_the_end(loop, state, saver, go_on, report)
         # All is saved: a signal ends what is left as it ends any program.
         held_out = loop.evaluate(state) if stop.name is None else None
     if stop.name is not None:
-        logging.warning(
-            "stopped by %s at step %d, which is saved; the same command goes on from there",
-            stop.name,
-            int(state.step),
-        )
+        line = "stopped by %s at step %d, which is saved; the same command goes on from there"
+        logging.warning(line, stop.name, int(state.step))
     return TrainResult(state, begin.frozen, held_out, stop.name)
+
+
+def _to_the_end(
+    loop: _Loop, state: TrainState, saver: Saver, go_on: GoOn, report: Callable[[int], Report]
+) -> tuple[_Loop, TrainState]:
+    """All steps, with a return to an earlier one at each spike of the loss."""
+    while True:
+        try:
+            return loop, loop.run_steps(state)
+        except SpikeError as spike:
+            back_to, skipped = spike.back_to, spike.skipped
+        # The error is gone, and with it the state of the spike: there is room for another.
+        saver.wait()
+        state, saved = go_on(back_to)
+        saver.give_up_after(back_to)
+        loop = dataclasses.replace(
+            loop,
+            check_spike=SpikeCheck(loop.run.train.rollback, saved, skipped),
+            report=report(int(state.step)),
+        )
+
+
+def _reopened(
+    stack: contextlib.ExitStack, told: Callable[[int], contextlib.AbstractContextManager[Report]]
+) -> Callable[[int], Report]:
+    """Opens a report from a step on, and closes the one before; `stack` closes the last."""
+    last = stack.enter_context(contextlib.ExitStack())
+
+    def report(begun: int) -> Report:
+        last.close()
+        return last.enter_context(told(begun))
+
+    return report
 
 
 def _write_down(workdir: Path, settings: Mapping[str, Any], tokenizer: Tokenizer) -> None:
@@ -158,24 +196,31 @@ def _objective(run: RunConfig, model: Transformer) -> Objective:
     return NextToken(model, loss_spec(model.config, run.train))
 
 
-def _step_and_state(
+def _step_and_states(
     run: RunConfig, model: Transformer, begin: Start, mesh: Mesh, folder: Path
-) -> tuple[TrainStep, TrainState]:
-    """The step, and the newest good checkpoint's state or a fresh one, made where it belongs."""
+) -> tuple[TrainStep, GoOn]:
+    """The step; and what gives the newest good checkpoint's state, none newer than asked for, and
+    metadata, or a fresh state where there are no checkpoints, made where it belongs.
+    """
     optimizer = make_optimizer(run.train.optimizer, run.train.steps)
     shapes = abstract_state(begin.shapes, optimizer, run.train, mesh)
+    check_room("the training state", shapes)
     train_step = make_train_step(model, optimizer, run.train, _objective(run, model))
-    step = compile_step(train_step, shapes)
-    if available_steps(folder):
-        restored = restore(folder, shapes)
-        logging.info("going on from step %d of %s", restored.step, folder)
-        return step, restored.state
-    fresh = jax.jit(
-        lambda p: start_state(p, optimizer, run.train),
-        out_shardings=jax.tree.map(lambda x: x.sharding, shapes),
-        donate_argnums=0,
-    )
-    return step, fresh(begin.make())
+
+    def go_on(up_to: int | None) -> tuple[TrainState, Mapping[str, Any]]:
+        if available_steps(folder):
+            restored = restore(folder, shapes, up_to=up_to)
+            logging.info("going on from step %d of %s", restored.step, folder)
+            return restored.state, restored.metadata
+        fresh = jax.jit(
+            lambda p: start_state(p, optimizer, run.train),
+            out_shardings=jax.tree.map(lambda x: x.sharding, shapes),
+            donate_argnums=0,
+        )
+        # Blocked on: of a program that found no memory, a number would be waited for without end.
+        return jax.block_until_ready(fresh(jax.block_until_ready(begin.make()))), {}
+
+    return compile_step(train_step, shapes), go_on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,16 +233,24 @@ class _Loop:
     rows: NamedSharding
     frozen: Any
     step: TrainStep
+    save: Callable[[int, TrainState, Mapping[str, Any]], None]
     check_finite: FiniteCheck
+    check_spike: SpikeCheck
     report: Report
     profile: ProfileWindow
     stop: StopRequest
 
-    def run_steps(self, state: TrainState, save: Callable[[int, TrainState], None]) -> TrainState:
-        """All steps that are left, or until a stop is asked for; the last state is saved."""
+    def run_steps(self, state: TrainState) -> TrainState:
+        """All steps that are left, or until a stop is asked for; the last state is saved.
+
+        Raises:
+            SpikeError: where the run has to go back to.
+        """
         t, start = self.run.train, int(state.step)
         if start >= t.steps:
             return state
+        if start == 0 and t.rollback is not None:
+            self.save(0, state, self.check_spike.to_dict())  # to go back to
         watch = self._stopwatch()
         batches = self._batches(start, watch)
         unchecked: tuple[int, Metrics] | None = None
@@ -208,7 +261,7 @@ class _Loop:
                 # The step before, never this one: the device always has work, and the loop is one
                 # step ahead at most.
                 if unchecked:
-                    self.check_finite(*unchecked)
+                    self._check(*unchecked)
             unchecked = done, metrics
             if done == start + 1:
                 jax.block_until_ready(metrics)
@@ -223,16 +276,22 @@ class _Loop:
                 self.evaluate(state)
                 watch.start()
             if last or done % self.run.checkpoint.every == 0:
-                bad = self.check_finite(*unchecked)
+                bad = self._check(*unchecked)
                 unchecked = None
                 # Within a bad streak the parameters may be what makes the steps bad: a save would
                 # push a good checkpoint out.
                 if last or not bad:
-                    save(done, state)
+                    self.save(done, state, self.check_spike.to_dict())
                 watch.start()
             if last:
                 break
         return state
+
+    def _check(self, step: int, metrics: Metrics) -> int:
+        """As FiniteCheck; both wait for the metrics."""
+        bad = self.check_finite(step, metrics)
+        self.check_spike(step, metrics)
+        return bad
 
     def _stopwatch(self) -> Stopwatch:
         data = self.run.data
@@ -246,7 +305,7 @@ class _Loop:
 
     def _batches(self, start: int, watch: Stopwatch) -> Iterator[Mapping[str, jax.Array]]:
         """Batches on the devices, from step `start` on, with the time each one took to come."""
-        source, local = self.loader.iterate(start), self.loader.rows
+        source, local = self._without_spikes(start), self.loader.rows
         assert local is not None
         while True:
             begin = time.perf_counter()
@@ -258,6 +317,16 @@ class _Loop:
         """On the devices of all processes; of the whole batch, `rows` are at hand."""
         size = self.run.data.batch_size
         return {name: place_rows(x, rows, size, self.rows) for name, x in batch.items()}
+
+    def _without_spikes(self, start: int) -> Iterator[Mapping[str, Any]]:
+        """The loader's batches from step `start` on, but for the skipped ones."""
+        last: int | None = start
+        while last is not None:
+            start, last = last, self.check_spike.next_skip(last)
+            count = None if last is None else last - start
+            numbered = self.loader.iterate(self.check_spike.batch_of(start))
+            with contextlib.closing(numbered) as batches:
+                yield from itertools.islice(batches, count)
 
     def _record(self, step: int, metrics: Metrics, speed: Mapping[str, float]) -> None:
         values = {k: float(v) for k, v in jax.device_get(metrics).items()}

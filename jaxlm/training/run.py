@@ -121,6 +121,7 @@ class RunConfig:
         check("data", tokenizer=(tokenizer, own == (tokenizer != CHECKPOINTS_OWN), allowed))
         if self.finetune is not None and self.compare is not None:
             raise ValueError("compare is set, and finetune; allowed: one of them")
+        self._check_rollback()
         steps, warmup = self.train.steps, self.train.optimizer.warmup_steps
         if warmup >= steps:
             logging.warning(
@@ -128,6 +129,16 @@ class RunConfig:
                 warmup,
                 steps,
             )
+
+    def _check_rollback(self) -> None:
+        """So that among the kept steps there always is one to go back to."""
+        rollback, keep = self.train.rollback, self.checkpoint
+        if rollback is None:
+            return
+        allowed = f"at most checkpoint.every={keep.every}, with train.rollback"
+        check("train.rollback", skip=(rollback.skip, rollback.skip <= keep.every, allowed))
+        allowed = "at least 2, with train.rollback"
+        check("checkpoint", keep_last=(keep.keep_last, keep.keep_last >= 2, allowed))
 
     def to_dict(self) -> dict[str, Any]:
         """All settings but the model's, JSON-able; the comparison is not part of a run."""

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from jaxlm.training.metrics import read_metrics
@@ -36,20 +36,27 @@ class Launcher:
         return [sys.executable, "-m", "launch.train", *config, f"--workdir={workdir}", *flags]
 
     def popen(self, command: list[str], **options) -> subprocess.Popen:
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(command, env=self.env, text=True, **{**pipes, **options})
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": self.env}
+        return subprocess.Popen(command, text=True, **{**pipes, **options})
 
     def train(
-        self, workdir: Path, *flags: str, largest_file: int | None = None
+        self,
+        workdir: Path,
+        *flags: str,
+        largest_file: int | None = None,
+        most_memory: int | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess:
         """Trains to the end. No file may grow past `largest_file` bytes: as on a full disk, the
-        kernel refuses the write.
+        kernel refuses the write; so it does memory beyond `most_memory` bytes of addresses. `env`
+        adds variables to the environment.
         """
         command = self.command(workdir, *flags)
-        with self.popen(command) as process:
-            if largest_file is not None:
-                limits = (largest_file, largest_file)
-                resource.prlimit(process.pid, resource.RLIMIT_FSIZE, limits)
+        with self.popen(command, env={**self.env, **(env or {})}) as process:
+            limits = {resource.RLIMIT_FSIZE: largest_file, resource.RLIMIT_AS: most_memory}
+            for limit, value in limits.items():
+                if value is not None:
+                    resource.prlimit(process.pid, limit, (value, value))
             out, err = process.communicate()
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 

@@ -128,6 +128,26 @@ def test_stopped_and_killed_and_gone_on_is_the_same_run(together, undisturbed, t
 
 
 @pytest.mark.slow
+def test_all_go_back_before_a_spike_killed_or_not(together, tmp_path):
+    """A rate so large that there are spikes; after some of them all are killed."""
+    flags = [f"--config.train.rollback.{field}" for field in ("factor=1.05", "window=3", "skip=2")]
+    flags += ["--config.train.optimizer.learning_rate=0.1", "--config.train.log_every=1"]
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    said = together.run(calm, (2, 2), *flags)
+    assert all("without its batches" in one for one in said)
+
+    processes = together.start(killed, (2, 2), *flags)
+    while last_step(killed) < STEPS - 2 and all(p.poll() is None for p in processes):
+        time.sleep(0.002)
+    for process in processes:
+        process.kill()
+    assert all(p.wait() == -signal.SIGKILL for p in processes), [p.communicate() for p in processes]
+    together.run(killed, (2, 2), *flags)
+    same_run(killed, calm)
+    assert restore(killed / "checkpoints").metadata["rollback"]["skipped"]
+
+
+@pytest.mark.slow
 def test_a_run_goes_on_in_another_number_of_processes(together, undisturbed, tmp_path):
     """Two processes, then one of four devices, then four of one."""
     for steps, devices in ((5, (2, 2)), (10, (4,)), (STEPS, (1, 1, 1, 1))):
