@@ -141,7 +141,8 @@ def test_all_go_back_before_a_spike_killed_or_not(together, tmp_path):
         time.sleep(0.002)
     for process in processes:
         process.kill()
-    assert all(p.wait() == -signal.SIGKILL for p in processes), [p.communicate() for p in processes]
+    said = [process.communicate() for process in processes]
+    assert [p.returncode for p in processes] == [-signal.SIGKILL] * 2, said
     together.run(killed, (2, 2), *flags)
     same_run(killed, calm)
     assert restore(killed / "checkpoints").metadata["rollback"]["skipped"]
