@@ -64,7 +64,7 @@ class Staircase(CacheKind):
     """
 
     full: int = 128
-    steps: tuple[tuple[int, int | None], ...] = ((8, 512), (4, 2048), (2, None))
+    steps: tuple[tuple[int, int | None], ...] = ((8, 512), (4, 4096), (2, None))
     group: int = 32
     num_sinks: int = 4
     window: int | None = None

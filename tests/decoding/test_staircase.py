@@ -278,7 +278,7 @@ def test_more_tokens_than_it_holds():
         ("staircase(steps=((8, 64),))", "the last for None"),
         ("staircase(steps=8)", "steps=8; allowed"),
         ("staircase(num_sinks=-1)", "num_sinks=-1; allowed"),
-        ("staircase(window=600)", "window=600; allowed: an integer >= 2690"),
+        ("staircase(window=600)", "window=600; allowed: an integer >= 4738"),
         ("staircase(steps=((0, 64), (0, None)))", "bits of 8, 4, 2, 0 that fall"),
         ("staircase(steps=((0, None),), window=600)", "window=600; allowed: None with a step of 0"),
         ("quantized(bits=3)", "bits=3; allowed: 8, 4, 2"),

@@ -35,6 +35,7 @@ def shim(tmp_path_factory):
     return lambda seconds: {"LD_PRELOAD": str(library), "CLOCK_SHIFT": str(seconds)}
 
 
+@pytest.mark.slow
 def test_a_clock_set_back_a_year_between_two_starts_changes_no_bit(
     launcher, reference, shim, tmp_path
 ):

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from jaxlm.checkpoints import restore
 from launch.determinism import XLA_FLAGS
 from tests.launch.processes import what_a_run_determines
@@ -43,6 +45,7 @@ def test_flags_that_say_otherwise_are_refused(launcher, tmp_path):
     assert refused.stderr.splitlines() == [said]
 
 
+@pytest.mark.slow
 def test_on_a_cpu_it_changes_nothing(launcher, reference, tmp_path):
     finished = launcher.train(tmp_path, "--deterministic")
     assert finished.returncode == 0, finished.stderr
