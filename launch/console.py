@@ -18,6 +18,7 @@ from rich.table import Table
 from jaxlm.checkpoints import ConfigMismatchError, SaveError, WorkdirLockedError
 from jaxlm.data.optional import MissingPackageError
 from jaxlm.evaluation.loss import HeldOut, LossByPosition
+from jaxlm.sharding.processes import OtherProcessError
 from jaxlm.training.divergence import DivergedError
 from jaxlm.training.stopping import Interrupt
 
@@ -30,6 +31,7 @@ EXPLAINED = (
     SaveError,
     WorkdirLockedError,
     DivergedError,
+    OtherProcessError,
 )
 
 # A loop says how far it is when it starts, and not more often than this.
