@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 POD = {"NAME": "pod", "ZONE": "us-west4-a", "TYPE": "v5litepod-256", "NFS": "10.0.0.2:/share"}
+POD |= {"PYTHON": "python3"}
 
 
 def run(script, *arguments, **changes):
@@ -47,7 +48,7 @@ def test_hosts_run_the_command_as_it_was_given_until_it_ends_well(tmp_path):
     sleep.write_text("#!/bin/bash\n")
     sleep.chmod(0o755)
     env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLS": f"{tmp_path}/calls"}
-    subprocess.run(["bash", "-c", f"{line} wait"], env=env, cwd=tmp_path, check=True)
+    subprocess.run(["bash", "-c", f"{line} wait"], env=env, cwd=tmp_path, check=True, timeout=60)
     given = ["-m", "launch.train", "--distributed", "--workdir=/shared/a b", encoding]
     assert (tmp_path / "calls").read_text() == 2 * ("|".join(given) + "|\n")
 
