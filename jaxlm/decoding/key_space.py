@@ -81,7 +81,7 @@ class KeySpace:
         finite = np.isfinite(x).all(1)
         if not finite.all():
             told = "holds inf or nan; allowed: finite numbers"
-            raise ValueError(f"key_space: keys[{int(finite.argmin())}] {told}")
+            raise ValueError(f"key_space: keys[{int(np.flatnonzero(~finite)[0])}] {told}")
         few = integer_at_least(num_clusters, 2)[1] and num_clusters <= len(x)
         check(
             "key_space",
