@@ -40,20 +40,27 @@ SPECS = {
 
 
 def inputs(spec):
-    keys = jax.random.split(jax.random.key(0), 7)
     ids, at = np.ones((B, T), np.int32), np.tile(np.arange(T, dtype=np.int32), (B, 1))
     ids[0, 40:], ids[1, T - 10 :] = 2, 0
     at[0, 40:] -= 40
-    q, q_far = (jax.random.normal(key, (B, T, N, H)) for key in keys[:2])
-    k, k_far, v = (jax.random.normal(key, (B, T, K, H)) for key in keys[2:5])
-    sinks = jax.random.normal(keys[5], (N,))
+    x = drawn(spec, ids, at, N, K, H)
+    return x if spec.score is None else dataclasses.replace(x, sink_logits=None)
+
+
+def drawn(spec, ids, at, num_heads, num_kv_heads, head_dim):
+    """Inputs of tokens with these segments and positions [B, T]; sink logits, and what the spec's
+    score asks for.
+    """
+    keys = jax.random.split(jax.random.key(0), 7)
+    queries, cached = (*ids.shape, num_heads, head_dim), (*ids.shape, num_kv_heads, head_dim)
+    q, q_far = (jax.random.normal(key, queries) for key in keys[:2])
+    k, k_far, v = (jax.random.normal(key, cached) for key in keys[2:5])
+    sinks = jax.random.normal(keys[5], (num_heads,))
     x = AttentionInputs(q, k, v, *map(jnp.asarray, (at, at, ids, ids)), sink_logits=sinks)
     if spec.score is None:
         return x
-    slopes = jax.random.normal(keys[6], (N,))
-    return dataclasses.replace(
-        x, head_parameters=slopes, q_far=q_far, k_far=k_far, sink_logits=None
-    )
+    slopes = jax.random.normal(keys[6], (num_heads,))
+    return dataclasses.replace(x, head_parameters=slopes, q_far=q_far, k_far=k_far)
 
 
 TRAINED = ("q", "k", "v", "q_far", "k_far", "head_parameters", "sink_logits")

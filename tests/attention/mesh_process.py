@@ -3,21 +3,19 @@ all gradients, is the reference's of the whole; and devices exchange no more tha
 each mesh's collectives as JSON.
 """
 
-import dataclasses
 import json
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.attention import mask as masks
 from jaxlm.attention.blockwise import attend_blockwise
 from jaxlm.attention.blockwise_tiles import Blocks
-from jaxlm.attention.inputs import AttentionInputs, AttentionSpec
+from jaxlm.attention.inputs import AttentionSpec
 from jaxlm.attention.reference import attend_reference
 from jaxlm.sharding.mesh import MeshConfig, batch_sharding, make_mesh
-from tests.attention.context_process import slope, values_and_gradients
+from tests.attention.context_process import drawn, slope, values_and_gradients
 
 B, T, N, K, H = 8, 32, 4, 2, 8
 SPECS = {
@@ -40,18 +38,10 @@ MESHES = {
 
 
 def inputs(spec):
-    keys = jax.random.split(jax.random.key(0), 7)
     ids, at = np.ones((B, T), np.int32), np.tile(np.arange(T, dtype=np.int32), (B, 1))
     ids[::2, 10:], ids[1, T - 5 :] = 2, 0
     at[::2, 10:] -= 10
-    q, q_far = (jax.random.normal(key, (B, T, N, H)) for key in keys[:2])
-    k, k_far, v = (jax.random.normal(key, (B, T, K, H)) for key in keys[2:5])
-    sinks = jax.random.normal(keys[5], (N,))
-    x = AttentionInputs(q, k, v, *map(jnp.asarray, (at, at, ids, ids)), sink_logits=sinks)
-    if spec.score is None:
-        return x
-    slopes = jax.random.normal(keys[6], (N,))
-    return dataclasses.replace(x, head_parameters=slopes, q_far=q_far, k_far=k_far)
+    return drawn(spec, ids, at, N, K, H)
 
 
 def attend(spec, x):
