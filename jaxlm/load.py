@@ -116,8 +116,12 @@ def load_config(path: str | Path) -> ModelConfig | EncoderDecoderConfig:
     checkpoint = open_foreign(path)
     if checkpoint is not None:
         return checkpoint.config
-    text = (run_folder(path) / CONFIG).read_text()
-    return ModelConfig.from_dict(json.loads(text)["model"])
+    folder = run_folder(path)
+    settings = saved_config(folder)
+    if not isinstance(settings, dict) or not isinstance(settings.get("model"), dict):
+        found = "is absent" if settings is None else "has no model's settings"
+        raise ValueError(f"{folder / CONFIG} {found}; restore it, or train into another workdir")
+    return ModelConfig.from_dict(settings["model"])
 
 
 def load(

@@ -19,7 +19,10 @@ class ConfigMismatchError(ValueError):
 
 
 def check_config(
-    workdir: str | os.PathLike[str], config: Mapping[str, Any], allow_change: bool = False
+    workdir: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    allow_change: bool = False,
+    defaults: Mapping[str, Any] | None = None,
 ) -> None:
     """Compare the config with the one that a workdir holds, if it holds one.
 
@@ -27,13 +30,16 @@ def check_config(
         workdir: may be absent.
         config: nested, JSON-able (tuples count as lists).
         allow_change: log the differences as warnings.
+        defaults: what a field means that config.json lacks, because an older version wrote it.
 
     Raises:
         ConfigMismatchError: another config, and allow_change is False.
         ValueError: config.json is there but unreadable.
     """
     saved = saved_config(workdir)
-    lines = [] if saved is None else differences(json.loads(_text_of(config)), saved)
+    if saved is None:
+        return
+    lines = differences(json.loads(_text_of(config)), _completed(saved, defaults or {}))
     if lines and not allow_change:
         raise _mismatch(workdir, lines)
     for line in lines:
@@ -54,17 +60,23 @@ def _text_of(config: Mapping[str, Any]) -> str:
     return json.dumps(dict(config), indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
-def check_known_config(workdir: str | os.PathLike[str], config: Mapping[str, Any]) -> None:
+def check_known_config(
+    workdir: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+) -> None:
     """Compare only the fields that `config` has, if the workdir holds a config at all: what can be
-    refused before the rest of it is known.
+    refused before the rest of it is known. `defaults` as of `check_config`.
 
     Raises:
         ConfigMismatchError: another config.
         ValueError: config.json is there but unreadable.
     """
     saved = saved_config(workdir)
+    if saved is None:
+        return
     known = json.loads(json.dumps(dict(config)))
-    lines = [] if saved is None else differences(known, _restricted(saved, known))
+    lines = differences(known, _restricted(_completed(saved, defaults or {}), known))
     if lines:
         raise _mismatch(workdir, lines)
 
@@ -82,6 +94,13 @@ def saved_config(workdir: str | os.PathLike[str]) -> Any:
         return json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); remove it or restore it") from error
+
+
+def _completed(values: Any, defaults: Any) -> Any:
+    """`values`, and the fields of `defaults` that they lack."""
+    if not (isinstance(values, dict) and isinstance(defaults, Mapping)):
+        return values
+    return {**defaults, **{k: _completed(v, defaults.get(k)) for k, v in values.items()}}
 
 
 def _restricted(values: Any, like: Any) -> Any:

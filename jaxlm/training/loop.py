@@ -105,7 +105,8 @@ def run_loop(
         begin = _begin(run, model, mesh)
         settings = {**run.to_dict(), "model": model.config.to_dict(), "contents": loader.contents}
         settings |= {} if begin.digest is None else {"base": begin.digest}
-        from_first(lambda: check_config(workdir, settings, allow_config_change))
+        changed, absent = allow_config_change, run.default_settings()
+        from_first(lambda: check_config(workdir, settings, changed, absent))
         keep, about = run.checkpoint, {**settings, "tokenizer": tokenizer.name}
         files = {TOKENIZER: workdir / TOKENIZER}
         saver = Saver(checkpoints, keep_last=keep.keep_last, keep_every=keep.keep_every)

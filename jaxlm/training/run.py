@@ -147,6 +147,13 @@ class RunConfig:
         )
         return {name: dataclasses.asdict(getattr(self, name)) for name in names}
 
+    def default_settings(self) -> dict[str, Any]:
+        """What a field stands for that a workdir's config.json lacks, having been written before
+        there was such a field: a new field's default is what was done without it.
+        """
+        parts = {name: dataclasses.asdict(self.PARTS[name]()) for name in self.to_dict()}
+        return {**parts, "model": ModelConfig(vocab_size=1).to_dict()}
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
         """From a nested mapping such as `config.to_dict()`.

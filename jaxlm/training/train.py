@@ -87,7 +87,7 @@ def train(
         check_same_parameters(base, config)
     known = {name: value for name, value in config.to_dict().items() if name != "vocab_size"}
     if not allow_config_change:
-        check_known_config(workdir, {**run.to_dict(), "model": known})
+        check_known_config(workdir, {**run.to_dict(), "model": known}, run.default_settings())
     loader, tokenizer = open_loader(
         run.data, workdir / "data" if cache is None else cache, tokenizer=given
     )

@@ -2,7 +2,12 @@ import json
 
 import pytest
 
-from jaxlm.checkpoints import ConfigMismatchError, check_config, write_config
+from jaxlm.checkpoints import (
+    ConfigMismatchError,
+    check_config,
+    check_known_config,
+    write_config,
+)
 
 CONFIG = {"train": {"learning_rate": 0.001, "steps": 10, "betas": (0.9, 0.99)}, "seed": 0}
 
@@ -33,6 +38,19 @@ def test_another_config_is_shown_field_by_field(tmp_path, caplog):
     check_config(tmp_path, CONFIG)
     write_config(tmp_path, changed)
     check_config(tmp_path, changed)
+
+
+def test_a_field_that_an_older_version_did_not_know_has_its_default(tmp_path):
+    write_config(tmp_path, CONFIG)
+    defaults = {"train": {"steps": 5, "rollback": None}, "mesh": {"data": 1}}
+    new = {"train": {**CONFIG["train"], "rollback": None}, "mesh": {"data": 1}, "seed": 0}
+    check_config(tmp_path, new, defaults=defaults)
+    check_known_config(tmp_path, {"train": new["train"]}, defaults)
+    new["train"]["rollback"] = 2
+    for compare in (check_config, check_known_config):
+        with pytest.raises(ConfigMismatchError) as caught:
+            compare(tmp_path, new, defaults=defaults)
+        assert str(caught.value).splitlines()[1:] == ["train.rollback: 2 here, null in the workdir"]
 
 
 def test_what_is_no_json_is_refused(tmp_path):

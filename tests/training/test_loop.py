@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 import struct
 import time
@@ -25,6 +26,7 @@ from jaxlm.checkpoints import (
     load_numpy,
     workdir_lock,
 )
+from jaxlm.load import load_config
 from jaxlm.training import loop, progress
 from jaxlm.training.compiles import count_compiles
 from jaxlm.training.divergence import DivergedError
@@ -219,6 +221,17 @@ def test_another_config_is_refused_with_the_difference(finished, texts):
     ]
 
 
+def test_a_workdir_of_a_version_with_fewer_fields_goes_on(finished, texts, tmp_path):
+    """Nobody has to allow a change that the person did not make."""
+    older = shutil.copytree(finished.workdir, tmp_path / "older")
+    settings = json.loads((older / "config.json").read_text())
+    del settings["train"]["rollback"], settings["data"]["stall_seconds"]
+    del settings["model"]["attention"]["sliding_window"]
+    (older / "config.json").write_text(json.dumps(settings))
+    train_tiny(finished.run, older, texts / "cache")
+    assert json.loads((older / "config.json").read_text())["data"]["stall_seconds"] == 300
+
+
 @pytest.mark.slow
 def test_a_change_that_the_checkpoint_does_not_fit_leaves_the_config(texts, tmp_path):
     run = tiny_run(texts, train__steps=2)
@@ -245,6 +258,15 @@ def test_a_run_is_opened(finished):
     assert model.config.d_model == finished.run.model["d_model"]
     assert_same_bytes(params, finished.result.state.averaged_params)
     assert tokenizer.name == "bytes"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"data": {}}', None])
+def test_a_damaged_config_is_named(tmp_path, text):
+    (tmp_path / CHECKPOINTS).mkdir()
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json is (not JSON|absent)|has no model's"):
+        load_config(tmp_path)
 
 
 def test_a_refused_run_leaves_the_tokenizer_alone(finished, texts):
