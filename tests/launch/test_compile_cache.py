@@ -1,4 +1,7 @@
-"""A damaged cache of compiled programs costs time, and changes nothing else."""
+"""A damaged cache of compiled programs costs time, and changes nothing else, where JAX sees that it
+is damaged. It keeps no checksum of an entry that zstandard has compressed: of a single flipped bit
+nothing can be promised, and none is tested.
+"""
 
 import os
 import shutil
@@ -23,13 +26,7 @@ def garbage(path: Path):
     path.write_bytes(os.urandom(path.stat().st_size))
 
 
-def flip(path: Path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize("damage", slow_but([truncate], [truncate, empty, garbage, flip]))
+@pytest.mark.parametrize("damage", slow_but([truncate], [truncate, empty, garbage]))
 def test_the_run_goes_on_and_is_the_same(launcher, reference, tmp_path, damage):
     cache = tmp_path / "compiled"
     shutil.copytree(launcher.env["JAX_COMPILATION_CACHE_DIR"], cache)

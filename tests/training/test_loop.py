@@ -357,7 +357,7 @@ def test_stopwatch_counts_no_wait_or_time_before_its_start():
 @pytest.mark.slow
 def test_an_implicit_transfer_in_the_loop_is_an_error(texts, tmp_path, monkeypatch):
     """The guard is on: a batch that nobody put on the device stops the run."""
-    monkeypatch.setattr(jax, "device_put", lambda batch, sharding: batch)
+    monkeypatch.setattr(loop._Loop, "_placed", lambda self, batch, rows: batch)
     run = tiny_run(texts, train__steps=2)
     with pytest.raises(Exception, match=r"[Dd]isallowed host-to-device transfer"):
         train_tiny(run, tmp_path, texts / "cache")
