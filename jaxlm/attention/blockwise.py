@@ -85,16 +85,16 @@ def attend_blockwise(
     def here(*parts: Array) -> tuple[Array, Array]:
         part: AttentionInputs = jax.tree.unflatten(structure, parts)
         aligned = spec.aligned and part.q.shape[1] == x.q.shape[1]
-        return _attend_here(dataclasses.replace(spec, aligned=aligned), part, blocks)
+        return attend_here(dataclasses.replace(spec, aligned=aligned), part, blocks)
 
     sizes = {"batch": x.q.shape[0], "kv_heads": x.k.shape[2], "length": x.q.shape[1]}
     return on_mesh(here, sizes, axes, [QUERIES] * 2)(*arrays)
 
 
-def _attend_here(
-    spec: AttentionSpec, x: AttentionInputs, blocks: Blocks
+def attend_here(
+    spec: AttentionSpec, x: AttentionInputs, blocks: Blocks = DEFAULT_BLOCKS
 ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
-    """On one device."""
+    """The same on one device, whatever the mesh."""
     tiling, far = choose_tiling(x, blocks), has_far_pass(spec, x)
     q_tokens = split_tokens(x.q_positions, x.q_segment_ids, tiling.block_q)
     k_tokens = split_tokens(x.k_positions, x.k_segment_ids, tiling.block_k)

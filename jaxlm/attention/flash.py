@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxlm.attention.blockwise_tiles import FARTHEST
-from jaxlm.attention.inputs import AttentionInputs, AttentionSpec
+from jaxlm.attention.inputs import AttentionInputs, AttentionSpec, with_sink_logits
 from jaxlm.attention.mask import AttentionMask, Interval
 from jaxlm.attention.on_mesh import Axes, on_mesh
 from jaxlm.sharding.mesh import CONTEXT
@@ -51,6 +51,8 @@ AXES: dict[str, Axes] = {
     "slopes": ("kv_heads",),
 }
 PART = 128  # queries; a part of a row is a multiple of it
+# A function of these arrays, by position.
+Kernel = tuple[Callable[..., tuple[Array, Array]], dict[str, Any]]
 
 
 class Pattern(NamedTuple):
@@ -143,6 +145,25 @@ def attend_flash(
     Raises:
         ValueError: a call that the kernels do not do, see `unsupported`.
     """
+    kernel, arrays = _kernel(spec, x)
+    B, T = x.q.shape[:2]
+    whole = T % PART or spec.network is not None  # a network needs the queries of all keys
+    sizes = {"batch": B, "kv_heads": x.k.shape[2], "length": 1 if whole else T // PART}
+    cut = [AXES.get(name, ("batch", "kv_heads")) for name in arrays]
+    run = on_mesh(kernel, sizes, cut, [TOKENS_OF_HEADS] * 2)
+    return _finished(x, run(*arrays.values()))
+
+
+def attend_here(
+    spec: AttentionSpec, x: AttentionInputs
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
+    """The same on one device, whatever the mesh."""
+    kernel, arrays = _kernel(spec, x)
+    return _finished(x, kernel(*arrays.values()))
+
+
+def _kernel(spec: AttentionSpec, x: AttentionInputs) -> Kernel:
+    """What runs on each device."""
     reason, chip = unsupported(spec, x), target_chip()
     if reason is not None or chip is None:
         raise ValueError(
@@ -152,23 +173,13 @@ def attend_flash(
             "slope and any mask; bfloat16 or float32; "
             f"head_dim {', '.join(map(str, HEAD_DIMS))}"
         )
-    if spec.aligned:
-        kernel, arrays = _aligned(spec, x, chip)
-    else:
-        kernel, arrays = _in_any_order(spec, x, chip)
-    B, T = x.q.shape[:2]
-    whole = T % PART or spec.network is not None  # a network needs the queries of all keys
-    sizes = {"batch": B, "kv_heads": x.k.shape[2], "length": 1 if whole else T // PART}
-    cut = [AXES.get(name, ("batch", "kv_heads")) for name in arrays]
-    run = on_mesh(kernel, sizes, cut, [TOKENS_OF_HEADS] * 2)
-    out, lse = run(*arrays.values())
-    if x.sink_logits is not None:
-        out, lse = _with_logits(out, lse, x.sink_logits)
-    return out.swapaxes(1, 2), lse.swapaxes(1, 2)
+    return _aligned(spec, x, chip) if spec.aligned else _in_any_order(spec, x, chip)
 
 
-# A function of these arrays, by position.
-Kernel = tuple[Callable[..., tuple[Array, Array]], dict[str, Any]]
+def _finished(x: AttentionInputs, found: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Of the kernels' [B, N, T, H] and [B, N, T]."""
+    out, lse = (a.swapaxes(1, 2) for a in found)
+    return (out, lse) if x.sink_logits is None else with_sink_logits(out, lse, x.sink_logits)
 
 
 def _aligned(spec: AttentionSpec, x: AttentionInputs, chip: str) -> Kernel:
@@ -229,12 +240,6 @@ def _in_any_order(spec: AttentionSpec, x: AttentionInputs, chip: str) -> Kernel:
         )
 
     return kernel, arrays
-
-
-def _with_logits(out: Array, lse: Array, sink_logits: Array) -> tuple[Array, Array]:
-    """[B, N, T, H] and [B, N, T] under a softmax that these, one a head, take part in."""
-    whole = jnp.logaddexp(lse, sink_logits.astype(jnp.float32)[None, :, None])
-    return (out * jnp.exp(lse - whole)[..., None]).astype(out.dtype), whole
 
 
 def _first_query(q: Array, k: Array) -> Int[Array, ""] | None:

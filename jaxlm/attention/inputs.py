@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.attention.mask import AttentionMask
@@ -83,6 +84,14 @@ class AttentionInputs:
     k_far: Float[Array, "B S K H"] | None = None
     sink_logits: Float[Array, "N"] | None = None
     tree: Bool[Array, "B T S"] | None = None
+
+
+def with_sink_logits(
+    out: Float[Array, "B T N H"], lse: Float[Array, "B T N"], sink_logits: Float[Array, "N"]
+) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N"]]:
+    """What attention without them found, under a softmax that they take part in."""
+    whole = jnp.logaddexp(lse, sink_logits.astype(jnp.float32)[None, None])
+    return (out * jnp.exp(lse - whole)[..., None]).astype(out.dtype), whole
 
 
 @jax.tree_util.register_dataclass

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.attention import mask as masks
 from jaxlm.attention.attend import attend
+from jaxlm.attention.context import FORMS, attend_over_context
 from jaxlm.attention.inputs import AttentionInputs, AttentionSpec
 from jaxlm.attention.layer_view import LayerView
 from jaxlm.attention.sampled import attend_sampled
@@ -150,6 +151,8 @@ class Attention(nn.Module):
     def _attend(self, spec: AttentionSpec, inputs: AttentionInputs) -> tuple[Array, Array]:
         """These tokens to one another; in training to some blocks only, where that is asked for."""
         a = self.config.attention
+        if a.implementation in FORMS:
+            return attend_over_context(a.implementation, spec, inputs)
         if a.sampling is None:
             return attend(spec, inputs, a.implementation)
         if not self.has_rng("dropout"):

@@ -14,6 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxlm import positions
+from jaxlm.attention.context import FORMS
 from jaxlm.attention.mask import causal
 from jaxlm.attention.sampled import SAMPLINGS, BlockSampling
 from jaxlm.config import at_least, build, check, check_types, one_of
@@ -42,8 +43,10 @@ class AttentionConfig:
             encoder's output (`jaxlm.model.encoder_decoder`).
         sliding_window: tokens that a "sliding" layer sees, the query's own included.
         implementation: of self-attention: "auto", "flash" (TPU), "blockwise", "reference"; decoding
-            with a cache has its own. "block_sampled(block=512)": "auto", but in training far blocks
-            of tokens take part only now and then; see `jaxlm.attention.sampled`.
+            with a cache has its own. "ring", "all_to_all": "auto", but devices that share a row
+            (mesh.context) exchange keys in another way; see `jaxlm.attention.context`.
+            "block_sampled(block=512)": "auto", but in training far blocks of tokens take part only
+            now and then; see `jaxlm.attention.sampled`.
     """
 
     num_heads: int = 8
@@ -59,7 +62,7 @@ class AttentionConfig:
     sliding_window: int | None = None
     implementation: str = "auto"
 
-    IMPLEMENTATIONS = ("auto", "flash", "blockwise", "reference")
+    IMPLEMENTATIONS = ("auto", "flash", "blockwise", "reference", *FORMS)
 
     def __post_init__(self):
         check_types(type(self), vars(self), "attention")

@@ -8,6 +8,8 @@ from typing import Any
 
 from absl import logging
 
+from jaxlm.attention.all_to_all import check_heads
+from jaxlm.attention.context import FORMS
 from jaxlm.config import at_least, build, check, check_types, one_of
 from jaxlm.data.config import DataConfig
 from jaxlm.model.config import ModelConfig
@@ -203,7 +205,20 @@ class RunConfig:
                 f"data.sequence_length={length}; allowed: at most {limit} with "
                 f"model.position_encoding={config.encoding}"
             )
+        self._check_context(config)
         return config
+
+    def _check_context(self, config: ModelConfig) -> None:
+        """What each device of mesh.context gets must be equal, and come out even."""
+        form, parts = config.attention.implementation, self.mesh.context
+        if form not in FORMS or parts == 1:
+            return
+        length, allowed = self.data.sequence_length, f"a multiple of 2 × mesh.context = {2 * parts}"
+        check("data", sequence_length=(length, length % (2 * parts) == 0, allowed))
+        if form == "all_to_all":
+            heads, tensor = config.attention.num_heads, self.mesh.tensor
+            cut = tensor if config.num_kv_heads % tensor == 0 else 1
+            check_heads(heads // cut, config.num_kv_heads // cut, parts)
 
 
 def _given(changes: Mapping[str, Any]) -> dict[str, Any]:

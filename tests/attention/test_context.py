@@ -1,0 +1,89 @@
+"""Rows cut over devices: each form is exact, and exchanges and holds no more than it says."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from jaxlm.attention import mask as masks
+from jaxlm.attention.context import FORMS
+from jaxlm.attention.halo import Reach, parts_before, reach_of
+from jaxlm.training.run import RunConfig
+from tests.marks import slow_but
+from tests.positions.test_shared import CASES
+
+KEPT = ("rope", "t5")
+
+
+def on_eight_devices(*arguments):
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
+    command = [sys.executable, "-W", "error", "-m", *arguments]
+    env = {**os.environ, "XLA_FLAGS": flags}
+    run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return run.stdout
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def found(request):
+    return request.param, json.loads(
+        on_eight_devices("tests.attention.ring_process", request.param)
+    )
+
+
+def test_what_is_exchanged(found):
+    """The process holds values and gradients to the reference's."""
+    form, exchanges = found
+    whole = exchanges.pop("bytes")
+    if form == "all_to_all":
+        for of_mask in exchanges.values():
+            # q, k, v and back, in both directions; gathered are positions and segment ids alone.
+            assert of_mask["all-to-all"] >= 6 and of_mask["all-gather"] <= 4
+        return
+    # Of 8 parts of keys, values and their gradients a device holds two, and its own dealt out.
+    assert whole["ring"] < 0.6 * whole["gathered"]
+    sinks = {name for name in exchanges if name in ("lambda", "lambda, two parts back")}
+    assert {name for name, kinds in exchanges.items() if "all-gather" in kinds} == sinks
+    near, far = (exchanges[name]["collective-permute"] for name in ("sliding", "causal"))
+    assert near <= 6 < far  # of k, v and the two of the tokens, and back
+
+
+@pytest.mark.parametrize(
+    ("form", "case"),
+    slow_but([(f, c) for f in FORMS for c in KEPT], [(f, c) for f in FORMS for c in CASES]),
+)
+def test_every_position_encoding(form, case):
+    on_eight_devices("tests.positions.context_process", form, case)
+
+
+def test_how_far_masks_reach():
+    assert reach_of(masks.lambda_shaped(256, 4)) == Reach(256, 4)
+    assert reach_of(masks.sliding_window(9) & masks.chunked(4)) == Reach(4, 0)
+    for mask in (masks.causal(), masks.full(), masks.prefix(3)):
+        assert reach_of(mask) is None
+    assert [parts_before(Reach(window, 0), 8) for window in (1, 2, 9, 10, 17, 18)] == [
+        *(0, 1, 1, 2, 2, 3)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("form", "mesh", "message"),
+    [
+        ("ring", {"context": 3}, "sequence_length=32; allowed: a multiple of 2 × mesh.context = 6"),
+        (
+            "all_to_all",
+            {"context": 8, "tensor": 2},
+            r"mesh.context=8 and 4 query and 1 key/value heads a device of mesh.tensor; "
+            r"allowed: context = 1, 2, 4$",
+        ),
+    ],
+)
+def test_rows_and_heads_that_can_not_be_shared_out(form, mesh, message):
+    attention = {"num_heads": 8, "num_kv_heads": 2, "implementation": form}
+    run = RunConfig.from_dict(
+        {"model": {"attention": attention}, "data": {"sequence_length": 32}, "mesh": mesh}
+    )
+    with pytest.raises(ValueError, match=message):
+        run.check_model()
