@@ -26,7 +26,9 @@ from jaxlm.training.step import make_train_step
 mesh = pod_mesh("TOPOLOGY", MESH)
 config = jaxlm.ModelConfig(
     vocab_size=512, num_layers=2, d_model=256, context_length=1024, position_encoding="ENCODING",
-    attention=jaxlm.AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=128),
+    attention=jaxlm.AttentionConfig(
+        num_heads=4, num_kv_heads=2, head_dim=128, implementation="IMPLEMENTATION"
+    ),
     numerics=jaxlm.NumericsConfig(dtype="bfloat16"),
 )
 model, train = jaxlm.Transformer(config), TrainConfig(steps=2)
@@ -86,10 +88,22 @@ def test_tokens_in_any_order_hold_the_kernels(topology):
     check(GRADIENT, "alibi", topology, mesh, "2,4,512,128")
 
 
-def check(program, encoding, topology, mesh, queries):
+@pytest.mark.tpu_aot
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu")
+@pytest.mark.parametrize(
+    ("form", "queries"), [("ring", "2,4,512,128"), ("all_to_all", "2,2,1024,128")]
+)
+def test_rows_that_devices_share_hold_the_kernels(form, queries):
+    """Half of the queries, or half of the heads."""
+    mesh = {"data": 2, "fsdp": 1, "context": 2, "tensor": 1}
+    check(STEP, "rope", "v5e:2x2", mesh, queries, form)
+
+
+def check(program, encoding, topology, mesh, queries, implementation="auto"):
     """Both kernels are there, and of these queries."""
     setup = SETUP.replace("TOPOLOGY", topology).replace("MESH", repr(mesh))
-    program = setup.replace("ENCODING", encoding) + program + PRINT
+    setup = setup.replace("ENCODING", encoding).replace("IMPLEMENTATION", implementation)
+    program = setup + program + PRINT
     command = [sys.executable, "-c", program]
     run = subprocess.run(
         command, env=environment(os.environ), capture_output=True, text=True, check=False

@@ -59,6 +59,9 @@ def test_bounds_are_those_of_public_peaks():
     assert not cost.fits  # 20 GB in 17.2
 
 
+SHARED = ["--config.mesh.data=1", "--config.mesh.context=4"]
+
+
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
     """A function of flags: the figures of a config's step on v5e chips, and the process."""
@@ -84,8 +87,14 @@ def compiled(tmp_path_factory):
         ([], {"all-reduce"}),
         (["--config.mesh.fsdp=4"], {"all-gather", "all-reduce", "all-to-all"}),
         (["--config.mesh.tensor=2"], {"all-gather", "all-reduce", "all-to-all"}),
+        # No keys are gathered in a ring.
+        ([*SHARED, "--config.model.attention.implementation=ring"], {"all-reduce"}),
+        (
+            [*SHARED, "--config.model.attention.implementation=all_to_all"],
+            {"all-reduce", "all-to-all", "all-gather"},
+        ),
     ],
-    ids=["data", "fsdp", "tensor"],
+    ids=["data", "fsdp", "tensor", "ring", "all_to_all"],
 )
 def test_a_step_on_four_chips(compiled, flags, kinds):
     found, finished = compiled(*flags)

@@ -25,6 +25,7 @@ RUNS = {
     "all": ("plain", MeshConfig(data=2, fsdp=2, tensor=2)),
     "experts": ("experts", MeshConfig(data=2, fsdp=2, tensor=2)),
     "context": ("experts", MeshConfig(data=2, context=2, tensor=2)),
+    "ring": ("ring", MeshConfig(data=4, context=2)),
 }
 ROWS, LENGTH = 16, 12
 # 40 is divided by tensor = 2.
@@ -32,6 +33,7 @@ MODEL = {"vocab_size": 40, "dropout": 0.1}
 KINDS = {
     "plain": make_model("plain", **MODEL),
     "experts": make_model("experts", **MODEL, attention={"num_heads": 2}),  # blockwise
+    "ring": make_model(**MODEL, attention={"num_heads": 2, "implementation": "ring"}),
 }
 
 
