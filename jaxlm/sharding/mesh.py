@@ -5,8 +5,9 @@ names to mesh axes. A mesh axis of size 1 costs nothing, so one table serves a l
 
     data     each device reads other rows; parameters are copied
     fsdp     the same for rows, and parameters are cut along "embed", gathered layer by layer
-    context  each device has a part of every row's tokens; attention gathers keys and values;
-             parameters are copied, so long rows of large models take fsdp too
+    context  each device has a part of every row's tokens; attention gathers keys and values, or as
+             `jaxlm.attention.context` says; parameters are copied, so long rows of large models
+             take fsdp too
     tensor   heads, MLP columns and vocabulary are cut; activations are exchanged
 
 Each device of fsdp gets its own part of the sum of a gradient, by a reduce-scatter, where they lie
