@@ -29,7 +29,7 @@ MAX_NEW_TOKENS = 256
 def encode(tokenizer: Tokenizer, text: str, start: bool = True) -> list[int]:
     """Ids of a text; with `start` after the start token, if texts have one and it is not there."""
     if isinstance(tokenizer, HuggingFace):
-        ids = [i for i, _ in tokenizer.encode_special(text)]
+        ids = [i for i, *_ in tokenizer.encode_special(text)]
     else:
         ids = tokenizer.encode(text)
     first = tokenizer.bos_id if start else None

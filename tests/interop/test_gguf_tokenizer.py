@@ -83,10 +83,10 @@ def test_sentencepiece(trained, text):
 def test_special_tokens_of_sentencepiece(trained):
     model, ours = trained
     assert (ours.bos_id, ours.eos_id) == (model.bos_id(), model.eos_id()) == (1, 2)
-    (start, *rest) = [i for i, _ in ours.encode_special("<s>was")]
+    (start, *rest) = [i for i, *_ in ours.encode_special("<s>was")]
     assert (start, rest) == (1, model.encode("was"))
     assert len(ours.encode("<s>")) > 1
-    assert ours.encode_special("<unk>")[0] == (0, 0) and len(ours.encode("<unk>")) > 1
+    assert ours.encode_special("<unk>") == [(0, 0, 5)] and len(ours.encode("<unk>")) > 1
     assert ours.decode([0, *rest]) == "was"
 
 
@@ -164,7 +164,7 @@ def test_white_space_behind_phi_3s_control_tokens(architecture, spaces):
     metadata = byte_pairs(model="llama", tokens=tokens, scores=[0.0] * len(tokens))
     metadata["tokenizer.ggml.token_type"] = [UNKNOWN, *[CONTROL] * 5, *[NORMAL] * 4]
     tokenizer = built(metadata | {"general.architecture": architecture})
-    ids = [i for i, _ in tokenizer.encode_special("<|user|>\na<|end|>\n<s>\n")]
+    ids = [i for i, *_ in tokenizer.encode_special("<|user|>\na<|end|>\n<s>\n")]
     assert [tokens[i] for i in ids].count("\n") == 1 + spaces
 
 
