@@ -30,8 +30,9 @@ from jaxlm.training.workdir import CHECKPOINTS, DEFAULT_RUN, TOKENIZER
 
 
 def is_workdir(path: Path) -> bool:
-    """Whether it is the folder of a run or of a comparison."""
-    return (path / CHECKPOINTS).is_dir() or (path / DEFAULT_RUN).is_file()
+    """Whether it is the folder of a run, maybe before its first checkpoint, or of a comparison."""
+    folders = (path / CHECKPOINTS, path / TOKENIZER)
+    return any(folder.is_dir() for folder in folders) or (path / DEFAULT_RUN).is_file()
 
 
 def run_folder(path: str | Path) -> Path:
@@ -45,9 +46,14 @@ def run_folder(path: str | Path) -> Path:
     if comparison:
         folder = folder / _default_run(folder / DEFAULT_RUN)
     if not (folder / CHECKPOINTS).is_dir():
-        found = "is not a jaxlm workdir (it has no checkpoints)" if folder.exists() else "is absent"
+        lacks = [name for name in (CHECKPOINTS, CONFIG) if not (folder / name).exists()]
+        found = f"has no {' and no '.join(lacks)}"
         if comparison:
             found = "is the comparison's first run and has no checkpoint yet"
+        elif not folder.is_dir():
+            found = "is a file" if folder.exists() else "is absent"
+        elif (folder / TOKENIZER).is_dir():
+            found = "is a run that has no checkpoint yet"
         allowed = "the --workdir of a training run, a Hugging Face folder, a .gguf file, owner/name"
         raise FileNotFoundError(f"{folder} {found}; allowed: {allowed}")
     return folder

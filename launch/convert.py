@@ -25,7 +25,7 @@ from launch import console
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,
-    "Workdir of a training run, a Hugging Face folder, or a GGUF file.",
+    "Workdir of a training run, a Hugging Face folder or the hub's owner/name, or a GGUF file.",
     required=True,
 )
 OUTPUT = flags.DEFINE_string("output", None, "A folder that is absent or empty.", required=True)

@@ -173,6 +173,14 @@ def peft_adapter_alone(folder):
     (folder / "config.json").unlink()
 
 
+def no_config(folder):
+    (folder / "config.json").unlink()
+
+
+def run_before_its_first_checkpoint(folder):
+    (folder / "tokenizer").mkdir()
+
+
 def ignored_biases(folder):
     """Which another family than Llama has no place for."""
     edit(folder / "config.json", architectures=["MistralForCausalLM"], attention_bias=True)
@@ -190,6 +198,8 @@ CASES = {
         (peft_adapter_beside_its_base, peft_adapter_alone),
         r"hub holds an adapter of peft's \(adapter_config.json\); allowed: the model",
     ),
+    no_config: r"hub has no checkpoints and no config.json; allowed: the --workdir of a training",
+    run_before_its_first_checkpoint: r"hub is a run that has no checkpoint yet; allowed",
     ignored_biases: r"1 tensors that the model has no place for, such as .*q_proj.bias",
     unknown_architecture: r"architecture='NoSuchForCausalLM'; allowed: .*LlamaForCausalLM",
     missing_key: r"config.json: num_hidden_layers is absent",
@@ -294,6 +304,11 @@ def test_a_side_file_that_is_no_object(whole_again, file, text):
     line = refused(whole_again)
     (whole_again / file).unlink()
     assert file in line
+
+
+def test_a_file_of_a_folder(whole):
+    with pytest.raises(FileNotFoundError, match=r"config.json is a file; allowed: .*a .gguf file"):
+        jaxlm.load(whole / "config.json")
 
 
 @pytest.mark.parametrize("name", ["absent.gguf", "ABSENT.GGUF", "dir.gguf"])
