@@ -193,8 +193,11 @@ class HarnessMethods:
         text = render_chat(self.tokenizer, chat_history, generate=add_generation_prompt)
         if add_generation_prompt:
             return text
-        said = chat_history[-1]["content"].rstrip()
-        return text[: text.rindex(said) + len(said)]
+        said = chat_history[-1]["content"]
+        begins = text.rindex(said.strip())
+        # As in transformers: a space that it ends with stays, where the template leaves it.
+        left = said.lstrip()
+        return text[:begins] + (left if text.startswith(left, begins) else said.strip())
 
 
 def _bar(what: str, disable: bool) -> Callable[[Sequence[int]], Iterable[int]]:
