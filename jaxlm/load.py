@@ -17,6 +17,7 @@ from jaxlm.checkpoints.restore import Restored
 from jaxlm.config import build
 from jaxlm.data.tokenizers import Tokenizer, load_tokenizer
 from jaxlm.interop.hub import fetch, is_hub_name
+from jaxlm.interop.peft_folder import CONFIG as PEFT_CONFIG
 from jaxlm.interop.read import Checkpoint, open_gguf, open_hub_folder, with_numerics
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.encoder_decoder import EncoderDecoderConfig
@@ -29,8 +30,9 @@ from jaxlm.training.workdir import CHECKPOINTS, DEFAULT_RUN, TOKENIZER
 
 
 def is_workdir(path: Path) -> bool:
-    """Whether it is the folder of a run or of a comparison."""
-    return (path / CHECKPOINTS).is_dir() or (path / DEFAULT_RUN).is_file()
+    """Whether it is the folder of a run, maybe before its first checkpoint, or of a comparison."""
+    folders = (path / CHECKPOINTS, path / TOKENIZER)
+    return any(folder.is_dir() for folder in folders) or (path / DEFAULT_RUN).is_file()
 
 
 def run_folder(path: str | Path) -> Path:
@@ -44,9 +46,14 @@ def run_folder(path: str | Path) -> Path:
     if comparison:
         folder = folder / _default_run(folder / DEFAULT_RUN)
     if not (folder / CHECKPOINTS).is_dir():
-        found = "is not a jaxlm workdir (it has no checkpoints)" if folder.exists() else "is absent"
+        lacks = [name for name in (CHECKPOINTS, CONFIG) if not (folder / name).exists()]
+        found = f"has no {' and no '.join(lacks)}"
         if comparison:
             found = "is the comparison's first run and has no checkpoint yet"
+        elif not folder.is_dir():
+            found = "is a file" if folder.exists() else "is absent"
+        elif (folder / TOKENIZER).is_dir():
+            found = "is a run that has no checkpoint yet"
         allowed = "the --workdir of a training run, a Hugging Face folder, a .gguf file, owner/name"
         raise FileNotFoundError(f"{folder} {found}; allowed: {allowed}")
     return folder
@@ -67,7 +74,7 @@ def open_foreign(path: str | Path) -> Checkpoint | None:
     """A Hugging Face folder, a GGUF file, or a model of the hub's; None: it is none of these.
 
     Raises:
-        ValueError: a damaged file, or an architecture that is not known.
+        ValueError: a damaged file, an architecture that is not known, or an adapter of peft's.
         FileNotFoundError: a missing file; a model that neither this machine nor the hub has.
     """
     here = Path(path)
@@ -78,9 +85,14 @@ def open_foreign(path: str | Path) -> Checkpoint | None:
         return open_gguf(here)
     if is_hub_name(here):
         here = fetch(str(path))
-    if (here / "config.json").is_file() and not is_workdir(here):
-        return open_hub_folder(here)
-    return None
+    if is_workdir(here):
+        return None
+    if (here / PEFT_CONFIG).is_file():
+        raise ValueError(
+            f"{here} holds an adapter of peft's ({PEFT_CONFIG}); allowed: the model that it is "
+            "merged into (peft's merge_and_unload and save_pretrained)"
+        )
+    return open_hub_folder(here) if (here / "config.json").is_file() else None
 
 
 def open_checkpoint(

@@ -25,7 +25,7 @@ from launch import console
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,
-    "Workdir of a training run, a Hugging Face folder, or a GGUF file.",
+    "Workdir of a training run, a Hugging Face folder or the hub's owner/name, or a GGUF file.",
     required=True,
 )
 OUTPUT = flags.DEFINE_string("output", None, "A folder that is absent or empty.", required=True)
@@ -53,6 +53,15 @@ BASE = flags.DEFINE_string(
 )
 
 
+def check_flags() -> None:
+    """Raises for those that would do nothing."""
+    if BASE.value is not None and not ADAPTER.value:
+        raise ValueError(f"base={BASE.value!r}; allowed: only with --adapter")
+    for flag in (MAX_SHARD, ENCODING):
+        if flag.present and ADAPTER.value:
+            raise ValueError(f"{flag.name}={flag.value!r}; allowed: without --adapter")
+
+
 def check_before_loading() -> None:
     """Raises, before all weights are read, what writing them would raise after."""
     config = load_config(CHECKPOINT.value)
@@ -69,10 +78,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     with console.clear_errors():
-        if BASE.value is not None and not ADAPTER.value:
-            raise ValueError(f"base={BASE.value!r}; allowed: only with --adapter")
-        if MAX_SHARD.present and ADAPTER.value:
-            raise ValueError(f"max_shard_bytes={MAX_SHARD.value}; allowed: without --adapter")
+        check_flags()
         if not ADAPTER.value:
             check_before_loading()
         model, params, tokenizer = jaxlm.load(
@@ -87,6 +93,13 @@ def main(argv: list[str]) -> None:
                 OUTPUT.value, model, params, began.adapter, base, ARCHITECTURE.value
             )
             print(f"{OUTPUT.value}: an adapter of {', '.join(modules)} of {base}")
+            assert began.checkpoint is not None  # or there would be no adapter
+            below, own = load_config(began.checkpoint), model.config
+            assert isinstance(below, ModelConfig) and isinstance(own, ModelConfig)  # as in training
+            if below.encoding != own.encoding:
+                print(
+                    f"{OUTPUT.value}: learned under {own.encoding}, which {base} must be given too"
+                )
             return
         params = merge_adapters(params)
         name = write_hub_folder(

@@ -41,7 +41,7 @@ MOST_ROWS, MOST_WINDOWS, MOST_TOKENS = 16, 8, 16_384
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,
-    "Workdir of a training run, a Hugging Face folder, or a GGUF file.",
+    "Workdir of a training run, a Hugging Face folder or the hub's owner/name, or a GGUF file.",
     required=True,
 )
 TEXT = flags.DEFINE_multi_string(

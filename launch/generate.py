@@ -20,7 +20,7 @@ from launch import console, sampling_flags
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,
-    "Workdir of a training run, a Hugging Face folder, or a GGUF file.",
+    "Workdir of a training run, a Hugging Face folder or the hub's owner/name, or a GGUF file.",
     required=True,
 )
 PROMPT = flags.DEFINE_multi_string(

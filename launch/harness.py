@@ -23,7 +23,7 @@ from launch.results import results_folder
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,
-    "Workdir of a training run, a Hugging Face folder, or a GGUF file.",
+    "Workdir of a training run, a Hugging Face folder or the hub's owner/name, or a GGUF file.",
     required=True,
 )
 TASKS = flags.DEFINE_list("tasks", None, "Names of tasks, with commas between.", required=True)

@@ -67,7 +67,7 @@ def chat_prompt(tokenizer: Tokenizer, messages: Sequence[Message], **variables: 
         ValueError: as `render_chat`.
     """
     text = render_chat(tokenizer, messages, **variables)
-    return [i for i, _ in _with_template(tokenizer)[0].encode_special(text)]
+    return [i for i, *_ in _with_template(tokenizer)[0].encode_special(text)]
 
 
 def chat_example(
@@ -76,7 +76,8 @@ def chat_example(
     """The ids of a whole conversation, and which of them a model should learn to say.
 
     Those are the assistant's turns, with the token that ends each: what the text gains when the
-    turn is added to the conversation so far and its opening.
+    turn is added to the conversation so far and its opening. A token that the opening ends in, such
+    as " Hi" behind "ASSISTANT: ", is among them, as in transformers.
 
     Raises:
         ValueError: as `render_chat`; the template changes earlier turns when a later one comes, or
@@ -100,8 +101,8 @@ def chat_example(
             )
         spans.append((len(before), len(after.rstrip())))
     tokens = _with_template(tokenizer)[0].encode_special(text)
-    learned = [any(a <= start < b for a, b in spans) for _, start in tokens]
-    return [i for i, _ in tokens], learned
+    learned = [any(start < b and a < end for a, b in spans) for _, start, end in tokens]
+    return [i for i, *_ in tokens], learned
 
 
 _SPEAKS_FIRST = (

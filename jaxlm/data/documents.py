@@ -7,13 +7,20 @@ from jaxtyping import Int
 
 from jaxlm.config import at_least, check
 from jaxlm.data.config import as_source
-from jaxlm.data.sources import documents
+from jaxlm.data.sources import documents, kind_of
 from jaxlm.data.tokenizers import Tokenizer
 
 
 def _ids(source: str, tokenizer: Tokenizer) -> Int[np.ndarray, "N"]:
-    """The whole source as one text."""
-    return np.asarray(tokenizer.encode("\n\n".join(documents(as_source(source)))), np.int32)
+    """The whole source as one text.
+
+    Raises:
+        ValueError: it is of conversations, which no template has made a text of.
+    """
+    about = as_source(source)
+    if (kind := kind_of(about)) != "text":
+        raise ValueError(f"source {source!r} holds {kind}; allowed: a text")
+    return np.asarray(tokenizer.encode("\n\n".join(documents(about))), np.int32)
 
 
 def longest_window(source: str, tokenizer: Tokenizer) -> int:
@@ -30,7 +37,7 @@ def long_windows(
     overlap where the text is short for so many.
 
     Raises:
-        ValueError: a length or count below 1, or a text shorter than one window.
+        ValueError: a length or count below 1, a text shorter than one window, or conversations.
     """
     check("long_windows", length=at_least(length, 1), count=at_least(count, 1))
     ids = _ids(source, tokenizer)

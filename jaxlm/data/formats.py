@@ -146,15 +146,28 @@ def _messages(record: dict[str, Any], where: str, field: str) -> list[dict[str, 
     return messages
 
 
+def _tools(record: dict[str, Any], where: str) -> dict[str, Any]:
+    """What the assistant is told that it may call, for the template; None: it is told of none."""
+    tools = record.get("tools")
+    if not isinstance(tools, list | None):
+        raise ValueError(f"{where}: tools={tools!r}; allowed: a list")
+    return {"tools": tools}
+
+
 def read_chat(path: str, field: str) -> Iterator[str]:
-    """A conversation a line, {"messages": [{"role": "user", "content": "…"}, …]}, as JSON."""
+    """A conversation a line, {"messages": [{"role": "user", "content": "…"}, …]}, as JSON; it may
+    have tools beside it.
+    """
     del field
     for where, record in json_objects(path):
-        yield json.dumps(_messages(record, where, "messages"), ensure_ascii=False)
+        found = {"messages": _messages(record, where, "messages")}
+        yield json.dumps(found | _tools(record, where), ensure_ascii=False)
 
 
 def read_preference(path: str, field: str) -> Iterator[str]:
-    """A line {"prompt": […], "chosen": […], "rejected": […]}, messages each, as JSON."""
+    """A line {"prompt": […], "chosen": […], "rejected": […]}, messages each, as JSON; it may have
+    tools beside them.
+    """
     del field
     for where, record in json_objects(path):
         parts = ("prompt", "chosen", "rejected")
@@ -163,7 +176,7 @@ def read_preference(path: str, field: str) -> Iterator[str]:
             last = found[name][-1]["role"]
             if last != ASSISTANT:
                 raise ValueError(f"{where}: {name} ends with role={last!r}; allowed: {ASSISTANT!r}")
-        yield json.dumps(found, ensure_ascii=False)
+        yield json.dumps(found | _tools(record, where), ensure_ascii=False)
 
 
 def read_parquet(path: str, field: str) -> Iterator[str]:

@@ -23,7 +23,7 @@ from jaxlm.data.packing import Packing, pack, pack_pairs, pieces
 from jaxlm.data.sources import documents, kind_of, line_of, source_digest
 from jaxlm.data.tokenizers import Tokenizer
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 META = "meta.json"
 # Text characters tokenized between two points that a killed build can go on from.
 SHARD_CHARACTERS = 4_000_000
@@ -214,12 +214,13 @@ def _encode_chats(texts: list[str], tokenizer: Tokenizer, told: Told) -> dict[st
     """Conversations as their template writes them; the bytes are those of the answers."""
     rows, learned, num_bytes = [], [], 0
     for number, text in enumerate(texts):
-        messages = json.loads(text)
+        talk = json.loads(text)
         with told(number):
-            ids, is_learned = chat_example(tokenizer, messages)
+            ids, is_learned = chat_example(tokenizer, talk["messages"], tools=talk["tools"])
         rows.append(ids)
         learned.append([False, *is_learned[1:]])  # nothing comes before the first
-        num_bytes += sum(len(m["content"].encode()) for m in messages if m["role"] == ASSISTANT)
+        said = (m["content"] for m in talk["messages"] if m["role"] == ASSISTANT)
+        num_bytes += sum(len(content.encode()) for content in said)
     return _joined(rows, num_bytes) | _flags(learned)
 
 
@@ -230,10 +231,12 @@ def _encode_preferences(
     rows, learned, num_bytes = [], [], 0
     for number, text in enumerate(texts):
         pair = json.loads(text)
+        tools = pair["tools"]
         with told(number):
-            prompt = len(chat_prompt(tokenizer, pair["prompt"]))
+            prompt = len(chat_prompt(tokenizer, pair["prompt"], tools=tools))
             for name in ("chosen", "rejected"):
-                ids, is_learned = chat_example(tokenizer, pair["prompt"] + pair[name])
+                talk = pair["prompt"] + pair[name]
+                ids, is_learned = chat_example(tokenizer, talk, tools=tools)
                 rows.append(ids)
                 learned.append([i >= prompt and flag for i, flag in enumerate(is_learned)])
             if rows[-2] == rows[-1]:

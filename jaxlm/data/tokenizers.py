@@ -224,9 +224,9 @@ class HuggingFace:
         """What "bos_token" or "eos_token" is written as; empty: there is none."""
         return self._stated(name) or ""
 
-    def encode_special(self, text: str) -> list[tuple[int, int]]:
-        """Ids as the file says, and where in the text each begins; what looks like a special token
-        is one.
+    def encode_special(self, text: str) -> list[tuple[int, int, int]]:
+        """Ids as the file says, and where in the text each begins and ends; what looks like a
+        special token is one.
         """
         _utf8(text)
         self._inner.encode_special_tokens = False
@@ -234,7 +234,7 @@ class HuggingFace:
             found = self._inner.encode(text, add_special_tokens=False)
         finally:
             self._inner.encode_special_tokens = True
-        return [(i, start) for i, (start, _) in zip(found.ids, found.offsets, strict=True)]
+        return [(i, *span) for i, span in zip(found.ids, found.offsets, strict=True)]
 
     def _stated(self, name: str) -> str | None:
         """A special token's text in the config, if it has it."""

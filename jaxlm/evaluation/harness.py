@@ -29,7 +29,7 @@ MAX_NEW_TOKENS = 256
 def encode(tokenizer: Tokenizer, text: str, start: bool = True) -> list[int]:
     """Ids of a text; with `start` after the start token, if texts have one and it is not there."""
     if isinstance(tokenizer, HuggingFace):
-        ids = [i for i, _ in tokenizer.encode_special(text)]
+        ids = [i for i, *_ in tokenizer.encode_special(text)]
     else:
         ids = tokenizer.encode(text)
     first = tokenizer.bos_id if start else None
@@ -193,8 +193,11 @@ class HarnessMethods:
         text = render_chat(self.tokenizer, chat_history, generate=add_generation_prompt)
         if add_generation_prompt:
             return text
-        said = chat_history[-1]["content"].rstrip()
-        return text[: text.rindex(said) + len(said)]
+        said = chat_history[-1]["content"]
+        begins = text.rindex(said.strip())
+        # As in transformers: a space that it ends with stays, where the template leaves it.
+        left = said.lstrip()
+        return text[:begins] + (left if text.startswith(left, begins) else said.strip())
 
 
 def _bar(what: str, disable: bool) -> Callable[[Sequence[int]], Iterable[int]]:

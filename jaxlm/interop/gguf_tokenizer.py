@@ -17,7 +17,15 @@ from jaxlm.config import fits
 from jaxlm.interop.gguf_pre_tokenizers import COMPOSED, WHOLE_WORDS, pre_tokenizer
 
 # Kinds of token in GGUF; 3 is a control token, 4 one that a user added.
-NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED = range(1, 5)
+# Control tokens that end a text, a turn or a message. Few files name more than one of theirs, which
+# need not be the one that the chat template ends a turn with (Phi-3's); llama.cpp goes by this too.
+ENDS = {
+    *("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|end|>", "<|eot_id|>", "<|eom_id|>"),
+    *("<end_of_turn>", "<|return|>", "<|call|>"),
+}
+# Behind these of Phi-3's control tokens white space is kept.
+KEEP_SPACE = {"<unk>", "<s>", "<|endoftext|>"}
 SPACE = "▁"  # SentencePiece's
 # A vocabulary of 256,000 pieces has half a million ways to join two, and no piece of 100 letters:
 # what a file may have without taking gigabytes or hours.
@@ -25,9 +33,15 @@ MAX_PIECE, MAX_MERGES = 1024, 2**22
 
 
 def stop_ids(metadata: dict[str, Any]) -> list[Any]:
-    """Ids that end a text, a turn or a message."""
+    """Ids that end a text, a turn or a message: the named ones, and those of well-known names."""
     names = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
-    return [metadata[name] for name in names if name in metadata]
+    named = [metadata[name] for name in names if name in metadata]
+    tokens = metadata.get("tokenizer.ggml.tokens", [])
+    kinds = metadata.get("tokenizer.ggml.token_type", [])
+    # Of gpt-oss <|end|> ends a message that another follows.
+    ends = ENDS - ({"<|end|>"} if "<|return|>" in tokens else set())
+    known = zip(itertools.count(), tokens, kinds, strict=False)
+    return named + [i for i, token, of in known if of == CONTROL and token in ends]
 
 
 def tokenizer_json(metadata: dict[str, Any], where: str) -> tuple[str, dict[str, Any]]:
@@ -56,9 +70,13 @@ def tokenizer_json(metadata: dict[str, Any], where: str) -> tuple[str, dict[str,
     build, defaults = KINDS[kind]
     about = defaults | about | {"token_type": kinds}
     inner = build(about, where)
+    # As on the hub; a file does not say it, and other models' tokens keep white space.
+    strips = kind == "llama" and metadata.get("general.architecture") == "phi3"
     for token, of in zip(tokens, kinds, strict=True):
-        if of == CONTROL:
-            inner.add_special_tokens([AddedToken(token, special=True, normalized=False)])
+        if of in (UNKNOWN, CONTROL):
+            right = strips and token not in KEEP_SPACE
+            added = AddedToken(token, special=True, normalized=False, rstrip=right)
+            inner.add_special_tokens([added])
         elif of == USER_DEFINED:
             inner.add_tokens([AddedToken(token, normalized=False)])
     begins = about.get("add_bos_token", kind == "llama" or about.get("pre") in WHOLE_WORDS)

@@ -20,6 +20,7 @@ from jaxlm.model.partition import split
 from jaxlm.model.transformer import Transformer
 
 PREFIX = "base_model.model."
+CONFIG = "adapter_config.json"
 
 
 def write_peft_folder(
@@ -57,7 +58,7 @@ def write_peft_folder(
     tensors, about = _translated(model, family, flatten(params), adapter)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / "adapter_model.safetensors", tensors)
-    write_json(folder / "adapter_config.json", about | {"base_model_name_or_path": base})
+    write_json(folder / CONFIG, about | {"base_model_name_or_path": base})
     return about["target_modules"]
 
 

@@ -169,7 +169,8 @@ def _config(
     method = about.get("quantization_config", {}, dict).get("quant_method", "mxfp4")
     if method != "mxfp4":
         raise ValueError(f"{where}: quantized by {method}; allowed: mxfp4, float weights, or GGUF")
-    (architecture, *_) = about.get("architectures", [], list) or ["none"]
+    kind = about.get("model_type", "none", str)
+    (architecture, *_) = about.get("architectures", [], list) or [kind]
     family = families.find(architecture, where)
     keys = HubConfig(values, where, tensors, family.absent if hub else {})
     keys.unread.discard("quantization_config")

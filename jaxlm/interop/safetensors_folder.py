@@ -18,6 +18,8 @@ DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float6
 # A norm's parameters in BERT's first files.
 OLD_NAME = re.compile(r"(?<=LayerNorm\.)(gamma|beta)$")
 NEW_NAMES = {"gamma": "weight", "beta": "bias"}
+# A head's tensors, which stand beside the model's own prefix.
+HEAD = re.compile(r"(lm_head|embed_out|cls)\.")
 # Formats that run code when they are opened.
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -72,9 +74,10 @@ class SafetensorsFolder:
         head leaves it out.
         """
         if not any(name.startswith(prefix) for name in self.shapes):
-            self.shapes = {prefix + name: shape for name, shape in self.shapes.items()}
-            self.dtypes = {prefix + name: dtype for name, dtype in self.dtypes.items()}
-            self._stored = {prefix + name: at for name, at in self._stored.items()}
+            full = {name: name if HEAD.match(name) else prefix + name for name in self.shapes}
+            self.shapes = {full[name]: shape for name, shape in self.shapes.items()}
+            self.dtypes = {full[name]: dtype for name, dtype in self.dtypes.items()}
+            self._stored = {full[name]: at for name, at in self._stored.items()}
         return self
 
     def read(self, name: str) -> np.ndarray:

@@ -97,7 +97,7 @@ def texts_of(source):
     if kind == "text":
         return found
     talks = [json.loads(t) for t in found]
-    return [(talk if kind == "chat" else talk["prompt"])[0]["content"] for talk in talks]
+    return [talk["messages" if kind == "chat" else "prompt"][0]["content"] for talk in talks]
 
 
 # A new format in jaxlm.data.formats.FORMATS needs a line here, or its tests fail.

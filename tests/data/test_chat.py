@@ -33,11 +33,11 @@ TALK = [
 ]
 
 
-def make(template, **config):
-    """Bytes and three special tokens."""
+def make(template, merges=(), **config):
+    """Bytes, pairs of them, and three special tokens."""
     inner = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=None))
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    inner.model = tokenizers.models.BPE({c: i for i, c in enumerate(alphabet)}, [])
+    known = [*sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]
+    inner.model = tokenizers.models.BPE({c: i for i, c in enumerate(known)}, list(merges))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = tokenizers.decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -70,6 +70,18 @@ def test_what_is_learned_is_the_assistants():
             spans[-1][1] = len(text)
     assert text == render_chat(tokenizer, TALK, generate=False)
     assert [text[a:b] for a, b in spans] == ["Hi there<|im_end|>", "So long<|im_end|>"]
+
+
+def test_a_token_that_the_opening_ends_in_is_learned():
+    """The space of "A: " and the first letter are one token."""
+    template = (
+        "{% for m in messages %}{{ 'A: ' if m.role == 'assistant' else 'U: ' }}"
+        "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}A: {% endif %}"
+    )
+    tokenizer = make(template, [("Ġ", "H")])
+    ids, learned = jaxlm.chat_example(tokenizer, TALK[:3])
+    said = [i for i, flag in zip(ids, learned, strict=True) if flag]
+    assert tokenizer._inner.decode(said, skip_special_tokens=False) == " Hi there<|im_end|>"
 
 
 @pytest.mark.parametrize(
@@ -178,6 +190,10 @@ def test_packed_conversations_teach_the_answers_alone(tmp_path):
         ),
         ('{"text": "x"}', r"line 1: messages=None; allowed: a list of one or more"),
         ('{"messages": []}', r"line 1: messages=\[\]; allowed"),
+        (
+            '{"messages": [{"role": "user", "content": "x"}], "tools": {}}',
+            r"line 1: tools=\{\}; allowed: a list",
+        ),
         ('{"messages": ["x"]}', "line 1: a message is 'x'; allowed: an object"),
         ('{"messages": [{"role": "user"}]}', "line 1: a message's content is NoneType; allowed"),
     ],
@@ -187,6 +203,18 @@ def test_lines_that_are_no_conversation(tmp_path, line, message):
     path.write_text(line + "\n")
     with pytest.raises(ValueError, match=message):
         build_store(SourceConfig(str(path)), make(CHATML), 8, tmp_path / "cache")
+
+
+def test_tools_beside_a_conversation(tmp_path):
+    """What the assistant may call is in the text that it learns from."""
+    tokenizer = make("{% if tools %}{{ tools | tojson }}{% endif %}" + CHATML)
+    pair = {"prompt": TALK[:1], "chosen": TALK[1:2], "rejected": TALK[3:]}
+    for name, line in {"chat": {"messages": TALK[:2]}, "preference": pair}.items():
+        path = tmp_path / f"talks.{name}.jsonl"
+        path.write_text(json.dumps(line | {"tools": [{"name": "sum"}]}))
+        store = build_store(SourceConfig(str(path)), tokenizer, 128, tmp_path / "cache")
+        ids, _ = jaxlm.chat_example(tokenizer, TALK[:2], tools=[{"name": "sum"}])
+        assert store.tokens[: len(ids)].tolist() == ids
 
 
 def test_chats_and_texts_are_two_sources(tmp_path):

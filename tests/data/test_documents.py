@@ -54,6 +54,12 @@ def test_windows_that_are_none(source, length, count):
         long_windows(source, Bytes(), length, count)
 
 
+def test_conversations_are_no_text(tmp_path):
+    (tmp_path / "a.chat.jsonl").write_text('{"messages": [{"role": "user", "content": "x"}]}\n')
+    with pytest.raises(ValueError, match=r"a\.chat\.jsonl' holds chat; allowed: a text"):
+        long_windows(str(tmp_path / "a.chat.jsonl"), Bytes(), 1, 1)
+
+
 def test_a_text_too_short(source):
     with pytest.raises(ValueError, match=r"a\.txt' has 1017 tokens; allowed: at least 1018, for w"):
         long_windows(source, Bytes(), 1018, 1)

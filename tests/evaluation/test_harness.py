@@ -148,6 +148,22 @@ def test_a_rolling_text_is_the_sum_of_its_windows(monkeypatch, tokenizer):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm-eval is there")
+@pytest.mark.parametrize("trim", ["", " | trim"])
+@pytest.mark.parametrize(
+    ("said", "left", "trimmed"),
+    [("It is", "It is", "It is"), ("It is ", "It is ", "It is"), (" It is", "It is", "It is")],
+)
+def test_a_last_turn_left_open(trim, said, left, trimmed):
+    """As transformers' continue_final_message, whether or not the template trims what is said."""
+    template = f"{{% for m in messages %}}<{{{{ m.content{trim} }}}}>{{% endfor %}}"
+    model, params = tiny.model(), tiny.params()
+    asked = harness.HarnessMethods(model, params, words(chat_template=template), 1, 8)
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": said}]
+    kept = said[: len(said) - len(said.lstrip())] + left  # what the template wrote before it
+    want = f"<Hi><{trimmed if trim else kept}"
+    assert asked.apply_chat_template(talk, add_generation_prompt=False) == want
+
+
 def test_without_lm_eval():
     with pytest.raises(MissingPackageError, match=r"needs lm_eval: pip install -e '.\[harness\]'"):
         harness.harness_model(tiny.model(), {}, tiny.TOKENIZER)

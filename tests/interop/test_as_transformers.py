@@ -15,7 +15,7 @@ from jaxlm.interop.read import _config
 from jaxlm.interop.safetensors_folder import SafetensorsFolder
 from jaxlm.interop.tensors import read_params
 from jaxlm.interop.write import write_hub_folder
-from tests.interop.folders import read_golden, write_folder
+from tests.interop.folders import GOLDENS, read_golden, write_folder
 
 ROPE = ("rope_parameters", "rope_scaling", "rope_theta")
 OSS_YARN = "rope(base=150000.0, scaling=yarn(factor=32.0, original_length=4096, truncate=False))"
@@ -57,6 +57,14 @@ def test_a_key(case, absent, changes, path, want):
     got = value_of(read(case, absent, **changes), path)
     want = "rope(base=150000.0)" if path == "position_encoding" and want is None else want
     assert (str(got) if path == "position_encoding" else got) == want
+
+
+@pytest.mark.parametrize("case", [*GOLDENS, "bert"])
+def test_without_an_architecture_it_goes_by_the_type(case):
+    values = read_golden(case)[1]
+    family, config = _config(values | {"architectures": None}, "config.json", hub=True)
+    assert family is find(values["architectures"][0], case)
+    assert config == read(case)
 
 
 SLIDE = {"use_sliding_window": True, "sliding_window": 5, "num_hidden_layers": 6}

@@ -1,8 +1,10 @@
 """Damaged, hostile and unknown checkpoints: one clear line, before anything large is allocated."""
 
 import json
+import re
 
 import hypothesis
+import jax
 import numpy as np
 import pytest
 from hypothesis import strategies as st
@@ -161,6 +163,24 @@ def kind_without_its_file(folder):
     (folder / "kind.json").write_text('{"kind": "sentencepiece"}')
 
 
+def peft_adapter_beside_its_base(folder):
+    """Which transformers would put on the model."""
+    (folder / "adapter_config.json").write_text("{}")
+
+
+def peft_adapter_alone(folder):
+    peft_adapter_beside_its_base(folder)
+    (folder / "config.json").unlink()
+
+
+def no_config(folder):
+    (folder / "config.json").unlink()
+
+
+def run_before_its_first_checkpoint(folder):
+    (folder / "tokenizer").mkdir()
+
+
 def ignored_biases(folder):
     """Which another family than Llama has no place for."""
     edit(folder / "config.json", architectures=["MistralForCausalLM"], attention_bias=True)
@@ -174,6 +194,12 @@ def ignored_biases(folder):
 CASES = {
     template_in_another_coding: r"chat_template.jinja: .* can't decode byte 0xe9 .*allowed: UTF-8",
     kind_without_its_file: r"kind.json: kind='sentencepiece', but .*No such file",
+    **dict.fromkeys(
+        (peft_adapter_beside_its_base, peft_adapter_alone),
+        r"hub holds an adapter of peft's \(adapter_config.json\); allowed: the model",
+    ),
+    no_config: r"hub has no checkpoints and no config.json; allowed: the --workdir of a training",
+    run_before_its_first_checkpoint: r"hub is a run that has no checkpoint yet; allowed",
     ignored_biases: r"1 tensors that the model has no place for, such as .*q_proj.bias",
     unknown_architecture: r"architecture='NoSuchForCausalLM'; allowed: .*LlamaForCausalLM",
     missing_key: r"config.json: num_hidden_layers is absent",
@@ -280,6 +306,11 @@ def test_a_side_file_that_is_no_object(whole_again, file, text):
     assert file in line
 
 
+def test_a_file_of_a_folder(whole):
+    with pytest.raises(FileNotFoundError, match=r"config.json is a file; allowed: .*a .gguf file"):
+        jaxlm.load(whole / "config.json")
+
+
 @pytest.mark.parametrize("name", ["absent.gguf", "ABSENT.GGUF", "dir.gguf"])
 def test_no_gguf_file(tmp_path, name):
     (tmp_path / "dir.gguf").mkdir()
@@ -306,6 +337,17 @@ def test_an_index_of_anything(whole, index):
         SafetensorsFolder(whole)
     except (ValueError, FileNotFoundError) as error:
         assert str(whole) in str(error) and len(str(error).splitlines()) == 1
+
+
+@pytest.mark.parametrize("case", ["llama", "gpt_neox", "gptj"])
+def test_a_body_without_its_prefix_and_a_head(case, tmp_path):
+    _, config, shapes = read_golden(case)
+    whole = write_folder(tmp_path / "whole", config, shapes)
+    body = write_folder(tmp_path / "body", config, shapes)
+    short = re.compile("(model|gpt_neox|transformer)[.]")
+    file = body / "model.safetensors"
+    save_file({short.sub("", n, count=1): x for n, x in load_file(file).items()}, file)
+    jax.tree.map(np.testing.assert_array_equal, jaxlm.load(body)[1], jaxlm.load(whole)[1])
 
 
 def test_a_body_alone_with_old_buffers(tmp_path):

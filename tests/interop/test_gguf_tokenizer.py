@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jaxlm.data.tokenizers import HuggingFace
 from jaxlm.interop import gguf_tokenizer
 from jaxlm.interop.gguf_pre_tokenizers import PATTERNS, pre_tokenizer
-from jaxlm.interop.gguf_tokenizer import _merges, tokenizer_json
+from jaxlm.interop.gguf_tokenizer import _merges, stop_ids, tokenizer_json
 
 TEXTS = importlib.resources.files("jaxlm.data") / "texts"
 AUSTEN = (TEXTS / "austen_valid.txt").read_text(encoding="utf-8")
@@ -83,9 +83,11 @@ def test_sentencepiece(trained, text):
 def test_special_tokens_of_sentencepiece(trained):
     model, ours = trained
     assert (ours.bos_id, ours.eos_id) == (model.bos_id(), model.eos_id()) == (1, 2)
-    (start, *rest) = [i for i, _ in ours.encode_special("<s>was")]
+    (start, *rest) = [i for i, *_ in ours.encode_special("<s>was")]
     assert (start, rest) == (1, model.encode("was"))
     assert len(ours.encode("<s>")) > 1
+    assert ours.encode_special("<unk>") == [(0, 0, 5)] and len(ours.encode("<unk>")) > 1
+    assert ours.decode([0, *rest]) == "was"
 
 
 TEXT_TO_CUT = "I'LL pay $12345+6\n\n HelloWorld (a,b) `c`"
@@ -134,6 +136,36 @@ def test_llama_3_keeps_whole_words_and_begins_texts(pre, count, begins, tmp_path
     tokenizer.save(tmp_path)
     others = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert others.encode("abcd").ids == ([] if begins is None else [begins]) + ids
+
+
+SPECIAL = ["<|user|>", "<|end|>", "<|endoftext|>", "<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "more", "ends"),
+    [
+        ([3, 3, 3, 1], [], ["<|end|>", "<|endoftext|>"]),
+        ([3, 3, 3, 3], [], ["<|end|>", "<|endoftext|>", "<|im_end|>"]),
+        # Of gpt-oss <|end|> ends a message that another follows.
+        ([3, 3, 3, 1], ["<|return|>", "<|call|>"], ["<|endoftext|>", "<|return|>", "<|call|>"]),
+    ],
+)
+def test_tokens_that_end_a_turn_by_their_names(kinds, more, ends):
+    """Phi-3's files name <|endoftext|> alone, and its template ends turns with <|end|>."""
+    tokens = [*SPECIAL, *more]
+    kinds = [*kinds, *[CONTROL] * len(more)]
+    found = stop_ids({"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": kinds})
+    assert [tokens[i] for i in found] == ends
+
+
+@pytest.mark.parametrize(("architecture", "spaces"), [("phi3", 0), ("llama", 2)])
+def test_white_space_behind_phi_3s_control_tokens(architecture, spaces):
+    tokens = ["<unk>", "<s>", "</s>", *SPECIAL[:3], "▁", "a", "▁a", "\n"]
+    metadata = byte_pairs(model="llama", tokens=tokens, scores=[0.0] * len(tokens))
+    metadata["tokenizer.ggml.token_type"] = [UNKNOWN, *[CONTROL] * 5, *[NORMAL] * 4]
+    tokenizer = built(metadata | {"general.architecture": architecture})
+    ids = [i for i, *_ in tokenizer.encode_special("<|user|>\na<|end|>\n<s>\n")]
+    assert [tokens[i] for i in ids].count("\n") == 1 + spaces
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,14 @@ def test_convert_keeps_every_bit(converted):
     assert as_hub.fingerprint == tokenizer.fingerprint
 
 
-@pytest.mark.parametrize("flags", [["--base=owner/name"], ["--max_shard_bytes=5", "--adapter"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--base=owner/name"],
+        ["--max_shard_bytes=5", "--adapter"],
+        ["--position_encoding=alibi", "--adapter"],
+    ],
+)
 def test_convert_refuses_flags_that_would_do_nothing(launcher, converted, tmp_path, flags):
     result = run(
         launcher, "convert", f"--checkpoint={converted[0]}", f"--output={tmp_path}/out", *flags

@@ -43,6 +43,7 @@ def finetune(launcher, base, workdir, *flags, devices=1):
         "--config.train.optimizer.warmup_steps=0",
         "--config.train.log_every=1",
         "--config.model.dropout=0.0",
+        "--config.model.position_encoding=rope(base=20000)",
         *flags,
         devices=devices,
     )
@@ -69,6 +70,7 @@ def test_it_learns_on_a_mesh_what_it_learns_on_one_device_and_is_converted(
         *("--adapter", "--base=owner/name"),
     )
     assert "an adapter of k_proj, o_proj, q_proj, v_proj of owner/name" in said
+    assert "learned under rope(base=20000), which owner/name must be given too" in said
     assert "adapter" in run(launcher, "inspect", four)
     assert (tmp_path / "lora" / "adapter_model.safetensors").is_file()
     (_, params, _), (_, merged, _) = map(jaxlm.load, (four, tmp_path / "merged"))

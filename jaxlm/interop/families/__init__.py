@@ -60,13 +60,13 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def find(architecture: str, where: str) -> Family:
-    """The family of an architecture's name.
+    """The family of an architecture's name, or the first of a model_type.
 
     Raises:
         ValueError: it is not known; those that are, are listed.
     """
     for family in FAMILIES:
-        if architecture in family.architectures:
+        if architecture in (*family.architectures, family.model_type):
             return family
     known = ", ".join(a for f in FAMILIES for a in f.architectures)
     raise ValueError(f"{where}: architecture={architecture!r}; allowed: {known}")
