@@ -262,28 +262,29 @@ class _Loop:
                 # The step before, never this one: the device always has work, and the loop is one
                 # step ahead at most.
                 if unchecked:
-                    self._check(*unchecked)
+                    bad = self._check(*unchecked)
+                    watch.step()
             unchecked = done, metrics
-            if done == start + 1:
-                jax.block_until_ready(metrics)
-                watch.start()  # the first step compiled
-            else:
-                watch.step()
+            if watch.paused:  # this step compiled, or came after a pause: nothing ran beside it
+                bad, unchecked = self._check(done, metrics), None
+                watch.start()
             self.report.step(done)
             last = self.stop.is_last(done) or done == t.steps
             if done % t.log_every == 0 or done == t.steps:
                 self._record(done, metrics, watch.read())
             if t.evaluate_every and done % t.evaluate_every == 0 and done < t.steps:
+                watch.pause()
                 self.evaluate(state)
-                watch.start()
             if last or done % self.run.checkpoint.every == 0:
-                bad = self._check(*unchecked)
-                unchecked = None
+                if unchecked:
+                    bad = self._check(*unchecked)
+                    watch.step()
+                    unchecked = None
+                watch.pause()
                 # Within a bad streak the parameters may be what makes the steps bad: a save would
                 # push a good checkpoint out.
                 if last or not bad:
                     self.save(done, state, self.check_spike.to_dict())
-                watch.start()
             if last:
                 break
         return state

@@ -8,7 +8,8 @@ import numpy as np
 
 
 class Stopwatch:
-    """Collects step times and data waits; `read` sums them up and starts anew.
+    """Collects step times and data waits; `read` sums them up and starts anew. It is paused until
+    `start`.
 
     Args:
         tokens_per_step: of a batch.
@@ -21,18 +22,25 @@ class Stopwatch:
         self._steps: list[float] = []
         self._waits: list[float] = []
         self._wait = 0.0
-        self._last = time.perf_counter()
+        self._last = 0.0
+        self.paused = True
 
     def start(self) -> None:
-        """Begins now: what came before (compiling, evaluating, saving) counts for no step."""
-        self._last, self._wait = time.perf_counter(), 0.0
+        """Begins now: what came before counts for no step."""
+        self._last, self._wait, self.paused = time.perf_counter(), 0.0, False
+
+    def pause(self) -> None:
+        """Steps count no more (those that compile, or wait for an evaluation or a save)."""
+        self.paused = True
 
     def waited(self, seconds: float) -> None:
         """The batch of the next step took so long to come."""
         self._wait += seconds
 
     def step(self) -> None:
-        """One more step is done."""
+        """One more step is done: known to be, not only begun."""
+        if self.paused:
+            return
         now = time.perf_counter()
         self._steps.append(now - self._last)
         self._waits.append(self._wait)

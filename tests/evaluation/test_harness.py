@@ -147,7 +147,6 @@ def test_a_rolling_text_is_the_sum_of_its_windows(monkeypatch, tokenizer):
     np.testing.assert_allclose(asked.loglikelihood_rolling(requests, True), want, rtol=1e-5)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm-eval is there")
 @pytest.mark.parametrize("trim", ["", " | trim"])
 @pytest.mark.parametrize(
     ("said", "left", "trimmed"),
@@ -164,6 +163,7 @@ def test_a_last_turn_left_open(trim, said, left, trimmed):
     assert asked.apply_chat_template(talk, add_generation_prompt=False) == want
 
 
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm-eval is there")
 def test_without_lm_eval():
     with pytest.raises(MissingPackageError, match=r"needs lm_eval: pip install -e '.\[harness\]'"):
         harness.harness_model(tiny.model(), {}, tiny.TOKENIZER)
