@@ -1,7 +1,8 @@
-"""A training state of a model of experts, and the meshes of eight devices that it is cut over.
+"""A state cut as a model of experts is, and the meshes of eight devices that it lies on.
 
 There is no mesh axis for experts yet (RULES["expert"] is None in jaxlm/sharding/mesh.py): they are
-cut by their other axes, along tensor and fsdp.
+cut by their other axes, along tensor and fsdp. Models themselves are not traced here, which would
+take most of the time; tests/sharding saves their training states on meshes.
 """
 
 from __future__ import annotations
@@ -13,12 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from jaxlm.model.parameters import placed_params
-from jaxlm.sharding.mesh import MeshConfig, make_mesh
-from jaxlm.training.config import TrainConfig
-from jaxlm.training.optimizers import make_optimizer
-from jaxlm.training.state import abstract_state
-from tests.training.cases import make_model
+from jaxlm.sharding.mesh import MeshConfig, make_mesh, parameter_sharding
 
 MESHES = {
     "data": MeshConfig(data=8),
@@ -26,20 +22,32 @@ MESHES = {
     "tensor": MeshConfig(data=1, fsdp=4, tensor=2),
 }
 PLACES = ("one", *MESHES)
+SIZES = {"vocab": 40, "embed": 16, "mlp": 6, "expert": 4, "layers": 2, "heads": 2, "head_dim": 8}
+AXES = {
+    "embedding": ("vocab", "embed"),
+    "out": ("layers", "heads", "head_dim", "embed"),
+    "router": ("layers", "embed", "expert"),
+    "up": ("layers", "expert", "embed", "mlp"),
+    "down": ("layers", "expert", "mlp", "embed"),
+}
 
 
 def shapes(place: str) -> dict[str, Any]:
     """What is restored: on the mesh of this name, or on "one" device."""
     mesh = make_mesh(MESHES.get(place, MeshConfig()))
-    config = TrainConfig(ema_decay=0.9)
-    model = make_model("experts", vocab_size=40)  # a number that tensor=2 divides
-    optimizer = make_optimizer(config.optimizer, config.steps)
+
+    def parameter(name: str, dtype: Any) -> jax.ShapeDtypeStruct:
+        shape = tuple(SIZES[axis] for axis in AXES[name])
+        cut = parameter_sharding(mesh, name, PartitionSpec(*AXES[name]), shape)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=cut)
+
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 8))
     along = NamedSharding(mesh, PartitionSpec(("fsdp", "tensor")))
     tree = {
-        "train": abstract_state(placed_params(model, mesh), optimizer, config, mesh),
+        "params": {name: parameter(name, jnp.float32) for name in AXES},
+        "moments": {name: parameter(name, jnp.bfloat16) for name in AXES},
         "keys": jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=along),
-        "half": jax.ShapeDtypeStruct((16, 3), jnp.bfloat16, sharding=along),
+        "step": jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec())),
     }
     if place != "one":
         return tree

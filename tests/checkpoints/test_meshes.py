@@ -50,7 +50,7 @@ def test_one_process_leaves_no_trace_of_its_mesh(of_one):
 
 
 def test_two_processes_wrote_a_chunk_a_shard(of_two):
-    chunks = (step_folder(of_two, 1) / "state" / "train.params.embedding").glob("[0-9]*")
+    chunks = (step_folder(of_two, 1) / "state" / "params.embedding").glob("[0-9]*")
     assert {p.name for p in chunks} == {f"{i}.{j}" for i in range(2) for j in range(4)}
 
 
@@ -67,6 +67,6 @@ def test_read_on_one_cpu_and_as_numpy(of_one, of_two):
             assert_same_bytes(restored.state, want)
             assert restored.digest == tree_digest(want)["whole"]
             read = load_numpy(directory, step=step)
-            params = jax.device_get(want["train"].params)
-            assert_same_bytes(read["train"]["params"], params)
+            params = jax.device_get(want["params"])
+            assert_same_bytes(read["params"], params)
             assert read["keys"].tobytes() == jax.random.key_data(want["keys"]).tobytes()
