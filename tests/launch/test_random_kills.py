@@ -8,6 +8,7 @@ makes 200 kills, in about half an hour on 2 CPU cores, and prints how many of th
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 import time
 from collections.abc import Callable
@@ -42,9 +43,11 @@ def starts(workdir: Path) -> int:
 
 
 def half_saved(workdir: Path) -> set[int]:
-    """Folders that a save, or a deletion, was at work in."""
-    found = [*workdir.glob("checkpoints/*.tmp"), *workdir.glob("checkpoints/*.old")]
-    return {path.stat().st_ino for path in found}
+    """Folders that a save, or a deletion, was at work in; they may be gone at any time."""
+    if not (workdir / "checkpoints").is_dir():
+        return set()
+    with os.scandir(workdir / "checkpoints") as found:
+        return {entry.inode() for entry in found if entry.name.endswith((".tmp", ".old"))}
 
 
 @dataclasses.dataclass
@@ -118,7 +121,7 @@ class Campaign:
         self.finished += 1
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [5, pytest.param(200, marks=pytest.mark.slow)])
 def test_the_run_is_the_same(launcher, reference, tmp_path, capsys, kills):
     marks = [reference[0] / f"checkpoints/step_{n:08d}/COMMIT" for n in (30, 40)]
     ten_steps = marks[1].stat().st_mtime - marks[0].stat().st_mtime

@@ -3,10 +3,8 @@
 import json
 import os
 import pty
-import random
 import shutil
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -62,34 +60,6 @@ def test_the_run_has_all_that_a_start_could_change(reference):
     assert sum(row in one for row in rows) == 120 and sum(row in two for row in rows) == 40
     documents = [batch["segment_ids"].max(axis=1) for batch in batches]
     assert (np.concatenate(documents) > 1).mean() > 0.5
-
-
-def check_kills(launcher, workdir, reference, kills, *flags):
-    """Kill after a random number of records, or in the middle of a save, and go on."""
-    generator = random.Random(0)
-    step = 0
-    for kill in range(kills):
-        aim = min(step + generator.randint(1, 40 // kills), 38)
-        saving = workdir / "checkpoints" / f"step_{10 * (aim // 10 + 1):08d}.tmp"
-        moment = time.monotonic() + 120
-        launcher.kill(
-            workdir,
-            lambda aim=aim, saving=saving, moment=moment, kill=kill: (
-                (saving.exists() if kill % 2 else last_step(workdir) >= aim)
-                or time.monotonic() > moment
-            ),
-            *flags,
-        )
-        step = last_step(workdir)
-    finished = launcher.train(workdir, *flags)
-    assert finished.returncode == 0, finished.stderr
-    same_run(workdir, reference)
-
-
-@pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.slow)])
-def test_killed_and_started_again_is_the_same_run(launcher, reference, tmp_path, kills):
-    """Every bit of the last state, of its files and of the records."""
-    check_kills(launcher, tmp_path, reference, kills, "--config.train.log_every=5")
 
 
 STOPS = [((signal.SIGTERM, 15),), ((signal.SIGINT, 5), (signal.SIGTERM, 25))]

@@ -9,6 +9,7 @@ from jaxlm.data.store import TokenStore
 from jaxlm.model.parameters import init_params
 from jaxlm.training.objectives.next_token import LossSpec
 from jaxlm.training.step import loss_sums
+from tests.marks import slow_but
 from tests.training.cases import VOCAB, make_model
 
 LENGTH = 16
@@ -24,7 +25,7 @@ def packed(documents):
     return {name: np.stack([row[name] for row in found]) for name in found[0]}
 
 
-@pytest.mark.parametrize("name", ["plain", "experts"])
+@pytest.mark.parametrize("name", slow_but(["experts"], ["plain", "experts"]))
 def test_packed_or_alone(name):
     generator = np.random.default_rng(0)
     documents = [generator.integers(0, VOCAB, size) for size in SIZES]
