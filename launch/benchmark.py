@@ -5,6 +5,7 @@ python -m launch.benchmark decode --batch_size=1 --peer=transformers --output=de
 python -m launch.benchmark decode --checkpoint=MODEL.gguf --batch_size=1 --peer=transformers
 python -m launch.benchmark decode --methods='greedy,beam(num_beams=4)' --caches='dense,ring(64)'
 python -m launch.benchmark load --checkpoint=MODEL.gguf --rounds=3 --peer=transformers
+python -m launch.benchmark save --d_model=512 --num_layers=8 --batch_size=8
 
 A peer is measured in a process of its own, one repetition of each in turn, so that a busy machine
 slows both; ratios are medians over the rounds. `--peer_python` names the interpreter of an
@@ -57,7 +58,7 @@ from jaxlm.training.flops import (
 from jaxlm.training.optimizers import make_optimizer
 from jaxlm.training.state import init_state
 from jaxlm.training.step import make_train_step
-from launch import benchmark_load, benchmark_methods, console
+from launch import benchmark_load, benchmark_methods, benchmark_save, console
 from launch.benchmark_peer import Peer
 
 CHECKPOINT = flags.DEFINE_string(
@@ -116,6 +117,7 @@ class Work:
         parameters: of it.
         flops: of model arithmetic in each phase, as far as it is known.
         bytes: that each phase cannot but read, as far as they are known.
+        state: what the last repetition left, where there is such a thing.
     """
 
     run: Callable[[], dict[str, float]]
@@ -124,6 +126,7 @@ class Work:
     parameters: int
     flops: Mapping[str, float] = dataclasses.field(default_factory=dict)
     bytes: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    state: Callable[[], Any] = lambda: None
 
 
 def prompt_length() -> int:
@@ -189,7 +192,8 @@ def train_work() -> Work:
 
     tokens = shape[0] * shape[1]
     flops = tokens * train_flops_per_token(model.config, shape[1])
-    return Work(run, {"train": tokens}, model, parameters, flops={"train": flops})
+    counted = {"train": tokens}
+    return Work(run, counted, model, parameters, {"train": flops}, state=lambda: state)
 
 
 def decoder() -> tuple[Transformer, Any]:
@@ -338,8 +342,8 @@ def show(figures: dict[str, Any]) -> None:
 
 def main(argv: list[str]) -> None:
     """Prints a table and, with --output, writes JSON."""
-    if argv[1:] not in [["train"], ["decode"], ["load"]]:
-        raise app.UsageError("say what to measure: train, decode or load")
+    if argv[1:] not in [["train"], ["decode"], ["load"], ["save"]]:
+        raise app.UsageError("say what to measure: train, decode, load or save")
     figures: Any
     with console.clear_errors():
         if OUTPUT.value is not None:  # what cannot be written is told before anything is measured
@@ -350,6 +354,12 @@ def main(argv: list[str]) -> None:
                 raise ValueError("checkpoint is absent; allowed: with load, what is to be loaded")
             python = PEER_PYTHON.value if PEER.value else None
             figures = benchmark_load.measure(CHECKPOINT.value, ROUNDS.value, python)
+            show(figures)
+        elif argv[1] == "save":
+            if PEER.value:
+                raise ValueError(f"peer={PEER.value!r} beside save; allowed: no peer")
+            work = train_work()
+            figures = benchmark_save.measure(work.run, work.state, ROUNDS.value)
             show(figures)
         elif METHODS.value is None and CACHES.value is None:
             figures = measure(argv[1])

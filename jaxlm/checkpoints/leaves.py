@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -48,6 +48,20 @@ class LeafSpec:
     def wrap(self, data: Any) -> Any:
         """The stored array as the leaf it was: key data become a typed key again."""
         return data if self.prng is None else jax.random.wrap_key_data(data, impl=self.prng)
+
+
+def in_parts(specs: Mapping[str, LeafSpec], nbytes: int) -> Iterator[dict[str, LeafSpec]]:
+    """All leaves, so many at a time as fit `nbytes`, or one that is larger."""
+    part: dict[str, LeafSpec] = {}
+    total = 0
+    for name, spec in specs.items():
+        if part and total + spec.nbytes > nbytes:
+            yield part
+            part, total = {}, 0
+        part[name] = spec
+        total += spec.nbytes
+    if part:
+        yield part
 
 
 @dataclasses.dataclass(frozen=True)

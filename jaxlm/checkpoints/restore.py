@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +76,11 @@ def restore(
     """
     directory = Path(directory)
     refused: list[str] = []
-    candidates = _candidates(directory, step)
-    candidates = [c for c in candidates if up_to is None or c[0] <= up_to]
+    tried: set[tuple[int, Path]] = set()
     meeting = Meeting() if _lies_on_several_processes(abstract_state) else None
-    if meeting is not None:
-        candidates = _of_first(directory, candidates, meeting)
-    for candidate, folder in candidates:
-        state, problem = None, None
+    while found := _newest(directory, step, up_to, tried, meeting):
+        tried.add(found)
+        (candidate, folder), state, problem = found, None, None
         try:
             manifest = opened_step(candidate, folder)
             state = _load(folder, manifest, abstract_state, prefix)
@@ -113,29 +111,35 @@ def load_numpy(directory: str | os.PathLike[str], step: int | None = None) -> di
     return restore(directory, step=step).state
 
 
-def _candidates(directory: Path, step: int | None) -> list[tuple[int, Path]]:
-    """Newest first; a finished folder before an unfinished one of the same step."""
-    if step is not None:
-        folder = step_folder(directory, step)
-        return [(step, folder)] if folder.is_dir() else []
-    unfinished = list(step_folders(directory, UNFINISHED).items())
-    return sorted(
-        [*unfinished, *step_folders(directory).items()],
-        key=lambda item: (-item[0], item[1].name),
-    )
+def _newest(
+    directory: Path,
+    step: int | None,
+    up_to: int | None,
+    tried: Set[tuple[int, Path]],
+    meeting: Meeting | None,
+) -> tuple[int, Path] | None:
+    """The newest folder that was not tried, as things are now: a run that goes on may have saved
+    a step, and deleted one, since the last look. A finished folder comes before an unfinished one
+    of the same step. Of several processes the first decides: others may see a folder of a shared
+    disk come later.
+    """
+    if step is None:
+        unfinished = list(step_folders(directory, UNFINISHED).items())
+        candidates = [*unfinished, *step_folders(directory).items()]
+    else:
+        candidates = [(step, step_folder(directory, step))]
+        candidates = [c for c in candidates if c[1].is_dir()]
+    left = [c for c in candidates if c not in tried and (up_to is None or c[0] <= up_to)]
+    newest = min(left, key=lambda c: (-c[0], c[1].name), default=None)
+    if meeting is None:
+        return newest
+    first = meeting.tell(newest and (newest[0], newest[1].name))[0]
+    return first and (first[0], directory / first[1])
 
 
 def _lies_on_several_processes(abstract_state: Any) -> bool:
     shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(abstract_state))
     return not all(sharding is None or sharding.is_fully_addressable for sharding in shardings)
-
-
-def _of_first(
-    directory: Path, candidates: list[tuple[int, Path]], meeting: Meeting
-) -> list[tuple[int, Path]]:
-    """The first process's candidates: others may see a folder of a shared disk come later."""
-    names = meeting.tell([(step, folder.name) for step, folder in candidates])[0]
-    return [(step, directory / name) for step, name in names]
 
 
 def _load(

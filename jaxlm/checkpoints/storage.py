@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxlm.checkpoints.leaves import LeafSpec, nest
+from jaxlm.checkpoints.leaves import LeafSpec, in_parts, nest
 
 
 def _is_not_orbax(record: logging.LogRecord) -> bool:
@@ -80,8 +80,10 @@ def start_shards(folder: Path, arrays: Mapping[str, jax.Array]) -> Callable[[], 
     return finish
 
 
-def read_arrays(folder: Path, specs: Mapping[str, LeafSpec]) -> dict[str, np.ndarray]:
-    """Read the named leaves.
+def read_arrays(
+    folder: Path, specs: Mapping[str, LeafSpec], nbytes: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Read the named leaves, so many at a time as fit `nbytes`, or one that is larger.
 
     Raises:
         ValueError: the stored shape or dtype is not the expected one (seen before allocation).
@@ -94,9 +96,10 @@ def read_arrays(folder: Path, specs: Mapping[str, LeafSpec]) -> dict[str, np.nda
             found = stored[name]
             if tuple(found.shape) != spec.shape or np.dtype(found.dtype).name != spec.dtype:
                 raise ValueError(f"{name}: the file says {found.dtype}{list(found.shape)}")
-        wanted = nest(dict.fromkeys(specs, ocp.RestoreArgs(restore_type=np.ndarray)))
-        arguments = ocp.args.PyTreeRestore(item=wanted, restore_args=wanted, partial_restore=True)
-        return _by_name(handler.restore(folder, args=arguments))
+        for part in in_parts(specs, nbytes):
+            wanted = nest(dict.fromkeys(part, ocp.RestoreArgs(restore_type=np.ndarray)))
+            what = ocp.args.PyTreeRestore(item=wanted, restore_args=wanted, partial_restore=True)
+            yield _by_name(handler.restore(folder, args=what))
     finally:
         handler.close()
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from jaxlm.checkpoints.layout import UNFINISHED, step_folders
+from jaxlm.checkpoints.leaves import in_parts
 from jaxlm.checkpoints.manifest import MARKER, BadStepError, Manifest
 from jaxlm.checkpoints.verify import opened_step, verified_arrays
 
-# Arrays read at a time: small ones together, so that opening files is not what takes the time.
-READ_BYTES = 256 * 2**20
+# Arrays in memory at a time; small ones together, so that opening files is not what takes the time.
+HELD_BYTES = 256 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,21 +37,29 @@ class Survey:
 
     @property
     def nbytes(self) -> int:
-        """Of all its files, on disk."""
-        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        """Of all its files, on disk. (A run that goes on may delete them meanwhile.)"""
+        paths = [Path(parent, name) for parent, _, names in os.walk(self.folder) for name in names]
+        return sum(found.st_size for found in map(_stat, paths) if found is not None)
 
     @property
     def saved_at(self) -> float | None:
         """Seconds since the epoch, by its marker's file; None without one."""
-        marker = self.folder / MARKER
-        return marker.stat().st_mtime if marker.is_file() else None
+        marker = _stat(self.folder / MARKER)
+        return None if marker is None else marker.st_mtime
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
 
 
 def survey(directory: Path, arrays: bool) -> Iterator[Survey]:
     """Each step, the oldest first, and what saves left unfinished.
 
     Args:
-        arrays: read all arrays too, `READ_BYTES` or one larger array at a time, and check the
+        arrays: read all arrays too, `HELD_BYTES` or one larger array at a time, and check the
             SHA-256 of each; otherwise their sizes alone.
     """
     folders = [*step_folders(directory).items(), *step_folders(directory, UNFINISHED).items()]
@@ -62,22 +72,8 @@ def survey_step(step: int, folder: Path, arrays: bool) -> Survey:
     try:
         manifest = opened_step(step, folder)
         if arrays:
-            for names in _batches(manifest):
-                verified_arrays(folder, manifest, names)
+            for part in in_parts(manifest.leaves, HELD_BYTES):
+                verified_arrays(folder, manifest, part)
     except BadStepError as error:
         return Survey(step, folder, None, str(error))
     return Survey(step, folder, manifest, None)
-
-
-def _batches(manifest: Manifest) -> Iterator[list[str]]:
-    """All leaves' names, so many at a time as fit READ_BYTES."""
-    names: list[str] = []
-    total = 0
-    for name, spec in manifest.leaves.items():
-        if names and total + spec.nbytes > READ_BYTES:
-            yield names
-            names, total = [], 0
-        names.append(name)
-        total += spec.nbytes
-    if names:
-        yield names

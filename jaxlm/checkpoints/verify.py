@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -23,6 +24,9 @@ from jaxlm.checkpoints.manifest import (
     Manifest,
     parse,
 )
+
+# Read at a time, while what was read before is hashed.
+READ_BYTES = 32 * 2**20
 
 
 def opened_step(step: int, folder: Path) -> Manifest:
@@ -95,28 +99,44 @@ def verified_arrays(
 ) -> dict[str, np.ndarray]:
     """Read the named leaves and check the digest of each.
 
+    What is read is hashed on other threads while more is read, and so costs little time.
+
     Raises:
         BadStepError: a leaf can't be read, or its bytes aren't those that were saved.
     """
     specs = {name: manifest.leaves[name] for name in names}
+    arrays: dict[str, np.ndarray] = {}
+    with concurrent.futures.ThreadPoolExecutor(thread_name_prefix="digest") as threads:
+        digests = {}
+        for part in _read(folder, specs):
+            arrays |= part
+            for name, array in part.items():
+                digests[name] = threads.submit(leaf_digest, name, specs[name], array)
+    for name, digest in digests.items():
+        if digest.result() != manifest.leaf_digests[name]:
+            raise BadStepError(f"{name}: SHA-256 differs")
+    return arrays
+
+
+def _read(folder: Path, specs: Mapping[str, LeafSpec]) -> Iterator[dict[str, np.ndarray]]:
     stored = {name: spec for name, spec in specs.items() if spec.nbytes}
+    yield {name: _empty(spec) for name, spec in specs.items() if not spec.nbytes}
     try:
-        arrays = storage.read_arrays(folder / STATE, stored) if stored else {}
+        if stored:
+            yield from storage.read_arrays(folder / STATE, stored, READ_BYTES)
     except MemoryError:
         raise
     except Exception as error:
         # Whatever type TensorStore chooses: a step that can't be read is a bad step.
         raise BadStepError(f"{STATE} can't be read: {error}") from error
-    for name, spec in specs.items():
-        array = arrays.setdefault(name, _empty(spec))
-        if leaf_digest(name, spec, array) != manifest.leaf_digests[name]:
-            raise BadStepError(f"{name}: SHA-256 differs")
-    return arrays
 
 
 def read_leaf(folder: Path, name: str, spec: LeafSpec) -> np.ndarray:
     """One leaf of a folder that has no manifest yet."""
-    return storage.read_arrays(folder / STATE, {name: spec})[name] if spec.nbytes else _empty(spec)
+    if not spec.nbytes:
+        return _empty(spec)
+    (read,) = storage.read_arrays(folder / STATE, {name: spec}, spec.nbytes)
+    return read[name]
 
 
 def _empty(spec: LeafSpec) -> np.ndarray:

@@ -35,15 +35,6 @@ def state_at(step: int, width: int = 64) -> dict:
     }
 
 
-def cut_state() -> dict:
-    """One that meshes of eight devices can cut."""
-    return {
-        "w": jnp.arange(128.0).reshape(16, 8),
-        "b": jnp.arange(8, dtype=jnp.bfloat16),
-        "keys": jax.random.split(jax.random.key(0), 8),
-    }
-
-
 def assert_same_bytes(left, right) -> None:
     """Equal structure, and in each leaf equal dtype, shape and bytes."""
     assert jax.tree.structure(left) == jax.tree.structure(right)

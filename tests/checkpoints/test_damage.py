@@ -7,9 +7,11 @@ import re
 import shutil
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from jaxlm.checkpoints import NoCheckpointError, Saver, available_steps, restore
+from jaxlm.checkpoints import NoCheckpointError, Saver, available_steps, restore, verify
 from tests.checkpoints.states import assert_same_bytes, state_at
 
 
@@ -83,6 +85,20 @@ def test_every_byte_of_an_array_counts(directory):
         assert restore(directory).step == 1
         flip(chunk, position)
     assert restore(directory).step == 2
+
+
+@pytest.mark.parametrize("nbytes", [1, 2**25])
+def test_every_leaf_is_checked_however_many_are_read_at_a_time(directory, monkeypatch, nbytes):
+    monkeypatch.setattr(verify, "READ_BYTES", nbytes)
+    state = directory / "step_00000002" / "state"
+    chunks = [p for p in state.glob("*/*") if not p.name.startswith(".") and p.stat().st_size]
+    assert len(chunks) == len([x for x in jax.tree.leaves(state_at(2)) if jnp.size(x)])
+    for chunk in chunks:
+        flip(chunk)
+        (line,) = restore(directory).refused
+        assert line.endswith(f"{chunk.parent.name.replace('.', '/')}: SHA-256 differs")
+        flip(chunk)
+    assert_same_bytes(restore(directory, state_at(0)).state, state_at(2))
 
 
 def empty_folder(directory):

@@ -1,9 +1,11 @@
 """Step n's batch: the same on every machine, at every start, in any number of processes."""
 
 import dataclasses
+import errno
 import gc
 import hashlib
 import itertools
+import os
 import threading
 import time
 
@@ -12,7 +14,7 @@ import pytest
 
 from jaxlm.data.config import DataConfig, SourceConfig
 from jaxlm.data.loader import held_out_batches, in_order, open_loader
-from jaxlm.data.store import build_store
+from jaxlm.data.store import TokenStore, build_store
 from jaxlm.data.tokenizers import Bytes
 from tests.data import samples
 
@@ -133,6 +135,39 @@ def test_parts_of_processes_are_the_whole_batch(make, parts):
         for step in (0, 5, 77):
             want = {n: x[list(rows)] for n, x in whole.batch_at(step).items()}
             assert_same(part.batch_at(step), want)
+
+
+def test_hosts_may_come_and_go(make):
+    """A run of two hosts that goes on with four, and then with one, reads the frozen batches."""
+    batches = []
+    for hosts, steps in ((2, range(3)), (4, range(3, 6)), (1, (1000, 10**6))):
+        size = 8 // hosts
+        loaders = [make(tuple(range(h * size, (h + 1) * size)), seed=7) for h in range(hosts)]
+        for step in steps:
+            parts = [loader.batch_at(step) for loader in loaders]
+            batches.append({n: np.concatenate([part[n] for part in parts]) for n in parts[0]})
+    assert digest(batches) == FROZEN[7]
+
+
+@pytest.mark.parametrize("num_threads", [0, 2])
+def test_an_error_on_a_thread_ends_the_run_with_its_cause(make, monkeypatch, num_threads):
+    """A disk that is lost, say: what was read before it comes, and then the error; no hang."""
+    loader = make(num_threads=num_threads)
+    lost = loader.batch_at(9)["tokens"][0].tobytes()
+    read = TokenStore.__getitem__
+
+    def fails(store, row):
+        found = read(store, row)
+        if found["tokens"].tobytes() == lost:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), "tokens.npy")
+        return found
+
+    monkeypatch.setattr(TokenStore, "__getitem__", fails)
+    batches = loader.iterate(7)
+    assert_same(next(batches), loader.batch_at(7))
+    assert_same(next(batches), loader.batch_at(8))
+    with pytest.raises(OSError, match=r"Input/output error: 'tokens\.npy'"):
+        next(batches)
 
 
 def drawn(loader, num_rows):

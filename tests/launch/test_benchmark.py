@@ -6,11 +6,13 @@ import math
 import re
 import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
 
 from jaxlm.interop.write import write_hub_folder
-from launch import benchmark_load
+from launch import benchmark_load, benchmark_save
 from tests.decoding import tiny
 from tests.interop.folders import read_golden, write_folder
 from tests.marks import slow_but
@@ -56,6 +58,16 @@ def test_load(tmp_path):
     assert "ratio" not in figures
     with pytest.raises(ValueError, match="absent"):
         benchmark_load.measure(str(tmp_path / "absent.gguf"), 1, None)
+
+
+def test_save():
+    figures = benchmark_save.measure(
+        lambda: time.sleep(0.01), lambda: {"w": np.zeros(2**18, np.float32)}, 2
+    )
+    assert figures["state MiB"] == 1 and figures["ms a step"] >= 10
+    # Sleep takes no time from a save, nor a save from sleep: only the snapshot and the last wait.
+    assert 0 < figures["seconds added"] < figures["seconds of a save"]
+    assert figures["of a minute"] == figures["seconds added"] / 60
 
 
 @pytest.mark.slow

@@ -3,18 +3,19 @@
 import json
 import os
 import pty
-import random
 import shutil
 import signal
-import time
 
+import numpy as np
 import pytest
 
 import jaxlm
 from jaxlm.checkpoints import available_steps, restore
-from jaxlm.data.loader import held_out_batches
+from jaxlm.data.config import DataConfig
+from jaxlm.data.loader import held_out_batches, open_loader
 from jaxlm.training.metrics import read_metrics
 from launch.overrides import parse, unknown_field
+from tests.checkpoints.test_save_restore import all_files
 from tests.launch.processes import TINY, last_step, what_a_run_determines
 from tests.marks import slow_but
 
@@ -24,8 +25,12 @@ def digest(workdir, step=40):
 
 
 def same_run(workdir, reference):
-    """Parameters, optimizer, counters, and all that was recorded of them."""
+    """Parameters, optimizer, counters, and all that was recorded of them. Every key and the place
+    in the data are functions of the seed and of the step, which is one of these counters.
+    """
     assert digest(workdir) == digest(reference[0])
+    last = [w / "checkpoints" / "step_00000040" for w in (workdir, reference[0])]
+    assert all_files(last[0]) == all_files(last[1])
     assert what_a_run_determines(workdir) == what_a_run_determines(reference[0])
 
 
@@ -39,32 +44,22 @@ def test_what_a_finished_run_prints(reference):
     assert available_steps(workdir / "checkpoints") == [30, 40]
 
 
-def check_kills(launcher, workdir, reference, kills, *flags):
-    """Kill after a random number of records, or in the middle of a save, and go on."""
-    generator = random.Random(0)
-    step = 0
-    for kill in range(kills):
-        aim = min(step + generator.randint(1, 40 // kills), 38)
-        saving = workdir / "checkpoints" / f"step_{10 * (aim // 10 + 1):08d}.tmp"
-        moment = time.monotonic() + 120
-        launcher.kill(
-            workdir,
-            lambda aim=aim, saving=saving, moment=moment, kill=kill: (
-                (saving.exists() if kill % 2 else last_step(workdir) >= aim)
-                or time.monotonic() > moment
-            ),
-            *flags,
-        )
-        step = last_step(workdir)
-    finished = launcher.train(workdir, *flags)
-    assert finished.returncode == 0, finished.stderr
-    same_run(workdir, reference)
-
-
-@pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.slow)])
-def test_killed_and_started_again_is_the_same_run(launcher, reference, tmp_path, kills):
-    """Mixture, dropout and the average on: every bit of the last state and of the records."""
-    check_kills(launcher, tmp_path, reference, kills, "--config.train.log_every=5")
+def test_the_run_has_all_that_a_start_could_change(reference):
+    """Dropout, experts, an average, sources in a mixture, documents packed into rows."""
+    workdir, _ = reference
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["model"]["dropout"] > 0 and config["model"]["moe"]["num_experts"] > 1
+    assert config["train"]["ema_decay"] > 0
+    loader, _ = open_loader(DataConfig(**config["data"]), workdir / "data")
+    one, two = (
+        {row["tokens"].tobytes() for row in map(s.__getitem__, range(len(s)))}
+        for s in loader.stores
+    )
+    batches = [loader.batch_at(step) for step in range(40)]
+    rows = [row.tobytes() for batch in batches for row in batch["tokens"]]
+    assert sum(row in one for row in rows) == 120 and sum(row in two for row in rows) == 40
+    documents = [batch["segment_ids"].max(axis=1) for batch in batches]
+    assert (np.concatenate(documents) > 1).mean() > 0.5
 
 
 STOPS = [((signal.SIGTERM, 15),), ((signal.SIGINT, 5), (signal.SIGTERM, 25))]

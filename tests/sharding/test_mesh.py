@@ -42,10 +42,18 @@ def one_device(kind):
 
 
 @pytest.mark.parametrize("name", RUNS)
+def test_the_first_state_is_that_of_one_device_to_the_bit(meshes, name):
+    """Each of its numbers is a function of the seed and of its place: nothing is summed."""
+    *_, begun = one_device(RUNS[name][0])
+    assert meshes[1][name]["begun"] == begun
+
+
+@pytest.mark.parametrize("name", RUNS)
 def test_losses_and_parameters_are_those_of_one_device(meshes, name):
+    """On 2, 4 and 8 devices, cut one way or another: sums of float32 in another order."""
     directory, results = meshes
-    _, state, losses = one_device(RUNS[name][0])
-    # Float32 sums in another order; three steps of adamw, which divides by small moments.
+    _, state, losses, _ = one_device(RUNS[name][0])
+    # Three steps of adamw, which divides by small moments.
     np.testing.assert_allclose(results[name]["losses"], losses, rtol=1e-5)
     saved = load_numpy(directory / name)
     jax.tree.map(
@@ -56,7 +64,7 @@ def test_losses_and_parameters_are_those_of_one_device(meshes, name):
 def test_restored_from_a_mesh_on_one_device(meshes):
     """A laptop opens what a pod saved."""
     directory, _ = meshes
-    shapes, state, _ = one_device("plain")
+    shapes, state, *_ = one_device("plain")
     restored = restore(directory / "all", shapes).state
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), restored, state)

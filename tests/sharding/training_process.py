@@ -1,31 +1,31 @@
 """To be run on eight devices: runs on several meshes; prints what became of it as JSON."""
 
-import itertools
 import json
+import math
 import sys
 from pathlib import Path
 
 import jax
 
-from jaxlm.checkpoints import Saver, restore
+from jaxlm.checkpoints import Saver, tree_digest
 from jaxlm.model.parameters import placed_params
-from jaxlm.sharding.mesh import MeshConfig, batch_sharding, make_mesh
+from jaxlm.sharding.mesh import AXES, MeshConfig, batch_sharding
 from jaxlm.training.config import OptimizerConfig, TrainConfig
 from jaxlm.training.loop import compile_step
 from jaxlm.training.optimizers import make_optimizer
 from jaxlm.training.state import abstract_state, init_state
 from jaxlm.training.step import make_train_step
-from tests.checkpoints.states import assert_same_bytes
 from tests.training.cases import make_batch, make_model
 
-# (model, mesh) of each run.
+# (model, mesh) of each run; "two" and "four" are on so many of the eight devices.
 RUNS = {
+    "two": ("plain", MeshConfig(data=2)),
+    "four": ("plain", MeshConfig(data=4)),
     "data": ("plain", MeshConfig(data=8)),
     "fsdp": ("plain", MeshConfig(data=1, fsdp=8)),
     "all": ("plain", MeshConfig(data=2, fsdp=2, tensor=2)),
     "experts": ("experts", MeshConfig(data=2, fsdp=2, tensor=2)),
     "context": ("experts", MeshConfig(data=2, context=2, tensor=2)),
-    "ring": ("ring", MeshConfig(data=4, context=2)),
 }
 ROWS, LENGTH = 16, 12
 # 40 is divided by tensor = 2.
@@ -33,7 +33,6 @@ MODEL = {"vocab_size": 40, "dropout": 0.1}
 KINDS = {
     "plain": make_model("plain", **MODEL),
     "experts": make_model("experts", **MODEL, attention={"num_heads": 2}),  # blockwise
-    "ring": make_model(**MODEL, attention={"num_heads": 2, "implementation": "ring"}),
 }
 
 
@@ -46,13 +45,21 @@ CONFIG = TrainConfig(
 )
 
 
+def mesh_of(config):
+    """The mesh on as many devices as it takes."""
+    sizes = config.data, config.fsdp, config.context, config.tensor
+    types = (jax.sharding.AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(sizes, AXES, types, devices=jax.devices()[: math.prod(sizes)])
+
+
 def three_steps(kind, mesh):
-    """(shapes with shardings, the state after three steps, the losses)."""
+    """Shapes with shardings, the state after three steps, losses, SHA-256 of the first state."""
     model = KINDS[kind]
     optimizer = make_optimizer(CONFIG.optimizer, CONFIG.steps)
     shapes = abstract_state(placed_params(model, mesh), optimizer, CONFIG, mesh)
     shardings = jax.tree.map(lambda x: x.sharding, shapes)
     state = jax.jit(lambda: init_state(model, optimizer, CONFIG), out_shardings=shardings)()
+    begun = tree_digest(state)["whole"]
     step = compile_step(make_train_step(model, optimizer, CONFIG), shapes)
     losses = []
     for seed in range(3):
@@ -61,7 +68,7 @@ def three_steps(kind, mesh):
         with jax.set_mesh(mesh):
             state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
-    return shapes, state, losses
+    return shapes, state, losses, begun
 
 
 def cuts(state) -> dict[str, int]:
@@ -69,27 +76,18 @@ def cuts(state) -> dict[str, int]:
     found = {}
     for path, x in jax.tree_util.tree_leaves_with_path(state):
         (part,) = {s.data.size for s in x.addressable_shards}
-        assert len(x.addressable_shards) == 8
         found[jax.tree_util.keystr(path, simple=True, separator="/")] = x.size // part
     return found
 
 
 def main(directory: str) -> None:
     assert jax.device_count() == 8
-    results, shapes, saved = {}, {}, {}
+    results = {}
     for name, (kind, config) in RUNS.items():
-        shapes[name], state, losses = three_steps(kind, make_mesh(config))
-        results[name] = {"losses": losses, "cuts": cuts(state)}
-        saved[name] = jax.device_get(state)
+        _, state, losses, begun = three_steps(kind, mesh_of(config))
+        results[name] = {"losses": losses, "cuts": cuts(state), "begun": begun}
         with Saver(Path(directory, name)) as saver:
             saver.save(3, state)
-    for source, target in itertools.product(RUNS, RUNS):
-        if RUNS[source][0] != RUNS[target][0]:
-            continue
-        restored = restore(Path(directory, source), shapes[target]).state
-        for x, like in zip(jax.tree.leaves(restored), jax.tree.leaves(shapes[target]), strict=True):
-            assert x.sharding.is_equivalent_to(like.sharding, x.ndim)
-        assert_same_bytes(jax.device_get(restored), saved[source])
     print(json.dumps(results))
 
 

@@ -26,6 +26,7 @@ from jaxlm.checkpoints import (
     load_numpy,
     workdir_lock,
 )
+from jaxlm.data.loader import open_loader
 from jaxlm.load import load_config
 from jaxlm.training import loop, progress
 from jaxlm.training.compiles import count_compiles
@@ -127,7 +128,7 @@ def test_nothing_compiles_after_the_first_step(texts, tmp_path, monkeypatch, cap
     assert len(lines) == 1 and lines[0].startswith("train: step 12/12 loss ")
 
 
-def test_records(finished):
+def test_records(finished, texts):
     records = read_metrics(finished.workdir)
     held_out = [r for r in records if "held_out_loss" in r]
     steps = [r for r in records if "loss" in r]
@@ -140,12 +141,16 @@ def test_records(finished):
         assert r["speed"]["data_wait_fraction"] < 1
         assert {"grad_norm", "learning_rate", "z", "accuracy", "targets"} < set(r)
         assert (r["bad_steps"], r["bad_in_a_row"]) == (0, 0)
-    # Three rows of the first text to one of the second; a token a byte but the end of each text.
-    sizes = [Path(source.path).stat().st_size for source in finished.run.data.sources]
-    rows = [np.ceil((size + 1) / 32) for size in sizes]
-    num_bytes, targets = (
-        3 * (sizes[0] + end) / rows[0] + (sizes[1] + end) / rows[1] for end in (0, 1)
-    )
+    # Three rows of the first text to one of the second; a token a byte, and an end a document.
+    documents = [
+        Path(source.path).read_text().split("\n\n\n") for source in finished.run.data.sources
+    ]
+    sizes = [sum(map(len, of_one)) for of_one in documents]
+    loader, _ = open_loader(finished.run.data, texts / "cache")
+    shares = [weight / len(store) for weight, store in zip((3, 1), loader.stores, strict=True)]
+    num_bytes = sum(share * size for share, size in zip(shares, sizes, strict=True))
+    ends = sum(share * len(of_one) for share, of_one in zip(shares, documents, strict=True))
+    targets = num_bytes + ends
     for r in steps:
         bits = r["loss"] / np.log(2) * targets / num_bytes
         np.testing.assert_allclose(r["bits_per_byte"], bits, rtol=1e-9)

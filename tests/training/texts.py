@@ -15,10 +15,17 @@ WORDS = ("it", "was", "the", "best", "of", "times", "and", "she", "had", "not", 
 
 
 def write_texts(folder: Path) -> Path:
+    """Two sources of many short documents, which rows are packed with, and a long held-out one."""
     generator = random.Random(0)
     folder.mkdir(exist_ok=True)
-    for name, count in (("one", 4000), ("two", 1500), ("held_out", 300)):
-        (folder / f"{name}.txt").write_text(" ".join(generator.choices(WORDS, k=count)))
+
+    def words(count: int) -> str:
+        return " ".join(generator.choices(WORDS, k=count))
+
+    for name, count in (("one", 600), ("two", 250)):
+        documents = [words(generator.randint(1, 12)) for _ in range(count)]
+        (folder / f"{name}.txt").write_text("\n\n\n".join(documents))
+    (folder / "held_out.txt").write_text(words(300))
     return folder
 
 
