@@ -146,18 +146,32 @@ def read_params(
     found = places(model.config, rows)
     _check(tensors, like, found)
     params: dict[str, Array] = {}
-    for row, name, paths, at in found:
-        shapes = [like[p].shape[len(at) :] for p in paths]
-        for path, part in zip(paths, row.to_ours(tensors.read(name), shapes), strict=True):
-            whole, sharding = like[path], shardings[path]
-            if not at:
-                params[path] = _on_devices(part, whole.dtype, sharding)
-                continue
-            if path not in params:
-                params[path] = _zeros(whole.shape, whole.dtype, sharding)
-            piece = _on_devices(part, whole.dtype, _without(sharding, len(at)))
-            params[path] = _put(params[path], piece, np.asarray(at, np.int32), sharding)
+    for place in found:
+        _read_one(tensors, place, like, shardings, params)
+        # Copies go on beside the program: the host would hold the next tensor beside this one.
+        jax.block_until_ready([params[path] for path in place.paths])
     return _nested(params)
+
+
+def _read_one(
+    tensors: Tensors,
+    place: Place,
+    like: Mapping[str, Any],
+    shardings: Mapping[str, Sharding],
+    params: dict[str, Array],
+) -> None:
+    """One tensor into its parameters; what the host held of it is gone with this call."""
+    row, name, paths, at = place
+    shapes = [like[p].shape[len(at) :] for p in paths]
+    for path, part in zip(paths, row.to_ours(tensors.read(name), shapes), strict=True):
+        whole, sharding = like[path], shardings[path]
+        if not at:
+            params[path] = _on_devices(part, whole.dtype, sharding)
+            continue
+        if path not in params:
+            params[path] = _zeros(whole.shape, whole.dtype, sharding)
+        piece = _on_devices(part, whole.dtype, _without(sharding, len(at)))
+        params[path] = _put(params[path], piece, np.asarray(at, np.int32), sharding)
 
 
 def _on_devices(part: np.ndarray, dtype: Any, sharding: Sharding) -> Array:
