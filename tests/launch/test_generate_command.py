@@ -24,10 +24,12 @@ def test_one_prompt_is_streamed(launcher, reference):
         launcher,
         *(f"--checkpoint={workdir}", f"--position_encoding={LAMBDA}", "--prompt=it was the"),
         *("--max_new_tokens=60", "--temperature=0.8", "--top_p=0.95", "--seed=3"),
+        "--min_new_tokens=60",  # what it was trained on is short
     )
     assert result.returncode == 0, result.stderr
     model, params, tokenizer = jaxlm.load(workdir)
     settings = {"max_new_tokens": 60, "temperature": 0.8, "top_p": 0.95, "seed": 3}
+    settings |= {"min_new_tokens": 60}
     model = model.with_position_encoding(LAMBDA)
     (text,) = jaxlm.generate(model, params, tokenizer, ["it was the"], **settings)
     assert result.stdout == f"it was the{text}\n" and len(text) > 40

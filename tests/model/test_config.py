@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from jaxlm.attention.context import FORMS
 from jaxlm.model.config import ModelConfig, MoEConfig
 from tests.model.configs import CONFIGS, PARTS, small
 
@@ -206,6 +207,7 @@ def test_the_table_uses_every_option():
                 continue  # sizes without a special value
             assert used - {field.default}, f"{part}.{field.name} is never but its default"
             if field.type == "str":
-                # Flash attention runs on a TPU: tests/attention/test_flash.py.
-                wanted = choices(part, field.name) - {"flash"}
+                # Flash attention runs on a TPU: tests/attention/test_flash.py; rows that devices
+                # share, on a mesh: tests/attention/test_context.py.
+                wanted = choices(part, field.name) - {"flash", *FORMS}
                 assert used == wanted, f"{part}.{field.name}"
