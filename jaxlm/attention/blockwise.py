@@ -36,7 +36,7 @@ from jaxlm.attention.blockwise_tiles import (
     to_rows,
 )
 from jaxlm.attention.inputs import AttentionInputs, AttentionSpec
-from jaxlm.attention.on_mesh import Axes, on_mesh
+from jaxlm.attention.on_mesh import Axes, attend_on_mesh
 from jaxlm.attention.reference import HIDDEN
 
 
@@ -78,17 +78,12 @@ def attend_blockwise(
     Returns:
         As `attend_reference`: output in q's dtype and float32 log-sum-exp.
     """
-    arrays, structure = jax.tree.flatten(x)
-    fields = (path[0].name for path, _ in jax.tree_util.tree_leaves_with_path(x))
-    axes = [AXES.get(field, ("kv_heads",)) for field in fields]
 
-    def here(*parts: Array) -> tuple[Array, Array]:
-        part: AttentionInputs = jax.tree.unflatten(structure, parts)
+    def here(part: AttentionInputs) -> tuple[Array, Array]:
         aligned = spec.aligned and part.q.shape[1] == x.q.shape[1]
         return attend_here(dataclasses.replace(spec, aligned=aligned), part, blocks)
 
-    sizes = {"batch": x.q.shape[0], "kv_heads": x.k.shape[2], "length": x.q.shape[1]}
-    return on_mesh(here, sizes, axes, [QUERIES] * 2)(*arrays)
+    return attend_on_mesh(here, x, AXES)
 
 
 def attend_here(

@@ -21,7 +21,7 @@ from jaxlm.attention.all_to_all import attend_all_to_all
 from jaxlm.attention.attend import attend
 from jaxlm.attention.halo import attend_halo, parts_before, reach_of
 from jaxlm.attention.inputs import AttentionInputs, AttentionSpec, with_sink_logits
-from jaxlm.attention.on_mesh import Axes, on_mesh
+from jaxlm.attention.on_mesh import Axes, attend_on_mesh
 from jaxlm.attention.ring import attend_ring
 from jaxlm.sharding.mesh import CONTEXT
 
@@ -46,16 +46,11 @@ def attend_over_context(
     length = x.q.shape[1]
     if parts == 1 or length % (2 * parts):
         return attend(spec, x)
-    arrays, structure = jax.tree.flatten(x)
-    fields = (path[0].name for path, _ in jax.tree_util.tree_leaves_with_path(x))
-    axes = [AXES.get(field, ("kv_heads",)) for field in fields]
 
-    def here(*given: Array) -> tuple[Array, Array]:
-        part: AttentionInputs = jax.tree.unflatten(structure, given)
+    def here(part: AttentionInputs) -> tuple[Array, Array]:
         return attend_all_to_all(spec, part) if form == "all_to_all" else _round(spec, part)
 
-    sizes = {"batch": x.q.shape[0], "kv_heads": x.k.shape[2], "length": length}
-    return on_mesh(here, sizes, axes, [TOKENS] * 2)(*arrays)
+    return attend_on_mesh(here, x, AXES)
 
 
 def _round(spec: AttentionSpec, x: AttentionInputs) -> tuple[Array, Array]:

@@ -7,7 +7,9 @@ from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
+from jaxtyping import Array
 
+from jaxlm.attention.inputs import AttentionInputs
 from jaxlm.sharding.mesh import dividing_axes
 
 Axes = tuple[str | None, ...]  # logical names of an array's first axes
@@ -45,3 +47,26 @@ def on_mesh(
         out_specs=specs(outputs),
         check_vma=False,  # pallas_call does not say along which axes its results vary
     )
+
+
+def attend_on_mesh(
+    attend: Callable[[AttentionInputs], tuple[Array, Array]],
+    x: AttentionInputs,
+    axes: Mapping[str, Axes],
+) -> tuple[Array, Array]:
+    """Attention of each device's part of `x`, see `on_mesh`; outputs are cut as queries are.
+
+    Args:
+        attend: of a part to output and log-sum-exp.
+        x: the whole.
+        axes: of its fields; what is not there is a head's, along "kv_heads".
+    """
+    arrays, structure = jax.tree.flatten(x)
+    fields = (path[0].name for path, _ in jax.tree_util.tree_leaves_with_path(x))
+
+    def here(*parts: Array) -> tuple[Array, Array]:
+        return attend(jax.tree.unflatten(structure, parts))
+
+    sizes = {"batch": x.q.shape[0], "kv_heads": x.k.shape[2], "length": x.q.shape[1]}
+    cut = [axes.get(field, ("kv_heads",)) for field in fields]
+    return on_mesh(here, sizes, cut, [axes["q"]] * 2)(*arrays)
