@@ -1,9 +1,6 @@
 """Rows cut over devices: each form is exact, and exchanges and holds no more than it says."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
@@ -11,26 +8,16 @@ from jaxlm.attention import mask as masks
 from jaxlm.attention.context import FORMS
 from jaxlm.attention.halo import Reach, parts_before, reach_of
 from jaxlm.training.run import RunConfig
+from tests.devices import on_devices
 from tests.marks import slow_but
 from tests.positions.test_shared import CASES
 
 KEPT = (("ring", "rope"),)
 
 
-def on_eight_devices(*arguments):
-    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
-    command = [sys.executable, "-W", "error", "-m", *arguments]
-    env = {**os.environ, "XLA_FLAGS": flags}
-    run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr[-3000:]
-    return run.stdout
-
-
 @pytest.fixture(scope="module", params=FORMS)
 def found(request):
-    return request.param, json.loads(
-        on_eight_devices("tests.attention.ring_process", request.param)
-    )
+    return request.param, json.loads(on_devices(8, "tests.attention.ring_process", request.param))
 
 
 def test_what_is_exchanged(found):
@@ -55,7 +42,7 @@ def test_what_is_exchanged(found):
     slow_but(KEPT, [(form, case) for form in FORMS for case in CASES]),
 )
 def test_every_position_encoding(form, case):
-    on_eight_devices("tests.positions.context_process", form, case)
+    on_devices(8, "tests.positions.context_process", form, case)
 
 
 def test_how_far_masks_reach():

@@ -2,9 +2,6 @@
 
 import functools
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -20,6 +17,7 @@ from jaxlm.sharding.mesh import (
     make_mesh,
     parameter_sharding,
 )
+from tests.devices import on_devices
 from tests.sharding.training_process import RUNS, three_steps
 from tests.training.cases import MODELS, make_model
 
@@ -27,12 +25,8 @@ from tests.training.cases import MODELS, make_model
 @pytest.fixture(scope="module")
 def meshes(tmp_path_factory):
     directory = tmp_path_factory.mktemp("meshes")
-    command = [sys.executable, "-W", "error", "-m", "tests.sharding.training_process", directory]
-    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
-    env = {**os.environ, "XLA_FLAGS": flags}
-    run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    return directory, json.loads(run.stdout)
+    printed = on_devices(8, "tests.sharding.training_process", str(directory))
+    return directory, json.loads(printed)
 
 
 @functools.cache

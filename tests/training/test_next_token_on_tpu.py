@@ -1,9 +1,6 @@
 """The loss by TPU kernels, in TPU interpret mode, against XLA's form of it."""
 
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +12,7 @@ from jaxlm.sharding.mesh import MeshConfig, make_mesh
 from jaxlm.training.objectives import next_token_on_tpu
 from jaxlm.training.objectives.next_token import LossSpec, next_token_loss
 from jaxlm.training.objectives.next_token_on_tpu import fits, next_token_loss_on_tpu
+from tests.devices import on_devices
 
 
 @pytest.fixture
@@ -54,16 +52,12 @@ def test_it_agrees_with_the_form_of_xla(on_tpu, tied):
 
 
 def test_each_device_gets_its_part_of_the_heads_gradient():
-    command = [sys.executable, "-W", "error", "-m", "tests.training.loss_process"]
-    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"
-    env = {**os.environ, "XLA_FLAGS": flags}
-    run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr[-3000:]
+    printed = on_devices(4, "tests.training.loss_process")
     head = 16 * 50
     # (numbers in the largest sum that all get, sums of which each gets a part)
     wanted = {"data": (head, 0), "fsdp": (head / 4, 1)}
     wanted |= {"both": (head / 2, 1), "context": (head / 2, 1)}
-    for name, found in json.loads(run.stdout).items():
+    for name, found in json.loads(printed).items():
         assert tuple(found) == wanted[name.split()[0]], name
 
 
