@@ -296,7 +296,7 @@ def measure(what: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         peer = start_peer(what, folder) if PEER.value else None
         for _ in range(ROUNDS.value):
-            peaks.append(matmul_peak(repeats=1))
+            peaks.append(matmul_peak())
             copies.append(copy_bandwidth(repeats=1))
             ours.append(work.run())
             if peer is not None:

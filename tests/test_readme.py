@@ -14,7 +14,7 @@ HUB = {"sentence-transformers/all-MiniLM-L6-v2": "bert", "google/flan-t5-small":
 def quickstart():
     """runs/quickstart, smaller: the last snippet's data, model and tokenizer serve both."""
     model = {"num_layers": 1, "d_model": 32, "attention": {"num_heads": 2}}
-    data = {"sequence_length": 32, "batch_size": 2}
+    data = {"sequence_length": 128, "batch_size": 32}
     config = {"model": model, "data": data, "train": {"steps": 2}}
     jaxlm.train(jaxlm.RunConfig.from_dict(config), "runs/quickstart")
 

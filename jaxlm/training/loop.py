@@ -49,6 +49,9 @@ from jaxlm.training.step import Metrics, NextToken, Objective, loss_spec, make_t
 from jaxlm.training.stopping import StopRequest, stop_on_signals
 from jaxlm.training.workdir import CHECKPOINTS, PROFILE, TOKENIZER
 
+# Once a process: on a CPU it takes a good part of a second.
+_matmul_peak = functools.cache(matmul_peak)
+
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
 # From the newest step asked for to a state and its metadata.
 GoOn = Callable[[int | None], tuple[TrainState, Mapping[str, Any]]]
@@ -302,7 +305,7 @@ class _Loop:
         if tuned is not None and tuned.adapter is not None:
             # Frozen matrices have no gradient: two passes of three. A reference is one pass more.
             flops *= (2 + (tuned.preference_beta is not None)) / 3
-        peak = matmul_peak() * jax.device_count()
+        peak = _matmul_peak() * jax.device_count()
         return Stopwatch(data.batch_size * data.sequence_length, flops, peak)
 
     def _batches(self, start: int, watch: Stopwatch) -> Iterator[Mapping[str, jax.Array]]:

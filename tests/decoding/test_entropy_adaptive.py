@@ -16,6 +16,7 @@ from jaxlm.decoding.sampling import Sampling
 from jaxlm.model.parameters import init_params
 from tests.decoding import tiny
 from tests.decoding.test_caches import SETTINGS
+from tests.marks import slow_but
 
 PROMPTS = [[5, 70, 9], [3, 3, 8, 120, 77, 6, 1], [40] * 20]
 NEW = 40
@@ -77,7 +78,11 @@ def turns(bits, threshold, window, dwell, retroactive):
 
 
 @pytest.mark.parametrize(
-    ("window", "dwell", "retroactive"), [(1, 1, False), (5, 3, False), (1, 1, True), (4, 2, True)]
+    ("window", "dwell", "retroactive"),
+    slow_but(
+        [(5, 3, False), (4, 2, True)],
+        [(1, 1, False), (5, 3, False), (1, 1, True), (4, 2, True)],
+    ),
 )
 def test_each_token_is_drawn_by_the_model_that_the_rule_names(window, dwell, retroactive):
     """Replayed with full forward passes."""

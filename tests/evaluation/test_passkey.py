@@ -57,7 +57,7 @@ def looks_up():
 @pytest.mark.parametrize(
     ("cache", "share"),
     [
-        ("dense", 1),
+        pytest.param("dense", 1, marks=pytest.mark.slow),
         ("quantized(bits=2, full=32)", 1),
         ("razor(heads=((), (0,)), window=32)", 1),
         ("razor(heads=((0, 1), (1,)), window=32)", 0),

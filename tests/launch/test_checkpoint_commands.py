@@ -41,9 +41,9 @@ def test_convert_keeps_every_bit(converted):
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--base=owner/name"],
         ["--max_shard_bytes=5", "--adapter"],
-        ["--position_encoding=alibi", "--adapter"],
+        pytest.param(["--base=owner/name"], marks=pytest.mark.slow),
+        pytest.param(["--position_encoding=alibi", "--adapter"], marks=pytest.mark.slow),
     ],
 )
 def test_convert_refuses_flags_that_would_do_nothing(launcher, converted, tmp_path, flags):
@@ -135,11 +135,16 @@ def test_one_line_for_what_is_not_there(launcher, module, flags, message):
             ["--output={full}/config.json/out", "--noheld_out", "--length=8"],
             "error: [Errno 20] Not a directory: '{full}/config.json/out'",
         ),
-        ("convert", ["--output=out", "--step=7"], "error: step=7; allowed: None with {folder}, "),
         (
             "convert",
             ["--output=out", "--position_encoding=lm_infinite"],
             "error: no architecture of the hub's has a model like this: ",
+        ),
+        pytest.param(
+            "convert",
+            ["--output=out", "--step=7"],
+            "error: step=7; allowed: None with {folder}, ",
+            marks=pytest.mark.slow,
         ),
     ],
 )

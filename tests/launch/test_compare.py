@@ -57,7 +57,7 @@ def test_comparison(launcher, tmp_path):
 @pytest.mark.parametrize(
     ("encodings", "message"),
     [
-        ("('rope','alibbi')", "alibbi"),
+        pytest.param("('rope','alibbi')", "alibbi", marks=pytest.mark.slow),
         ("('alibi','nope')", "'rope' is not trained; allowed: alibi, nope"),
     ],
 )

@@ -101,8 +101,8 @@ def test_two_processes_learn_what_one_does(undisturbed, together, tmp_path):
 
 
 @pytest.mark.parametrize("index", [1, pytest.param(0, marks=pytest.mark.slow)])
-def test_stopped_and_killed_and_gone_on_is_the_same_run(together, undisturbed, tmp_path, index):
-    """A signal to one process stops all at one step; when one is killed the others stop soon."""
+def test_stopped_and_gone_on_is_the_same_run(together, undisturbed, tmp_path, index):
+    """A signal to one process stops all at one step."""
     processes = together.start(tmp_path, (2, 2))
     while last_step(tmp_path) < 5 and all(p.poll() is None for p in processes):
         time.sleep(0.01)
@@ -113,9 +113,16 @@ def test_stopped_and_killed_and_gone_on_is_the_same_run(together, undisturbed, t
     assert 5 <= stopped < STEPS
     for _, err in said:
         assert f"stopped by SIGTERM at step {stopped}, which is saved" in err
+    together.run(tmp_path, (2, 2))
+    same_run(tmp_path, undisturbed[0])
 
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
+def test_killed_and_gone_on_is_the_same_run(together, undisturbed, tmp_path, index):
+    """When one process is killed the others stop soon."""
     processes = together.start(tmp_path, (2, 2))
-    while last_step(tmp_path) <= stopped and all(p.poll() is None for p in processes):
+    while last_step(tmp_path) <= 5 and all(p.poll() is None for p in processes):
         time.sleep(0.01)
     processes[index].kill()
     began = time.monotonic()

@@ -66,12 +66,12 @@ def test_restored_from_a_mesh_on_one_device(meshes):
 
 # Parameter: (parts on the mesh "fsdp", parts on "all" = fsdp 2 × tensor 2).
 CUTS = {
-    "embedding": (8, 4),
-    "head": (8, 4),
+    "embedding": (4, 4),
+    "head": (4, 4),
     "final_norm/scale": (1, 1),
-    "layers/block_0/attention/q/kernel": (8, 4),
-    "layers/block_0/attention/out/kernel": (8, 4),
-    "layers/block_0/feed_forward/up/kernel": (8, 4),
+    "layers/block_0/attention/q/kernel": (4, 4),
+    "layers/block_0/attention/out/kernel": (4, 4),
+    "layers/block_0/feed_forward/up/kernel": (4, 4),
     "layers/block_0/attention_norm/scale": (1, 1),
 }
 

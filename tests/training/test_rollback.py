@@ -122,7 +122,7 @@ def test_stopped_and_killed_and_gone_on_is_the_same_run(
     def save_and_perhaps_die(self, step, *arguments, **options):
         save(self, step, *arguments, **options)
         self.wait()
-        if generator.random() < 0.5:
+        if generator.random() < 0.3:
             raise KilledError
 
     monkeypatch.setattr(Saver, "save", save_and_perhaps_die)
