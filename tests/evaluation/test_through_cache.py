@@ -13,7 +13,7 @@ from tests.decoding import tiny
 from tests.decoding.test_caches import ROUNDED, SETTINGS
 
 
-@pytest.mark.parametrize("chunk", [1, 6])
+@pytest.mark.parametrize("chunk", [pytest.param(1, marks=pytest.mark.slow), 6])
 @pytest.mark.parametrize("cache", sorted(set(SETTINGS) - set(ROUNDED)))
 def test_losses_are_those_of_one_forward(cache, chunk):
     """A text whose last chunk is not full."""
