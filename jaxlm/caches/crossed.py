@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 from jaxtyping import Array, Int
 
 from jaxlm.caches.dense import DenseCache
+from jaxlm.caches.kind import ROWS_AND_HEADS
 from jaxlm.caches.stacks import reorder_rows
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.cross_attention import Source
@@ -25,6 +27,8 @@ class CrossedCache:
 
     own: DenseCache
     source: Source | None = None
+
+    axes: ClassVar = ROWS_AND_HEADS
 
     @classmethod
     def init(cls, config: ModelConfig, batch: int, capacity: int) -> CrossedCache:
