@@ -118,6 +118,19 @@ def with_small(
     return [c.text for c in completions]
 
 
+def print_as_drawn(
+    prompt: str, between: str, of: tuple[Any, Any, Tokenizer], settings: dict[str, Any]
+) -> None:
+    """One prompt and its text, which is streamed."""
+    pieces = jaxlm.stream(*of, prompt_of(of[2], prompt), **settings)
+    first = next(pieces, "")  # bad settings show here, before anything is printed
+    said = [] if CHAT.value else [prompt, between]
+    for piece in itertools.chain([*said, first], pieces):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
 def main(argv: list[str]) -> None:
     """Prints each prompt with its continuation."""
     if len(argv) > 1:
@@ -138,15 +151,7 @@ def main(argv: list[str]) -> None:
         between = "\n" if isinstance(model, jaxlm.EncoderDecoder) else ""
         drawn = METHOD.value is None and SMALL.value is None
         if STREAM.value and len(PROMPT.value) == 1 and not several and drawn:
-            (prompt,) = PROMPT.value
-            start = prompt_of(tokenizer, prompt)
-            pieces = jaxlm.stream(model, params, tokenizer, start, **settings)
-            first = next(pieces, "")  # bad settings show here, before anything is printed
-            said = [] if CHAT.value else [prompt, between]
-            for piece in itertools.chain([*said, first], pieces):
-                sys.stdout.write(piece)
-                sys.stdout.flush()
-            sys.stdout.write("\n")
+            print_as_drawn(PROMPT.value[0], between, (model, params, tokenizer), settings)
             return
         prompts = [prompt_of(tokenizer, p) for p in PROMPT.value]
         if SMALL.value is not None:
