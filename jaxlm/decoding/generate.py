@@ -76,8 +76,7 @@ def complete(
     """Continues each prompt, or answers it where the model is an encoder–decoder.
 
     Args:
-        model, params, tokenizer: as from `jaxlm.load`; where its `mesh` was given, call this within
-            `jax.set_mesh(mesh)`, so that the cache is cut as the parameters are.
+        model, params, tokenizer: as from `jaxlm.load`; with its `mesh`, within `jax.set_mesh`.
         prompts: a batch of texts, or of token ids as they are (`jaxlm.chat_prompt`), lists or
             integer arrays [T], or all as one [B, T]; a row's text does not depend on the others.
         max_new_tokens: most tokens to draw for each.
