@@ -9,7 +9,6 @@ import jax
 from jaxtyping import Array, Int
 
 from jaxlm.caches.dense import DenseCache
-from jaxlm.caches.kind import ROWS_AND_HEADS
 from jaxlm.caches.stacks import reorder_rows
 from jaxlm.model.config import ModelConfig
 from jaxlm.model.cross_attention import Source
@@ -28,7 +27,7 @@ class CrossedCache:
     own: DenseCache
     source: Source | None = None
 
-    axes: ClassVar = ROWS_AND_HEADS
+    axes: ClassVar = (None, None)  # each device has all of it
 
     @classmethod
     def init(cls, config: ModelConfig, batch: int, capacity: int) -> CrossedCache:

@@ -12,7 +12,7 @@ import jax
 from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array, Int
 
-from jaxlm.caches.kind import CacheKind, KVCache
+from jaxlm.caches.kind import CacheKind
 from jaxlm.model.config import ModelConfig
 from jaxlm.sharding.mesh import dividing_axes
 
@@ -29,8 +29,8 @@ def init_cache(kind: CacheKind, config: ModelConfig, batch: int, capacity: int) 
     return jax.jit(make, out_shardings=cache_specs(mesh, jax.eval_shape(make)))()
 
 
-def cache_specs(mesh: AbstractMesh, cache: KVCache) -> Any:
-    """How each array of a cache is cut."""
+def cache_specs(mesh: AbstractMesh, cache: Any) -> Any:
+    """How each array is cut of a `KVCache`, or of a decoder's `CrossedCache`."""
     rows, heads = cache.axes
 
     def spec(x: Any) -> PartitionSpec:
@@ -49,11 +49,11 @@ def place_prompt(tokens: Any, lengths: Any) -> tuple[Int[Array, "B T"], Int[Arra
 
 
 def commit(
-    cache: KVCache,
+    cache: Any,
     kv: tuple[Array, ...],
     positions: Int[Array, "B T"],
     segment_ids: Int[Array, "B T"],
-) -> KVCache:
+) -> Any:
     """`cache.commit` on each device, of its rows and heads: XLA can't cut a loop over rows by
     itself, and would gather all of the cache.
     """
