@@ -2,19 +2,24 @@
 
 python -m launch.generate --checkpoint=runs/quickstart --prompt="Emma was" --max_new_tokens=64
 python -m launch.generate --checkpoint=LARGE --small=SMALL --prompt="Emma was"
+python -m launch.generate --checkpoint=LARGE --tensor=8 --prompt="Emma was"    # on eight devices
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 from typing import Any
 
+import jax
 from absl import app, flags
+from jax.sharding import Mesh
 
 import jaxlm
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.decoding.adaptive_text import complete_adaptive
+from jaxlm.sharding.mesh import MeshConfig, make_mesh
 from launch import console, sampling_flags
 
 CHECKPOINT = flags.DEFINE_string(
@@ -54,6 +59,12 @@ UNROLL = flags.DEFINE_bool(
 QUANTIZE = flags.DEFINE_enum(
     "quantize", None, ["int8", "int4"], "Matrices, embedding and head in so many bits."
 )
+TENSOR = flags.DEFINE_integer(
+    "tensor", 1, "Devices that share out heads, columns of matrices, and the cache.", lower_bound=1
+)
+FSDP = flags.DEFINE_integer(
+    "fsdp", 1, "Devices that share out parameters and prompts.", lower_bound=1
+)
 STREAM = flags.DEFINE_bool("stream", True, "Print a single prompt's text as it is drawn.")
 
 
@@ -65,9 +76,18 @@ def prompt_of(tokenizer: Tokenizer, text: str) -> str | list[int]:
     return jaxlm.chat_prompt(tokenizer, [*told, {"role": "user", "content": text}])
 
 
-def loaded(path: str) -> tuple[Any, Any, Tokenizer]:
+def mesh_of_flags() -> Mesh | None:
+    """None: one device holds all. Devices that the flags leave share out prompts."""
+    if TENSOR.value == FSDP.value == 1:
+        return None
+    return make_mesh(MeshConfig(fsdp=FSDP.value, tensor=TENSOR.value))
+
+
+def loaded(path: str, mesh: Mesh | None) -> tuple[Any, Any, Tokenizer]:
     """A checkpoint as the flags want it."""
-    model, params, tokenizer = jaxlm.load(path, unroll=UNROLL.value, quantize=QUANTIZE.value)
+    model, params, tokenizer = jaxlm.load(
+        path, mesh=mesh, unroll=UNROLL.value, quantize=QUANTIZE.value
+    )
     if ENCODING.value is not None:
         if isinstance(model, jaxlm.EncoderDecoder):
             given = f"position_encoding={ENCODING.value!r}"
@@ -78,6 +98,7 @@ def loaded(path: str) -> tuple[Any, Any, Tokenizer]:
 
 def with_small(
     small: str,
+    mesh: Mesh | None,
     large: tuple[Any, Any, Tokenizer],
     prompts: list[str | list[int]],
     settings: dict[str, Any],
@@ -87,7 +108,7 @@ def with_small(
         told = "allowed: one text of each prompt with --small"
         raise ValueError(f"{', '.join(f'{n}={v}' for n, v in given.items())}; {told}")
     method = METHOD.value or "entropy_adaptive"
-    pair = (loaded(small), large)
+    pair = (loaded(small, mesh), large)
     completions, spoken = complete_adaptive(*pair, prompts, method=method, **settings)
     print(
         f"large model: {spoken.large_fraction:.1%} of the tokens; {spoken.cost_ratio:.2f} of its "
@@ -95,6 +116,19 @@ def with_small(
         file=sys.stderr,
     )
     return [c.text for c in completions]
+
+
+def print_as_drawn(
+    prompt: str, between: str, of: tuple[Any, Any, Tokenizer], settings: dict[str, Any]
+) -> None:
+    """One prompt and its text, which is streamed."""
+    pieces = jaxlm.stream(*of, prompt_of(of[2], prompt), **settings)
+    first = next(pieces, "")  # bad settings show here, before anything is printed
+    said = [] if CHAT.value else [prompt, between]
+    for piece in itertools.chain([*said, first], pieces):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
 
 
 def main(argv: list[str]) -> None:
@@ -107,27 +141,22 @@ def main(argv: list[str]) -> None:
         **sampling_flags.given(),
     }
     several = sampling_flags.several()
-    with console.clear_errors():
+    with console.clear_errors(), contextlib.ExitStack() as on_mesh:
         if SYSTEM.value is not None and not CHAT.value:
             raise ValueError(f"system={SYSTEM.value!r} without chat; allowed: with --chat")
-        model, params, tokenizer = loaded(CHECKPOINT.value)
+        mesh = mesh_of_flags()
+        if mesh is not None:
+            on_mesh.enter_context(jax.set_mesh(mesh))
+        model, params, tokenizer = loaded(CHECKPOINT.value, mesh)
         between = "\n" if isinstance(model, jaxlm.EncoderDecoder) else ""
         drawn = METHOD.value is None and SMALL.value is None
         if STREAM.value and len(PROMPT.value) == 1 and not several and drawn:
-            (prompt,) = PROMPT.value
-            start = prompt_of(tokenizer, prompt)
-            pieces = jaxlm.stream(model, params, tokenizer, start, **settings)
-            first = next(pieces, "")  # bad settings show here, before anything is printed
-            said = [] if CHAT.value else [prompt, between]
-            for piece in itertools.chain([*said, first], pieces):
-                sys.stdout.write(piece)
-                sys.stdout.flush()
-            sys.stdout.write("\n")
+            print_as_drawn(PROMPT.value[0], between, (model, params, tokenizer), settings)
             return
         prompts = [prompt_of(tokenizer, p) for p in PROMPT.value]
         if SMALL.value is not None:
             large = (model, params, tokenizer)
-            texts = with_small(SMALL.value, large, prompts, settings)
+            texts = with_small(SMALL.value, mesh, large, prompts, settings)
         else:
             settings["method"] = METHOD.value
             texts = jaxlm.generate(model, params, tokenizer, prompts, **settings, **several)

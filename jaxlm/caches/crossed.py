@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 from jaxtyping import Array, Int
@@ -25,6 +26,8 @@ class CrossedCache:
 
     own: DenseCache
     source: Source | None = None
+
+    axes: ClassVar = (None, None)  # each device has all of it
 
     @classmethod
     def init(cls, config: ModelConfig, batch: int, capacity: int) -> CrossedCache:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxlm.attention.cached import SlotLayer
 from jaxlm.attention.inputs import CachedLayer
-from jaxlm.caches.kind import CACHES, CacheKind
+from jaxlm.caches.kind import CACHES, ROWS_AND_HEADS, CacheKind
 from jaxlm.caches.rows import write_rows
 from jaxlm.caches.stacks import (
     check_sees_no_future,
@@ -57,6 +57,8 @@ class DenseCache:
     positions: Int[Array, "B S"]
     segment_ids: Int[Array, "B S"]
     lengths: Int[Array, "B"]
+
+    axes: ClassVar = ROWS_AND_HEADS
 
     @classmethod
     def init(cls, config: ModelConfig, batch: int, capacity: int) -> DenseCache:

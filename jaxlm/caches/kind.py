@@ -21,6 +21,8 @@ from jaxlm.attention.mask import AttentionMask
 from jaxlm.model.config import ModelConfig
 from jaxlm.registry import Registry, text_of
 
+ROWS_AND_HEADS = ("batch", "kv_heads")
+
 
 @runtime_checkable
 class KVCache(Protocol):
@@ -29,6 +31,13 @@ class KVCache(Protocol):
     @property
     def lengths(self) -> Int[Array, "B"]:
         """Tokens of each row so far."""
+        ...
+
+    @property
+    def axes(self) -> tuple[str | None, str | None]:
+        """Logical names (`jaxlm.sharding.mesh.RULES`) of its axes of rows and of kv heads, axes 1
+        and 2 of arrays by layer, 0 of the others; None where a mesh may not cut it.
+        """
         ...
 
     @property

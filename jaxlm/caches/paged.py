@@ -99,7 +99,7 @@ class PagedCache:
     """Token t of a row is in page `table[row, t // page]`: padding takes no place.
 
     P pages, K kv heads, B batch, n pages of a row, S = n·page slots. All layers have the same
-    table. On a mesh pages may be cut along heads, not along P: each row may hold any of them.
+    table.
 
     Attributes:
         keys, values: of each stack of layers, as in `DenseCache`. Page 0 is never written.
@@ -121,6 +121,8 @@ class PagedCache:
     lengths: Int[Array, "B"]
     lost: Bool[Array, "B"]
     kind: Paged = dataclasses.field(metadata={"static": True})
+
+    axes: ClassVar = (None, "kv_heads")  # each row may hold any page
 
     @property
     def mask(self) -> None:

@@ -136,6 +136,11 @@ class RazorCache:
         return self.caches[0].lengths
 
     @property
+    def axes(self) -> tuple[str | None, None]:
+        """Rows: which heads keep all differs from layer to layer."""
+        return (None if any(cache.axes[0] is None for cache in self.caches) else "batch"), None
+
+    @property
     def mask(self) -> AttentionMask | None:
         """What a prompt's tokens see of each other: as much as `inner` keeps, in every head. A mean
         takes the place of others only for what comes after them.

@@ -17,7 +17,7 @@ from jaxlm.attention import mask as masks
 from jaxlm.attention.cached import SlotLayer
 from jaxlm.attention.inputs import CachedLayer
 from jaxlm.attention.mask import AttentionMask
-from jaxlm.caches.kind import CACHES, CacheKind
+from jaxlm.caches.kind import CACHES, ROWS_AND_HEADS, CacheKind
 from jaxlm.caches.rows import round_up, write_slots
 from jaxlm.caches.stacks import (
     check_sees_no_future,
@@ -92,6 +92,8 @@ class RingCache:
     segment_ids: Int[Array, "B S"]
     lengths: Int[Array, "B"]
     kind: Ring = dataclasses.field(metadata={"static": True})
+
+    axes: ClassVar = ROWS_AND_HEADS
 
     @property
     def mask(self) -> AttentionMask:

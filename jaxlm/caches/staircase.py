@@ -25,7 +25,7 @@ from jaxlm.attention import mask as masks
 from jaxlm.attention.mask import AttentionMask
 from jaxlm.attention.zoned import ZonedLayer
 from jaxlm.caches.averaged import AveragedZone
-from jaxlm.caches.kind import CACHES, CacheKind
+from jaxlm.caches.kind import CACHES, ROWS_AND_HEADS, CacheKind
 from jaxlm.caches.rows import round_up
 from jaxlm.caches.stacks import check_sees_no_future, reorder_rows, split_stacks
 from jaxlm.caches.zones import TIME, FullZone, Group, QuantizedZone
@@ -154,6 +154,8 @@ class StaircaseCache:
     lengths: Int[Array, "B"]
     kind: Staircase = dataclasses.field(metadata={"static": True})
     capacity: int | None = dataclasses.field(metadata={"static": True})
+
+    axes: ClassVar = ROWS_AND_HEADS
 
     @property
     def mask(self) -> AttentionMask | None:

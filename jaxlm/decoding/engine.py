@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxlm.caches.crossed import CrossedCache
 from jaxlm.caches.kind import KVCache
+from jaxlm.caches.on_mesh import commit
 from jaxlm.decoding.acceptance import Accepted, accept
 from jaxlm.decoding.drafters.drafter import Drafter
 from jaxlm.decoding.drafters.plain import PLAIN
@@ -117,7 +118,7 @@ def read(
         return_kv=True,
         kept=cache.mask,
     )
-    return hidden, cache.commit(kv, positions, segments)
+    return hidden, commit(cache, kv, positions, segments)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3, 6))
@@ -200,7 +201,7 @@ def verify(
     kept = (order < accepted.length[:, None]) & going[:, None]
     positions = state.lengths[:, None] - 1 + order
     kv = _behind(accepted.token, kv)
-    cache = state.cache.commit(kv, positions, kept.astype(jnp.int32))
+    cache = commit(state.cache, kv, positions, kept.astype(jnp.int32))
     said = jnp.take_along_axis(draft.tokens, jnp.roll(path, -1, axis=1), 1)
     new = jnp.where(order == accepted.length[:, None] - 1, accepted.token[:, None], said)
     return accepted, new, cache, logits

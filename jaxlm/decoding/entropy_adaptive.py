@@ -26,6 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm import caches
 from jaxlm.caches.kind import CacheKind, KVCache
+from jaxlm.caches.on_mesh import commit
 from jaxlm.caches.rows import write_rows
 from jaxlm.config import check, integer_at_least, one_of
 from jaxlm.decoding.generate import TOKENS_BETWEEN_LOOKS
@@ -165,7 +166,7 @@ def _catch_up(
     ids = jnp.take_along_axis(talk.text, jnp.minimum(at, talk.text.shape[1] - 1), 1)
     given = (ids, at, there.astype(jnp.int32), cache)
     _, kv = model.apply({"params": params}, *given, return_kv=True, method="hidden")
-    return cache.commit(kv, at, given[2])
+    return commit(cache, kv, at, given[2])
 
 
 @functools.partial(jax.jit, static_argnums=(0,), donate_argnums=(2, 3))
@@ -217,7 +218,7 @@ def _speak(
             jnp.where(goes_on, t.dwelt + one, 0),
             t.done | (kept & (token[:, None] == stop_tokens[None]).any(1)),
         )
-        return after, cache.commit(kv, at, one[:, None]), steps + 1
+        return after, commit(cache, kv, at, one[:, None]), steps + 1
 
     def more(carry: tuple[Talk, KVCache, Array]) -> Array:
         return _speaking(carry[0], which).any() & (carry[2] < most)

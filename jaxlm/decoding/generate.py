@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.caches.kind import CacheKind
+from jaxlm.caches.on_mesh import init_cache, place_prompt
 from jaxlm.config import check, integer_at_least
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.decoding import search
@@ -75,7 +76,7 @@ def complete(
     """Continues each prompt, or answers it where the model is an encoder–decoder.
 
     Args:
-        model, params, tokenizer: as from `jaxlm.load`.
+        model, params, tokenizer: as from `jaxlm.load`; with its `mesh`, within `jax.set_mesh`.
         prompts: a batch of texts, or of token ids as they are (`jaxlm.chat_prompt`), lists or
             integer arrays [T], or all as one [B, T]; a row's text does not depend on the others.
         max_new_tokens: most tokens to draw for each.
@@ -147,8 +148,9 @@ def _found(
     if r.sampling.draws:
         told = "allowed: no temperature, top_k, top_p or other truncation, as nothing is drawn"
         raise ValueError(f"method={str(method)!r}; {told}")
-    tokens, lengths = map(jnp.asarray, r.prompt)
-    cache = r.cache.init(model.config, len(lengths), tokens.shape[1] + r.max_new_tokens)
+    tokens, lengths = place_prompt(*r.prompt)
+    capacity = tokens.shape[1] + r.max_new_tokens
+    cache = init_cache(r.cache, model.config, len(lengths), capacity)
     rest = (r.max_new_tokens, r.sampling, jnp.asarray(r.stop_tokens))
     texts = jax.tree.map(np.asarray, method.search(model, params, (tokens, lengths), cache, *rest))
     found = []

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxlm import caches
 from jaxlm.caches.kind import CacheKind
+from jaxlm.caches.on_mesh import init_cache, place_prompt
 from jaxlm.caches.rows import round_up
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.decoding.engine import DecodeState, prefill, prefill_encoded, prefill_shared
@@ -57,13 +58,13 @@ class Request:
         Args:
             logprobs: as of `jaxlm.decoding.engine.prefill`.
         """
-        tokens, lengths = map(jnp.asarray, self.prompt)
+        tokens, lengths = place_prompt(*self.prompt)
         rest = (self.max_new_tokens, self.sampling, jnp.asarray(self.stop_tokens))
         if isinstance(model, EncoderDecoder):
             return prefill_encoded(model, params, (tokens, lengths), *rest, logprobs)
         # Of a multiple of 8 slots: else XLA for TPUs lays a cache out as kernels do not read it.
         capacity = round_up(tokens.shape[1] + self.max_new_tokens, 8)
-        cache = self.cache.init(model.config, len(lengths), capacity)
+        cache = init_cache(self.cache, model.config, len(lengths), capacity)
         read = prefill if len(self.before) == len(lengths) else prefill_shared
         return read(model, params, (tokens, lengths), cache, *rest, logprobs=logprobs)
 

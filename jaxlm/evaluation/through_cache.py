@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxlm.caches.kind import CacheKind, KVCache
+from jaxlm.caches.on_mesh import commit
 from jaxlm.decoding.engine import read
 from jaxlm.model.scores import token_scores
 from jaxlm.model.transformer import Transformer
@@ -54,7 +55,7 @@ def losses_through_cache(
         tokens, said = parts
         given = (tokens, at, there, cache)
         hidden, kv = model.apply({"params": params}, *given, method="hidden", return_kv=True)
-        return cache.commit(kv, at, there), -token_scores(model, params, hidden, said)[0]
+        return commit(cache, kv, at, there), -token_scores(model, params, hidden, said)[0]
 
     _, rest = jax.lax.scan(step, cache, starts)
     rest = rest.swapaxes(0, 1).reshape(B, -1)[:, : N - prompt_length]

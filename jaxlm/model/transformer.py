@@ -16,6 +16,7 @@ from jaxlm import positions as position_encodings
 from jaxlm.attention.layer_view import LayerView
 from jaxlm.attention.mask import AttentionMask
 from jaxlm.caches.kind import KVCache
+from jaxlm.caches.on_mesh import commit
 from jaxlm.caches.rows import padding_last
 from jaxlm.model.attention import Attention, Probe, Tokens
 from jaxlm.model.config import ModelConfig
@@ -254,7 +255,7 @@ class Transformer(nn.Module):
             token_types=token_types,
         )
         if cache is not None and kv is not None:
-            cache = cache.commit(*padding_last(kv, positions, segment_ids))
+            cache = commit(cache, *padding_last(kv, positions, segment_ids))
         return self.logits(hidden), cache
 
     def extend(

@@ -47,6 +47,11 @@ class RecentCache:
         return self.kept.lengths
 
     @property
+    def axes(self):
+        """Where a mesh may cut it."""
+        return self.kept.axes
+
+    @property
     def mask(self):
         """What a query sees, in a prompt that is read at once too."""
         return masks.sliding_window(self.kind.window)

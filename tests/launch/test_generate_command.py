@@ -10,9 +10,10 @@ import jaxlm
 LAMBDA = "lm_infinite(window=16, num_sinks=2)"
 
 
-def run(launcher, *flags):
+def run(launcher, *flags, xla=""):
     command = [sys.executable, "-m", "launch.generate", *flags]
-    with launcher.popen(command) as process:
+    env = {**launcher.env, "XLA_FLAGS": launcher.env["XLA_FLAGS"] + xla}
+    with launcher.popen(command, env=env) as process:
         out, err = process.communicate()
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
@@ -35,11 +36,18 @@ def test_one_prompt_is_streamed(launcher, reference):
     assert result.stdout == f"it was the{text}\n" and len(text) > 40
 
 
-def test_several_prompts(launcher, reference):
+FOUR = " --xla_force_host_platform_device_count=4"
+
+
+@pytest.mark.parametrize(
+    ("xla", "mesh"), [("", []), pytest.param(FOUR, ["--tensor=2"], marks=pytest.mark.slow)]
+)
+def test_several_prompts(launcher, reference, xla, mesh):
     workdir, _ = reference
     prompts = ["it was", "she had not been", "é"]
     flags = [f"--prompt={p}" for p in prompts]
-    result = run(launcher, f"--checkpoint={workdir}", *flags, "--max_new_tokens=12")
+    flags += [f"--checkpoint={workdir}", "--max_new_tokens=12", *mesh]
+    result = run(launcher, *flags, xla=xla)
     assert result.returncode == 0, result.stderr
     texts = jaxlm.generate(*jaxlm.load(workdir), prompts, max_new_tokens=12)
     blocks = [f"{p}{t}\n\n" for p, t in zip(prompts, texts, strict=True)]

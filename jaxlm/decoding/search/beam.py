@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.caches.kind import KVCache
+from jaxlm.caches.on_mesh import commit
 from jaxlm.config import at_least, between, check, integer_at_least, one_of
 from jaxlm.decoding.engine import read
 from jaxlm.decoding.history import History
@@ -258,7 +259,7 @@ def _search(
         there = jnp.ones_like(at)
         given = (tokens[:, length - 1][:, None], at, there, cache)
         logits, kv = model.apply({"params": params}, *given, method="extend")
-        cache = cache.commit(kv, at, there)
+        cache = commit(cache, kv, at, there)
         scored = log_probs(logits[:, 0], tokens, length)
         groups, parents = _advance_all(rules, groups, scored, length, stop_tokens)
         row = jnp.arange(N * G).reshape(N, G, 1) * W + parents

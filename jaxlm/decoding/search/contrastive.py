@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxlm.caches.kind import KVCache
+from jaxlm.caches.on_mesh import commit
 from jaxlm.caches.rows import write_rows
 from jaxlm.config import check, integer_at_least
 from jaxlm.decoding.engine import read
@@ -210,5 +211,5 @@ def _chosen(
         write_rows(s.hidden, unit[rows, chosen][:, None], s.lengths),
         s.lengths + one,
         history,
-        s.cache.commit(kv, s.lengths[:, None], one[:, None]),
+        commit(s.cache, kv, s.lengths[:, None], one[:, None]),
     )
