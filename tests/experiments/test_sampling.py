@@ -31,9 +31,9 @@ QUALITY = {
     "typical 0.95": {"temperature": 1.0, "typical_p": 0.95},
     "plain draws": {"temperature": 1.0},
 }
-# What a request may ask for; every row of a batch has a number for each.
+# In a batch every row has a number for each setting that one of them asks for.
 OFF = {
-    "temperature": 1.0,
+    "temperature": 0.0,
     "top_k": 0,
     "top_p": 1.0,
     "min_p": 0.0,
@@ -41,11 +41,15 @@ OFF = {
     "repetition_penalty": 1.0,
 }
 ASKED = [
-    lambda g: {"temperature": 0.0},
+    lambda g: {},
     lambda g: {"temperature": g.uniform(0.5, 1.5), "top_k": int(g.integers(2, 60))},
     lambda g: {"temperature": g.uniform(0.5, 1.5), "top_p": g.uniform(0.5, 0.99)},
-    lambda g: {"min_p": g.uniform(0.02, 0.3), "repetition_penalty": g.uniform(1.05, 1.5)},
-    lambda g: {"typical_p": g.uniform(0.5, 0.98)},
+    lambda g: {"temperature": 1.0, "typical_p": g.uniform(0.5, 0.98)},
+    lambda g: {
+        "temperature": g.uniform(0.5, 1.5),
+        "min_p": g.uniform(0.02, 0.3),
+        "repetition_penalty": g.uniform(1.05, 1.5),
+    },
 ]
 
 

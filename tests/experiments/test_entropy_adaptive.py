@@ -1,0 +1,173 @@
+"""Entropy-adaptive decoding (Simonds, arXiv 2502.06833) on sums with worked steps."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxlm
+from jaxlm.data.tokenizers import Bytes
+from jaxlm.decoding.entropy_adaptive import EntropyAdaptive, generate_adaptive
+from jaxlm.decoding.sampling import Sampling
+from jaxlm.model.config import AttentionConfig, ModelConfig
+from jaxlm.model.transformer import Transformer
+from tests.experiments.learning import learn
+
+TOKENIZER = Bytes()
+LENGTH, NEW, PROBLEMS = 88, 74, 150
+END = TOKENIZER.encode("\n")[0]
+THRESHOLDS = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+
+
+def problem(generator):
+    """A question, and the text that answers it digit by digit."""
+    a, b = (int(generator.integers(10 ** int(generator.integers(1, 4)))) for _ in range(2))
+    steps, carry = [], 0
+    for place in range(max(len(str(a)), len(str(b)))):
+        x, y = a // 10**place % 10, b // 10**place % 10
+        steps.append(f"{x}+{y}+{carry}={x + y + carry}")
+        carry = (x + y + carry) // 10
+    worked = f"From the right: {', '.join(steps)}. Together they make {a + b}.\n"
+    return f"Add {a} and {b}. ", worked
+
+
+def draw(generator):
+    tokens, weights = np.zeros((16, LENGTH + 1), np.int32), np.zeros((16, LENGTH), np.float32)
+    for row in range(len(tokens)):
+        question, worked = map(TOKENIZER.encode, problem(generator))
+        text = question + worked
+        tokens[row, : len(text)] = text
+        weights[row, len(question) - 1 : len(text) - 1] = 1
+    return tokens, weights
+
+
+def trained(layers, width, steps, learning_rate):
+    config = ModelConfig(
+        vocab_size=TOKENIZER.vocab_size,
+        num_layers=layers,
+        d_model=width,
+        context_length=LENGTH,
+        attention=AttentionConfig(num_heads=width // 32),
+    )
+    model = Transformer(config)
+    return model, learn(model, draw, steps, learning_rate)
+
+
+@functools.cache
+def models():
+    """The small one and the large one."""
+    return trained(2, 64, 500, 3e-3), trained(4, 128, 1000, 2e-3)
+
+
+@functools.cache
+def problems():
+    """Prompts that training has not seen in this order, and what ends each right answer."""
+    generator = np.random.default_rng(1)
+    texts = [problem(generator) for _ in range(PROBLEMS)]
+    return [TOKENIZER.encode(q) for q, _ in texts], [worked.split()[-1] for _, worked in texts]
+
+
+def accuracy(rows):
+    """Percent of rows that end in the right sum."""
+    said = [TOKENIZER.decode(row).split()[-1] for row in rows]
+    return 100 * np.mean([s == answer for s, answer in zip(said, problems()[1], strict=True)])
+
+
+@functools.cache
+def adaptive(threshold, window=5, dwell=3, retroactive=False, start="small"):
+    settings = EntropyAdaptive(threshold, window, dwell, start, retroactive)
+    prompts, sampling = problems()[0], Sampling.make(PROBLEMS)
+    return generate_adaptive(*models(), prompts, NEW, settings, "dense", sampling, [END])
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=4)
+def best_next(model, params, tokens, at, cache):
+    positions = jnp.broadcast_to(at, (PROBLEMS, 1))
+    given = (tokens[:, None], positions, jnp.ones_like(positions), cache)
+    logits, kv = model.apply({"params": params}, *given, method="extend")
+    return logits[:, 0].argmax(-1), cache.commit(kv, *given[1:3])
+
+
+def by_schedule(schedule):
+    """Greedy rows whose token i is the large model's where schedule[row, i]; both read all."""
+    prompts = problems()[0]
+    starts = np.array([len(p) for p in prompts])
+    text = np.zeros((PROBLEMS, starts.max() + NEW), np.int32)
+    for row, prompt in enumerate(prompts):
+        text[row, : len(prompt)] = prompt
+    kept = [jaxlm.DenseCache.init(m.config, PROBLEMS, text.shape[1]) for m, _ in models()]
+    for at in range(text.shape[1] - 1):
+        best = []
+        for which, (model, params) in enumerate(models()):
+            given = (jnp.asarray(text[:, at]), jnp.asarray(at), kept[which])
+            token, kept[which] = best_next(model, params, *given)
+            best.append(np.asarray(token))
+        drawn = np.clip(at + 1 - starts, 0, NEW - 1)
+        by_large = schedule[np.arange(PROBLEMS), drawn]
+        chosen = np.where(by_large, best[1], best[0])
+        text[:, at + 1] = np.where(at + 1 < starts, text[:, at + 1], chosen)
+    rows = [row[start : start + NEW].tolist() for row, start in zip(text, starts, strict=True)]
+    return [row[: row.index(END) + 1] if END in row else row for row in rows]
+
+
+def turns_of(said, generator=None):
+    """Who draws each token, by row; with a generator each row's turns are turned round by chance,
+    so that share, dwell and switches stay and their place does not.
+    """
+    rolled = [0 if generator is None else generator.integers(len(row)) for row in said.model_used]
+    pairs = zip(said.model_used, rolled, strict=True)
+    return np.stack([np.resize(np.roll(row, by), NEW) for row, by in pairs])
+
+
+def periodic(share, dwell):
+    """The large model's turns of `dwell` tokens, evenly spread."""
+    turn = np.arange(NEW) // dwell
+    large = np.floor((turn + 1) * share) > np.floor(turn * share)
+    return np.broadcast_to(large, (PROBLEMS, NEW))
+
+
+def show(name, right, share, rest=""):
+    print(f"{name:34}{right:9.1f} %{100 * share:9.1f} %{rest}", flush=True)
+
+
+def show_said(name, said):
+    saved, truly = 100 * (1 - said.cost_ratio), 100 * (1 - said.cost_ratio_true)
+    rest = f"{saved:9.1f} %{truly:9.1f} %{np.mean(said.switches):9.1f}"
+    show(name, accuracy(said.tokens), said.large_fraction, rest)
+
+
+def show_scheduled(name, schedule):
+    rows = by_schedule(schedule)
+    share = np.concatenate([s[: len(r)] for s, r in zip(schedule, rows, strict=True)]).mean()
+    show(name, accuracy(rows), share)
+    return accuracy(rows)
+
+
+@pytest.mark.slow
+def test_a_threshold_saves_much_and_keeps_most_of_the_large_models_accuracy():
+    head = f"{'':34}{'right':>11}{'by large':>11}{'saved':>11}{'truly':>11}{'switches':>9}"
+    print(f"\n{head}")
+    small, large = adaptive(math.inf), adaptive(0, dwell=NEW, start="large")
+    show_said("small alone", small)
+    show_said("large alone", large)
+    swept = {threshold: adaptive(threshold) for threshold in THRESHOLDS}
+    for threshold, said in swept.items():
+        show_said(f"threshold {threshold}, window 5, dwell 3", said)
+    for window, dwell in ((1, 1), (5, 10)):
+        said = adaptive(0.03, window, dwell)
+        show_said(f"threshold 0.03, window {window}, dwell {dwell}", said)
+    show_said("threshold 0.3, window 1, retroactive", adaptive(0.3, 1, 1, retroactive=True))
+    assert accuracy(large.tokens) > accuracy(small.tokens) + 20
+
+
+@pytest.mark.slow
+def test_the_entropy_picks_better_turns_than_chance_or_a_period():
+    said = adaptive(0.01)
+    chance = turns_of(said, np.random.default_rng(0))
+    print(f"\n{'':34}{'right':>11}{'by large':>11}")
+    show("entropy", accuracy(said.tokens), said.large_fraction)
+    by_chance = show_scheduled("the same turns at other places", chance)
+    by_period = show_scheduled("a fixed period", periodic(said.large_fraction, 3))
