@@ -1,6 +1,28 @@
-"""Entropy-adaptive decoding (Simonds, arXiv 2502.06833) on sums with worked steps."""
+"""Entropy-adaptive decoding (Simonds, arXiv 2502.06833) on sums with worked steps.
+
+Two models of bytes add numbers of up to three digits, digit by digit, between phrases that are
+always the same; the large one, of 0.9 million parameters, is right on 97 % of 150 problems, the
+small one, of 0.16 million, on 65 %. A window of 5 tokens and a dwell of 3: the lines are short.
+
+Hoped for: a threshold at which the large model draws at most half of the tokens, at most 60 % of
+its parameters are used a token as the paper counts them, and 92.9 % of its accuracy is kept; found:
+at 0.003 bits it draws 37 %, 48 % are used, and all is kept. That is one threshold of eight: at 0.01
+bits 90 % is kept. Hoped for: five points more than turns that look at no entropy have, of an equal
+share; found: 13 to 21 more than the same turns at other places, 10 to 21 more than a fixed period.
+Hoped for: accuracy and share fall as the threshold grows; found: the share does, accuracy does not:
+97, 84, 97, 88 % at 0, 0.001, 0.003, 0.01 bits. At 0.001 the large model has its turn in the phrase
+before the sum and, sure of it, hands back just before the digits: the small one says the first.
+
+The rule hands over after the token that was hard. Where that one is dropped (`retroactive`) and no
+mean is taken, the large model draws 3 % of the tokens, and 86 % of the problems are right.
+
+It cannot show a saving in arithmetic: with all that the large model reads to take over, more is
+used than by it alone (1.4 times, at 0.003 bits). Entropies of such models are far below those of
+large ones, so no threshold carries over.
+"""
 
 import functools
+import itertools
 import math
 
 import jax
@@ -59,7 +81,7 @@ def trained(layers, width, steps, learning_rate):
 @functools.cache
 def models():
     """The small one and the large one."""
-    return trained(2, 64, 500, 3e-3), trained(4, 128, 1000, 2e-3)
+    return trained(2, 64, 500, 3e-3), trained(4, 128, 500, 2e-3)
 
 
 @functools.cache
@@ -123,10 +145,11 @@ def turns_of(said, generator=None):
 
 
 def periodic(share, dwell):
-    """The large model's turns of `dwell` tokens, evenly spread."""
-    turn = np.arange(NEW) // dwell
-    large = np.floor((turn + 1) * share) > np.floor(turn * share)
-    return np.broadcast_to(large, (PROBLEMS, NEW))
+    """The large model's turns of `dwell` tokens, evenly spread; each row begins at a phase of its
+    own.
+    """
+    turn, phase = np.arange(NEW)[None] // dwell, np.arange(PROBLEMS)[:, None] / PROBLEMS
+    return np.floor((turn + 1) * share + phase) > np.floor(turn * share + phase)
 
 
 def show(name, right, share, rest=""):
@@ -161,13 +184,25 @@ def test_a_threshold_saves_much_and_keeps_most_of_the_large_models_accuracy():
         show_said(f"threshold 0.03, window {window}, dwell {dwell}", said)
     show_said("threshold 0.3, window 1, retroactive", adaptive(0.3, 1, 1, retroactive=True))
     assert accuracy(large.tokens) > accuracy(small.tokens) + 20
+    shares = [said.large_fraction for said in swept.values()]
+    assert all(more > less - 0.01 for more, less in itertools.pairwise(shares))
+    assert accuracy(swept[0.0].tokens) > accuracy(swept[1.0].tokens) + 20
+    cheap = [s for s in swept.values() if s.large_fraction <= 0.5 and s.cost_ratio <= 0.6]
+    kept = max(accuracy(said.tokens) for said in cheap) / accuracy(large.tokens)
+    print(f"{100 * kept:.1f} % of the accuracy kept; hoped for: 92.9 %")
+    assert kept > 0.85
 
 
 @pytest.mark.slow
 def test_the_entropy_picks_better_turns_than_chance_or_a_period():
-    said = adaptive(0.01)
-    chance = turns_of(said, np.random.default_rng(0))
+    generator, gains = np.random.default_rng(0), []
     print(f"\n{'':34}{'right':>11}{'by large':>11}")
-    show("entropy", accuracy(said.tokens), said.large_fraction)
-    by_chance = show_scheduled("the same turns at other places", chance)
-    by_period = show_scheduled("a fixed period", periodic(said.large_fraction, 3))
+    for threshold in (0.003, 0.01, 0.03):
+        said = adaptive(threshold)
+        own = show_scheduled(f"threshold {threshold}, replayed", turns_of(said))
+        chance = show_scheduled("the same turns at other places", turns_of(said, generator))
+        period = show_scheduled("a fixed period", periodic(said.large_fraction, 3))
+        gains.append((own - chance, own - period))
+    by_chance, by_period = np.mean(gains, axis=0)
+    assert by_chance > 5
+    assert by_period > 5
