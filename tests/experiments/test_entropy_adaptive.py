@@ -67,14 +67,9 @@ def draw(generator):
 
 
 def trained(layers, width, steps, learning_rate):
-    config = ModelConfig(
-        vocab_size=TOKENIZER.vocab_size,
-        num_layers=layers,
-        d_model=width,
-        context_length=LENGTH,
-        attention=AttentionConfig(num_heads=width // 32),
-    )
-    model = Transformer(config)
+    size = {"num_layers": layers, "d_model": width, "context_length": LENGTH}
+    attention = AttentionConfig(num_heads=width // 32)
+    model = Transformer(ModelConfig(TOKENIZER.vocab_size, **size, attention=attention))
     return model, learn(model, draw, steps, learning_rate)
 
 
@@ -86,7 +81,7 @@ def models():
 
 @functools.cache
 def problems():
-    """Prompts that training has not seen in this order, and what ends each right answer."""
+    """Prompts, and what ends each right answer; short sums occur in training too."""
     generator = np.random.default_rng(1)
     texts = [problem(generator) for _ in range(PROBLEMS)]
     return [TOKENIZER.encode(q) for q, _ in texts], [worked.split()[-1] for _, worked in texts]
@@ -140,14 +135,11 @@ def turns_of(said, generator=None):
     so that share, dwell and switches stay and their place does not.
     """
     rolled = [0 if generator is None else generator.integers(len(row)) for row in said.model_used]
-    pairs = zip(said.model_used, rolled, strict=True)
-    return np.stack([np.resize(np.roll(row, by), NEW) for row, by in pairs])
+    return np.stack([np.resize(row, NEW) for row in map(np.roll, said.model_used, rolled)])
 
 
 def periodic(share, dwell):
-    """The large model's turns of `dwell` tokens, evenly spread; each row begins at a phase of its
-    own.
-    """
+    """The large model's turns of `dwell` tokens, evenly spread; each row has its own phase."""
     turn, phase = np.arange(NEW)[None] // dwell, np.arange(PROBLEMS)[:, None] / PROBLEMS
     return np.floor((turn + 1) * share + phase) > np.floor(turn * share + phase)
 
@@ -165,14 +157,13 @@ def show_said(name, said):
 def show_scheduled(name, schedule):
     rows = by_schedule(schedule)
     share = np.concatenate([s[: len(r)] for s, r in zip(schedule, rows, strict=True)]).mean()
-    show(name, accuracy(rows), share)
-    return accuracy(rows)
+    show(name, right := accuracy(rows), share)
+    return right
 
 
 @pytest.mark.slow
 def test_a_threshold_saves_much_and_keeps_most_of_the_large_models_accuracy():
-    head = f"{'':34}{'right':>11}{'by large':>11}{'saved':>11}{'truly':>11}{'switches':>9}"
-    print(f"\n{head}")
+    print(f"\n{'':34}{'right':>11}{'by large':>11}{'saved':>11}{'truly':>11}{'switches':>9}")
     small, large = adaptive(math.inf), adaptive(0, dwell=NEW, start="large")
     show_said("small alone", small)
     show_said("large alone", large)
@@ -180,8 +171,8 @@ def test_a_threshold_saves_much_and_keeps_most_of_the_large_models_accuracy():
     for threshold, said in swept.items():
         show_said(f"threshold {threshold}, window 5, dwell 3", said)
     for window, dwell in ((1, 1), (5, 10)):
-        said = adaptive(0.03, window, dwell)
-        show_said(f"threshold 0.03, window {window}, dwell {dwell}", said)
+        name = f"threshold 0.03, window {window}, dwell {dwell}"
+        show_said(name, adaptive(0.03, window, dwell))
     show_said("threshold 0.3, window 1, retroactive", adaptive(0.3, 1, 1, retroactive=True))
     assert accuracy(large.tokens) > accuracy(small.tokens) + 20
     shares = [said.large_fraction for said in swept.values()]
@@ -200,6 +191,7 @@ def test_the_entropy_picks_better_turns_than_chance_or_a_period():
     for threshold in (0.003, 0.01, 0.03):
         said = adaptive(threshold)
         own = show_scheduled(f"threshold {threshold}, replayed", turns_of(said))
+        assert abs(own - accuracy(said.tokens)) < 1
         chance = show_scheduled("the same turns at other places", turns_of(said, generator))
         period = show_scheduled("a fixed period", periodic(said.large_fraction, 3))
         gains.append((own - chance, own - period))

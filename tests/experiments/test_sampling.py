@@ -88,7 +88,6 @@ def test_greedy_texts_repeat_themselves_and_drawn_ones_do_not(novels):
         # All texts have one length: shorter ones have fewer chances to repeat themselves.
         said = complete(*novels, prompts, NEW, logprobs=0, min_new_tokens=NEW, **settings)
         table[name] = figures([c.token_ids for c in said], [c.score for c in said])
-        print(f"\n{name}: {said[0].text!r}")
     print(f"\n{'':14}" + "".join(f"{column:>19}" for column in table["greedy"]))
     for name, row in table.items():
         print(f"{name:14}" + "".join(f"{value:19.3f}" for value in row.values()))
