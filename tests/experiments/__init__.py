@@ -1,0 +1,8 @@
+"""The small experiment of each method: a model of minutes, and whether what is claimed holds on it.
+
+XLA_FLAGS= pytest -m slow -n 0 -s tests/experiments
+
+takes some ten minutes a file on 2 CPU cores and prints the figures (XLA_FLAGS empty: with the
+optimizer that the other tests leave out). What a spec hopes for and does not come true is printed
+too, and said where it is tested.
+"""
