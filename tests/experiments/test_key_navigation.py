@@ -6,7 +6,14 @@ family. A small model learns filler, and 240 lists of 3 to 8 names of one kind i
 pairs never meet. So few lists leave it unsure of a kind's rarer names: of a model that saw 800 and
 learned longer, 14.4 of the 15 first answers were right, which leaves nothing to find.
 
-FOUND
+Hoped for, at ranks 6 to 40: names out of the first ranks' clusters are right more often, by 5 points
+or more. Found: less often, by 11 points (95 %: 4 to 19). Lists make the keys of a kind alike, and
+this little filler does not do as much for families: the mechanism that was to be shown is not in
+the data. The model of 800 lists, with more filler, had a difference of +2.
+Hoped for, of 5 rounds of 3 against a plain ranking: 10 % more right names of 15, and a mean
+precision that is 3 points higher. Found: as many, 7.0, and 1.6 points.
+Hoped for: the likeness to the first three keys and the rank of wrong names have a ρ of -0.2 or less.
+Found: -0.67. The penalty on clusters, without a target, finds fewer the larger it is.
 
 Nothing is shown of instructions or of votes among reasoned answers: not to repeat a list's names is
 learned from lists here.
@@ -41,11 +48,11 @@ from tests.experiments.words import Words
 KINDS, MEMBERS, FAMILIES, CONTEXTS = 40, 25, 60, 8
 LISTS, MOST, TRIALS = 240, 8, 15
 GAMMAS = [0.0, 0.5, 1.0, 2.0, 4.0]
-NAMES = [f"name{i:03} " for i in range(KINDS * MEMBERS)]  # of the kind i // MEMBERS
-CONTEXT_WORDS = [f"near{f:02}{letter} " for f in range(FAMILIES) for letter in "abcdefgh"]
+NAMES = [f"name{i:03}" for i in range(KINDS * MEMBERS)]  # of the kind i // MEMBERS
+CONTEXT_WORDS = [f"near{f:02}{letter}" for f in range(FAMILIES) for letter in "abcdefgh"]
 NUMBERS = [f'{i}. "' for i in range(1, MOST + 1)]
 INSTRUCTIONS = [f"kind{kind:02}" for kind in range(KINDS)]
-OTHERS = ['"\n', "\nAnswer:\n", "the ", "of "]
+OTHERS = ['"\n', "\nAnswer:\n", "the", "of"]
 TOKENIZER = Words([*NAMES, *CONTEXT_WORDS, *NUMBERS, *OTHERS, *INSTRUCTIONS])
 LENGTH = 2 + 3 * MOST
 
@@ -77,7 +84,7 @@ def filler(generator, rows):
     name = generator.integers(len(NAMES), size=(rows, -(-LENGTH // 6)))
     word = TOKENIZER.ids[CONTEXT_WORDS[0]] + world()[0][name][..., None] * CONTEXTS
     word = word + generator.integers(CONTEXTS, size=(*name.shape, 3))
-    the, of = (np.full_like(name, TOKENIZER.ids[x]) for x in ("the ", "of "))
+    the, of = (np.full_like(name, TOKENIZER.ids[x]) for x in ("the", "of"))
     text = np.stack([the, word[..., 0], of, word[..., 1], name, word[..., 2]], -1)
     return text.reshape(rows, -1)[:, :LENGTH].astype(np.int32)
 
@@ -116,7 +123,7 @@ def key_space():
 
 
 def is_right(kind, answer):
-    return f"{answer} " in NAMES[kind * MEMBERS : (kind + 1) * MEMBERS]
+    return answer in NAMES[kind * MEMBERS : (kind + 1) * MEMBERS]
 
 
 @functools.cache
@@ -177,6 +184,20 @@ def likeness():
         cosine = (keys[wrong] @ keys[ranked[:3]].T).max(1)
         found.append(spearmanr(cosine, np.arange(len(wrong))).statistic)
     return float(np.mean(found))
+
+
+@pytest.mark.slow
+def test_wrong_names_rank_high_where_their_keys_are_like_the_first():
+    assert likeness() < -0.3
+
+
+@pytest.mark.slow
+def test_navigation_finds_about_as_many_names_as_the_plain_ranking():
+    """And the penalty finds as many where it is off."""
+    plain = navigated(1, TRIALS)[0]
+    assert 5 < plain < 10
+    assert navigated(5, 3)[0] > plain - 1
+    assert abs(penalized(0.0)[0] - plain) < 0.5
 
 
 @pytest.mark.slow
