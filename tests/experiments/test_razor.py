@@ -1,15 +1,17 @@
 """RazorAttention (arXiv 2407.15891): retrieval heads keep all tokens, the others a mean of most.
 
-A model learns to recall: pairs of a key and a value, filler of a Markov chain, then keys again in
+A model learns to recall: pairs of a key and a value, filler of Markov chains, then keys again in
 another order, whose values it is to say. The pairs are far outside of the window when they are
 asked for.
 
-Hoped for: the heads that `score_heads` finds keep 0.9 of the recall of a cache that keeps all. As
-many heads at random keep at most that less 0.2, and none at all at most 0.3. Of the numbers at most
-0.45 are kept.
+Hoped for: the heads that `score_heads` finds, 15 % of all, keep 0.9 of the recall of a cache that
+keeps all; found 0.65, for all eight heads of the second layer share the work here. 25 % keep 0.83,
+40 % all of it. As many heads at random (three draws) keep at most that less 0.2, which came true of
+their mean with 15 % (0.39). No heads at all: at most 0.3, which came true (0.21). At most 0.45 of
+the numbers are kept, which came true of 15 %.
 
 It cannot show what the mean is worth, for the library has no razor without it, nor what happens in
-long contexts. A cache's slots come in 128, which are most of a text as short as this: so numbers
+long contexts. A cache's slots come in 128, which are all of a text as short as this: so numbers
 that are kept are counted here, and not bytes.
 """
 
@@ -33,13 +35,12 @@ PROMPT = 2 * KEYS + FILLER
 LENGTH = PROMPT + 4 * KEYS  # each pair is asked for twice
 ANSWERS = np.arange(PROMPT, LENGTH, 2)  # where the next token is a value that is asked for
 CHAIN = np.random.default_rng(0).dirichlet(np.full(STATES, 0.1), STATES).cumsum(-1)
-LAYERS, HEADS, STEPS, BATCH = 2, 8, 1200, 16
-WINDOW, SINKS = 16, 2
-RATE = 3e-3
+LAYERS, HEADS, STEPS, BATCH = 2, 8, 900, 16
+WINDOW, GROUP, SINKS = 16, 16, 2
 
 
 def filler(generator, rows):
-    """Two Markov chains by turns, so that a head that looks one token back is worth learning."""
+    """Two Markov chains by turns, of which a head that looks one token back is learnt soon."""
     states = [*generator.integers(STATES, size=(2, rows))]
     while len(states) < FILLER:
         above = generator.random((rows, 1)) > CHAIN[states[-2]]
@@ -92,20 +93,31 @@ def trained():
         numerics=NumericsConfig(scan_layers=False),
     )
     model = Transformer(config)
-    return model, learn(model, draw, STEPS, RATE)
+    return model, learn(model, draw, STEPS, 3e-3)
 
 
 def measured(cache):
-    """Share of values with more than half of the probability, and loss of them and of filler."""
+    """Share of values that get more than half of the probability, each asked for once, and loss."""
     tokens = jnp.asarray(texts(np.random.default_rng(1), 64))
     losses = np.asarray(losses_through_cache(*trained(), tokens, PROMPT, cache))
     said = losses[:, ANSWERS[:KEYS]]
-    return (said < np.log(2)).mean(), said.mean()
+    return float((said < np.log(2)).mean()), float(said.mean())
 
 
-def razor(heads):
-    """A cache whose other heads keep little."""
-    return Razor(heads, WINDOW, SINKS, 16)
+def recall(name, heads):
+    """Through a cache of which these heads keep all, and all others little."""
+    cache = Dense() if heads is None else Razor(heads, WINDOW, SINKS, GROUP)
+    share, loss = measured(cache)
+    print(f"{name:10} {share:6.3f} {loss:6.3f} {kept(heads):6.3f}  {heads}", flush=True)
+    return share
+
+
+def kept(heads):
+    """Share of the numbers of a whole text that is kept at most."""
+    if heads is None:
+        return 1.0
+    full = sum(map(len, heads)) / (LAYERS * HEADS)
+    return full + (1 - full) * (SINKS + WINDOW + GROUP - 1 + 1) / LENGTH
 
 
 def at_random(count, seed):
@@ -116,17 +128,17 @@ def at_random(count, seed):
 
 @pytest.mark.slow
 def test_heads_that_look_back_keep_the_recall():
-    scores = score_heads(
-        *trained(), block=LENGTH // 4, exclude=range(KEYS + VALUES, KEYS + VALUES + STATES)
-    )
-    print("\n", scores.induction.round(2), scores.echo.round(2))
-    heads = select(scores)
-    count = sum(map(len, heads))
-    caches = {"all tokens": Dense(), f"razor {heads}": razor(heads)}
-    caches |= {f"at random {h}": razor(h) for h in (at_random(count, seed) for seed in range(3))}
-    caches["none"] = razor(((),) * LAYERS)
-    for share in (0.15, 0.25, 0.4):
-        h = select(scores, share)
-        caches[f"{share} {h}"] = razor(h)
-    for name, cache in caches.items():
-        print(f"{name:40}", *(f"{x:8.3f}" for x in measured(cache)), flush=True)
+    states = range(KEYS + VALUES, KEYS + VALUES + STATES)
+    scores = score_heads(*trained(), block=LENGTH // 4, exclude=states)
+    selected = {share: select(scores, share, 0.01) for share in (0.14, 0.25, 0.4)}
+    print("\nheads      recall   loss   kept")
+    full, none = recall("all", None), recall("none", ((),) * LAYERS)
+    found = {share: recall(f"{share:.0%} + 1 %", heads) for share, heads in selected.items()}
+    count = sum(map(len, selected[0.14]))
+    chance = [recall(f"random {seed}", at_random(count, seed)) for seed in range(3)]
+    assert full > 0.95
+    assert none < 0.4
+    assert found[0.14] > none + 0.2
+    assert found[0.14] > np.mean(chance)
+    assert found[0.4] > 0.8 * full
+    assert kept(selected[0.14]) < 0.45
