@@ -117,7 +117,8 @@ def kept(heads):
     if heads is None:
         return 1.0
     full = sum(map(len, heads)) / (LAYERS * HEADS)
-    return full + (1 - full) * (SINKS + WINDOW + GROUP - 1 + 1) / LENGTH
+    others = SINKS + WINDOW + GROUP - 1 + 1  # with a group that is not yet complete, and the mean
+    return full + (1 - full) * others / LENGTH
 
 
 def at_random(count, seed):
