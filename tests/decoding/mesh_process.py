@@ -5,6 +5,7 @@ each cache is cut and the most that a step of decoding moves, as JSON.
 import json
 import math
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -55,20 +56,21 @@ def of_loop(params, cache):
     }
 
 
-def main() -> None:
+def main(*names: str) -> None:
     params, found = tiny.params(), {}
-    alone = {cache: said(params, text) for cache, text in SETTINGS.items()}
+    settings = {name: SETTINGS[name] for name in names}
+    alone = {cache: said(params, text) for cache, text in settings.items()}
     ways = (DRAWN, {"method": "beam(num_beams=2)"})
-    others = [said(params, "dense", **settings) for settings in ways]
+    others = [said(params, "dense", **way) for way in ways]
     mesh = make_mesh(MESH)
     placed = jax.device_put(params, parameter_shardings(tiny.model(), mesh))
     with jax.set_mesh(mesh):
-        for cache, text in SETTINGS.items():
+        for cache, text in settings.items():
             assert said(placed, text) == alone[cache], cache
             found[cache] = of_loop(placed, text)
-        assert [said(placed, "dense", **settings) for settings in ways] == others
+        assert [said(placed, "dense", **way) for way in ways] == others
     print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

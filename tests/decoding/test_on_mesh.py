@@ -13,17 +13,20 @@ from tests.devices import on_devices
 PARTS = {"paged": 2, "razor": 4}
 
 
-@pytest.fixture(scope="module")
-def found():
-    """The process holds what is drawn to what one device draws."""
-    return json.loads(on_devices(8, "tests.decoding.mesh_process"))
+IN_EVERY_RUN = ("dense", "paged", "staircase")
+OTHERS = tuple(sorted(set(SETTINGS) - set(IN_EVERY_RUN)))
 
 
-@pytest.mark.parametrize("cache", sorted(SETTINGS))
-def test_each_device_keeps_its_part_where_it_lies(found, cache):
-    of_loop = found[cache]
-    assert of_loop["parts"] == PARTS.get(cache, 8)
-    assert of_loop["aliased"] >= of_loop["bytes"]
+@pytest.fixture(scope="module", params=[IN_EVERY_RUN, pytest.param(OTHERS, marks=pytest.mark.slow)])
+def found(request):
+    """By cache. The process holds what is drawn to what one device draws."""
+    return json.loads(on_devices(8, "tests.decoding.mesh_process", *request.param))
+
+
+def test_each_device_keeps_its_part_where_it_lies(found):
+    for cache, of_loop in found.items():
+        assert of_loop["parts"] == PARTS.get(cache, 8)
+        assert of_loop["aliased"] >= of_loop["bytes"]
 
 
 def test_no_cache_is_moved(found):
