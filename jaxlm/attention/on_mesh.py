@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from jaxlm.attention.inputs import AttentionInputs
-from jaxlm.sharding.mesh import dividing_axes
+from jaxlm.sharding.mesh import dividing_spec, mesh_of_several
 
 Axes = tuple[str | None, ...]  # logical names of an array's first axes
 
@@ -31,15 +31,15 @@ def on_mesh(
             a multiple of.
         inputs, outputs: of each array.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    mesh = mesh_of_several()
+    if mesh is None:
         return kernel
 
-    def place(logical: str | None) -> tuple[str, ...]:
-        return () if logical is None else dividing_axes(mesh, logical, sizes[logical])
-
     def specs(arrays: Sequence[Axes]) -> tuple[PartitionSpec, ...]:
-        return tuple(PartitionSpec(*map(place, axes)) for axes in arrays)
+        return tuple(
+            dividing_spec(mesh, axes, [1 if n is None else sizes[n] for n in axes])
+            for axes in arrays
+        )
 
     return jax.shard_map(
         kernel,

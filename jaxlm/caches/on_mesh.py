@@ -14,7 +14,7 @@ from jaxtyping import Array, Int
 
 from jaxlm.caches.kind import CacheKind
 from jaxlm.model.config import ModelConfig
-from jaxlm.sharding.mesh import dividing_axes
+from jaxlm.sharding.mesh import dividing_spec, mesh_of_several
 
 
 def init_cache(kind: CacheKind, config: ModelConfig, batch: int, capacity: int) -> Any:
@@ -23,8 +23,8 @@ def init_cache(kind: CacheKind, config: ModelConfig, batch: int, capacity: int) 
     def make() -> Any:
         return kind.init(config, batch, capacity)
 
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    mesh = mesh_of_several()
+    if mesh is None:
         return make()
     return jax.jit(make, out_shardings=cache_specs(mesh, jax.eval_shape(make)))()
 
@@ -34,17 +34,17 @@ def cache_specs(mesh: AbstractMesh, cache: Any) -> Any:
     rows, heads = cache.axes
 
     def spec(x: Any) -> PartitionSpec:
-        return _spec(mesh, (None, rows, heads) if x.ndim > 2 else (rows,), x.shape)
+        return dividing_spec(mesh, (None, rows, heads) if x.ndim > 2 else (rows,), x.shape)
 
     return jax.tree.map(spec, cache)
 
 
 def place_prompt(tokens: Any, lengths: Any) -> tuple[Int[Array, "B T"], Int[Array, "B"]]:
     """Prompts where their rows' part of a cache lies."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    mesh = mesh_of_several()
+    if mesh is None:
         return jax.numpy.asarray(tokens), jax.numpy.asarray(lengths)
-    rows = _spec(mesh, ("batch",), tokens.shape)
+    rows = dividing_spec(mesh, ("batch",), tokens.shape)
     return jax.device_put((tokens, lengths), rows)
 
 
@@ -57,13 +57,13 @@ def commit(
     """`cache.commit` on each device, of its rows and heads: XLA can't cut a loop over rows by
     itself, and would gather all of the cache.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    mesh = mesh_of_several()
+    if mesh is None:
         return cache.commit(kv, positions, segment_ids)
     rows, heads = cache.axes
     there = cache_specs(mesh, cache)
-    of_kv = jax.tree.map(lambda x: _spec(mesh, (None, rows, None, heads), x.shape), kv)
-    of_tokens = _spec(mesh, (rows,), positions.shape)
+    of_kv = jax.tree.map(lambda x: dividing_spec(mesh, (None, rows, None, heads), x.shape), kv)
+    of_tokens = dividing_spec(mesh, (rows,), positions.shape)
     write = jax.shard_map(
         lambda cache, *new: cache.commit(*new),
         in_specs=(there, of_kv, of_tokens, of_tokens),
@@ -71,13 +71,3 @@ def commit(
         check_vma=False,  # of loops that write, which do not say along which axes they vary
     )
     return write(cache, kv, positions, segment_ids)
-
-
-def _spec(
-    mesh: AbstractMesh, names: tuple[str | None, ...], shape: tuple[int, ...]
-) -> PartitionSpec:
-    """Of an array's first axes, by their logical names."""
-    pairs = zip(names, shape, strict=False)
-    return PartitionSpec(
-        *(None if n is None else dividing_axes(mesh, n, size) for n, size in pairs)
-    )

@@ -139,6 +139,20 @@ def dividing_axes(mesh: Mesh | AbstractMesh, logical: str, size: int) -> tuple[s
     return present if size % math.prod(mesh.shape[name] for name in present) == 0 else ()
 
 
+def dividing_spec(
+    mesh: Mesh | AbstractMesh, logical: Sequence[str | None], sizes: Sequence[int]
+) -> PartitionSpec:
+    """How an array is cut along its first axes, each named as in `RULES`, see `dividing_axes`."""
+    axes = zip(logical, sizes, strict=False)
+    return PartitionSpec(*(None if n is None else dividing_axes(mesh, n, size) for n, size in axes))
+
+
+def mesh_of_several() -> AbstractMesh | None:
+    """The mesh that `jax.set_mesh` has set, where it is of more than one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.size == 1 else mesh
+
+
 def parameter_sharding(
     mesh: Mesh | AbstractMesh, name: str, axes: PartitionSpec, shape: tuple[int, ...]
 ) -> NamedSharding:

@@ -133,6 +133,7 @@ def test_a_row_ends_at_its_stop_token_and_the_others_go_on():
     assert say(EntropyAdaptive(2.0, 1, 2), stops=[stop]).tokens == want
 
 
+@pytest.mark.slow
 def test_a_higher_threshold_leaves_less_to_the_large_model():
     prompts = np.random.default_rng(0).integers(0, 256, (50, 6))
     of_threshold = [EntropyAdaptive(t, 3, 3) for t in (0.0, 0.3, 0.6, 0.9, 1.2, math.inf)]

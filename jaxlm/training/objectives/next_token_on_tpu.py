@@ -8,7 +8,7 @@ import jax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from jaxlm.sharding.mesh import RULES, dividing_axes
+from jaxlm.sharding.mesh import RULES, dividing_axes, dividing_spec
 from jaxlm.training.objectives.next_token import LossSpec, LossSums
 from kernels.chip import target_chip
 from kernels.cross_entropy import DTYPES, cross_entropy
@@ -69,8 +69,7 @@ def next_token_loss_on_tpu(
         return tuple(x.reshape(targets.shape) for x in losses)
 
     if not mesh.empty:
-        sizes = {"batch": hidden.shape[0], "length": hidden.shape[1]}
-        rows = PartitionSpec(*(dividing_axes(mesh, *axis) for axis in sizes.items()))
+        rows = dividing_spec(mesh, ("batch", "length"), hidden.shape)
         part = PartitionSpec(*[None] * embed_axis, cut)
         of_rows = jax.shard_map(
             of_rows,
