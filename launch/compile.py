@@ -3,6 +3,7 @@ are also held to plain jnp in TPU interpret mode, and the training step of a con
 
 python -m launch.compile kernels --topology=v5e:2x2
 python -m launch.compile kernels --topology=v5p:2x2x1 --only=forward --output=kernels.json
+python -m launch.compile kernels --topology=v6e:2x2 --profiles=runs/profiles    # hours: goes on
 python -m launch.compile train --topology=v5e:16x16 --config=configs/llama3_8b.py \
     --config.mesh.fsdp=256
 
@@ -45,6 +46,11 @@ JOBS = flags.DEFINE_integer(
     "jobs", os.cpu_count() or 1, "Programs compiled at a time; each takes a core.", lower_bound=1
 )
 OUTPUT = flags.DEFINE_string("output", None, "File of all figures as JSON, as they come.")
+PROFILES = flags.DEFINE_string(
+    "profiles",
+    None,
+    "With kernels: folder of the cycles that are found. What is there is not profiled again.",
+)
 CONFIG = config_flags.DEFINE_config_file("config", None, "With train: a config, configs/….py")
 
 HONEST = (
@@ -66,7 +72,8 @@ def compile_kernels() -> bool:
     about = describe(topology)
     rows: list[Row] = []
     began = time.monotonic()
-    for number, row in enumerate(compile_cases(cases, topology, JOBS.value), 1):
+    profiles = None if PROFILES.value is None else Path(PROFILES.value)
+    for number, row in enumerate(compile_cases(cases, topology, JOBS.value, profiles), 1):
         rows.append(row)
         minutes = (time.monotonic() - began) / 60
         line = f"{number}/{len(cases)} {in_short(row)} [{minutes:.1f} min]"

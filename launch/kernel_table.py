@@ -7,6 +7,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -89,17 +90,21 @@ class Row:
         }
 
 
-def compile_cases(cases: Sequence[Case], topology: str, jobs: int) -> Iterator[Row]:
+def compile_cases(
+    cases: Sequence[Case], topology: str, jobs: int, profiles: Path | None = None
+) -> Iterator[Row]:
     """Each case's row, in their order.
 
     Args:
         jobs: programs that are compiled at a time; each has processes of its own.
+        profiles: see `launch.aot.static_cost.measure`.
     """
     with ThreadPoolExecutor(jobs) as pool:
 
         @functools.cache  # several cases are compared with one program
         def start(function: str, kwargs: str, scale: str | None, profiled: bool) -> Started:
-            return pool.submit(measure, function, json.loads(kwargs), topology, scale, profiled)
+            given = (function, json.loads(kwargs), topology, scale, profiled)
+            return pool.submit(measure, *given, profiles=profiles)
 
         started = [(case, _start_ours(case, start), _start_peers(case, start)) for case in cases]
         try:

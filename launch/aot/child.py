@@ -49,7 +49,13 @@ def compile_one(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     (folder / "hlo.txt").write_text(compiled.as_text() or "")
     memory = compiled.memory_analysis()
     sizes = [getattr(memory, f"{kind}_size_in_bytes") for kind in MEMORY]
-    return {"memory": sizes, "held": held_bytes(arguments)}
+    compiler = compiler_of(mesh.devices.flat[0])
+    return {"memory": sizes, "held": held_bytes(arguments), "compiler": compiler}
+
+
+def compiler_of(device: Any) -> str:
+    """Its version."""
+    return device.client.platform_version.splitlines()[-1]
 
 
 def held_bytes(arguments: Any) -> dict[str, int]:
@@ -79,8 +85,7 @@ def main() -> None:
     else:
         try:
             devices = topology.devices(request["topology"])
-            compiler = devices[0].client.platform_version.splitlines()[-1]
-            result = {"devices": len(devices), "compiler": compiler}
+            result = {"devices": len(devices), "compiler": compiler_of(devices[0])}
         except ValueError as error:
             result = {"error": str(error)}
     (folder / "result.json").write_text(json.dumps(result))

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from launch.aot import profile
-from launch.aot.chips import chip_of
+from launch.aot.chips import Chip, chip_of
 from launch.aot.cost import KernelCost, Memory, StaticCost
 from launch.aot.cycles import Cycles, profiled, scaled
 from launch.aot.hlo import mosaic_calls
 from launch.aot.hlo_text import Module, parse
+from launch.aot.kept import digest, kept_cycles
 from launch.aot.process import AbortedError, run_child
 from launch.aot.traffic import hbm_bytes
 
@@ -49,6 +50,7 @@ def measure(
     scale: str | None = None,
     profile_too: bool = True,
     timeout: float = TIMEOUT,
+    profiles: Path | None = None,
 ) -> StaticCost:
     """Compiles a program in processes of their own: for memory, text and bundles, and again for
     the profile, which may abort.
@@ -63,6 +65,7 @@ def measure(
             all of them lie on the line through both.
         profile_too: False: there are no cycles, as for programs whose length is data.
         timeout: seconds of each process.
+        profiles: folder of the cycles that were found before, see `launch.aot.kept`; None: none.
     """
     chip = chip_of(topology)
     request = {"topology": topology, "function": function, "kwargs": dict(kwargs)}
@@ -74,34 +77,47 @@ def measure(
             result = {"error": f"the compiler aborted: {error}"}
         if "error" in result:
             return StaticCost(topology, error=result["error"])
-        module = parse((folder / "hlo.txt").read_text())
+        text = (folder / "hlo.txt").read_text()
         bundles = profile.read_bundles(folder / "dump")
-    few = [chip.cores_per_device, 2 * chip.cores_per_device]
+    module = parse(text)
+
+    def find() -> Cycles:
+        return _cycles(request, scale, chip, timeout)
+
     if not profile_too:
         cycles = Cycles(None, ())
-    elif scale is not None and kwargs[scale] > few[-1]:
-        cycles = scaled(request, scale, few, chip, timeout)
+    elif profiles is None:
+        cycles = find()
     else:
-        cycles = profiled(request, chip, timeout)
-    calls = mosaic_calls(module)
-    known = cycles.kernels if len(cycles.kernels) == len(calls) else (None,) * len(calls)
-    kernels = []
-    for call, count in zip(calls, known, strict=True):
-        time = None if count is None else 1e6 * count / chip.clock_hz
-        kernels.append(
-            KernelCost(call.op, call.kernel, call.runs, count, time, bundles.get(call.op))
-        )
+        cycles = kept_cycles(profiles, digest(text, result["compiler"], scale), find)
     moved = hbm_bytes(module)
     return StaticCost(
         topology,
         memory=Memory(*result["memory"]),
-        kernels=tuple(kernels),
+        kernels=tuple(_kernels(module, cycles, bundles, chip)),
         static_microseconds=None if cycles.total is None else 1e6 * cycles.total / chip.clock_hz,
         is_lower_bound=cycles.is_lower_bound,
         hbm_bytes=moved,
         hbm_microseconds=1e6 * moved / chip.device_hbm_bytes_per_second,
         notes=tuple(_notes(module, cycles)),
     )
+
+
+def _kernels(
+    module: Module, cycles: Cycles, bundles: Mapping[str, profile.Bundles], chip: Chip
+) -> Iterator[KernelCost]:
+    calls = mosaic_calls(module)
+    known = cycles.kernels if len(cycles.kernels) == len(calls) else (None,) * len(calls)
+    for call, count in zip(calls, known, strict=True):
+        time = None if count is None else 1e6 * count / chip.clock_hz
+        yield KernelCost(call.op, call.kernel, call.runs, count, time, bundles.get(call.op))
+
+
+def _cycles(request: dict[str, Any], scale: str | None, chip: Chip, timeout: float) -> Cycles:
+    few = [chip.cores_per_device, 2 * chip.cores_per_device]
+    if scale is not None and request["kwargs"][scale] > few[-1]:
+        return scaled(request, scale, few, chip, timeout)
+    return profiled(request, chip, timeout)
 
 
 def _notes(module: Module, cycles: Cycles) -> Iterator[str]:

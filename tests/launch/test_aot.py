@@ -18,7 +18,9 @@ from launch import kernel_table
 from launch.aot import hlo, profile, traffic
 from launch.aot.chips import CHIPS, chip_of
 from launch.aot.cost import KernelCost, Memory, StaticCost
+from launch.aot.cycles import Cycles
 from launch.aot.hlo_text import arrays, parse
+from launch.aot.kept import digest, kept_cycles
 from launch.aot.static_cost import describe, measure
 from launch.aot.topology import environment
 from launch.kernel_cases import CASES, Case, causal_flops, select
@@ -256,7 +258,7 @@ def test_a_peer_whose_length_is_data_walks_its_bundles_as_often_as_said():
 def test_one_program_of_two_cases_is_compiled_once(monkeypatch):
     calls = []
 
-    def measured(function, kwargs, topology, scale, profile_too):
+    def measured(function, kwargs, topology, scale, profile_too, profiles):
         calls.append((function, kwargs, profile_too))
         return cost(5.0)
 
@@ -270,6 +272,28 @@ def test_one_program_of_two_cases_is_compiled_once(monkeypatch):
         ("m:p", {"c": 3}, False),
         ("m:p", {"c": 3}, True),
     ]
+
+
+def test_cycles_are_kept_but_unknown_ones(tmp_path):
+    found = [Cycles(None, (), notes=("aborted",)), Cycles(7.0, (3.0, None), True, ("a note",))]
+    calls = iter(found)
+    for cycles in (*found, found[1]):
+        assert kept_cycles(tmp_path / "new", "name", lambda: next(calls)) == cycles
+    assert next(calls, None) is None
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["name.json"]
+
+
+def test_cycles_are_those_of_one_program_by_one_compiler():
+    line = '  ROOT %x = f32[8] add(%a, %b){metadata}, backend_config={{"k":1}}\n'
+    moved = ', metadata={op_name="jit(f)/add" source_file="f.py" source_line=7}'
+    name = digest(line.format(metadata=moved), "libtpu 1", "heads")
+    assert name == digest(line.format(metadata=""), "libtpu 1", "heads")
+    others = [
+        digest(line.format(metadata="").replace("add", "multiply"), "libtpu 1", "heads"),
+        digest(line.format(metadata=""), "libtpu 2", "heads"),
+        digest(line.format(metadata=""), "libtpu 1", None),
+    ]
+    assert len({name, *others}) == 4
 
 
 def test_cases_are_selected():
@@ -391,6 +415,21 @@ def test_cycles_on_a_line_through_one_head_and_two():
     assert found.hbm_bytes == whole.hbm_bytes and found.memory == whole.memory
     assert found.static_microseconds == pytest.approx(whole.static_microseconds, rel=0.05)
     assert found.kernels[0].bundles == whole.kernels[0].bundles
+
+
+@pytest.mark.tpu_aot
+@needs_libtpu
+def test_what_was_profiled_before_is_not_profiled_again(tmp_path):
+    given = (f"{COMPILE}:products", {"heads": 6}, "v5e:2x2", "heads")
+    first = measure(*given, profiles=tmp_path)
+    (path,) = tmp_path.iterdir()
+    cycles = json.loads(path.read_text())
+    path.write_text(json.dumps(cycles | {"total": 2 * cycles["total"]}))
+    again = measure(*given, profiles=tmp_path)
+    assert again.static_microseconds == 2 * first.static_microseconds
+    same = dataclasses.replace(again, static_microseconds=first.static_microseconds)
+    assert same == first
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.tpu_aot
