@@ -1,11 +1,14 @@
 """What programs cost on TPUs that are not there, by the compiler's own figures: our kernels, which
-are also held to plain jnp in TPU interpret mode, and the training step of a config on a pod.
+are also held to plain jnp in TPU interpret mode, and the training step and the decoding of a config
+on a pod.
 
 python -m launch.compile kernels --topology=v5e:2x2
 python -m launch.compile kernels --topology=v5p:2x2x1 --only=forward --output=kernels.json
 python -m launch.compile kernels --topology=v6e:2x2 --profiles=runs/profiles    # hours: goes on
 python -m launch.compile train --topology=v5e:16x16 --config=configs/llama3_8b.py \
     --config.mesh.fsdp=256
+python -m launch.compile decode --topology=v5e:2x4 --config=configs/llama3_8b.py \
+    --config.mesh.tensor=8 --rows=16 --length=8192 --cache='quantized(bits=8)'
 
 Needs libtpu: pip install -e '.[tpu]', or '.[tpu,peers]' to compare with tokamax too. Another build
 of libtpu than the installed one is used if TPU_LIBRARY_PATH names its libtpu.so.
@@ -22,6 +25,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import app, flags
@@ -32,8 +36,10 @@ from jaxlm.data.optional import MissingPackageError
 from jaxlm.training.run import RunConfig
 from launch import console
 from launch.aot.chips import chip_of
+from launch.aot.pod import PodCost
 from launch.aot.static_cost import describe
 from launch.aot.topology import environment
+from launch.compile_decode import Batch, compile_decode, print_decode
 from launch.compile_train import compile_train, print_train
 from launch.kernel_cases import select
 from launch.kernel_table import Row, compile_cases, in_short, print_notes, table_of
@@ -51,7 +57,15 @@ PROFILES = flags.DEFINE_string(
     None,
     "With kernels: folder of the cycles that are found. What is there is not profiled again.",
 )
-CONFIG = config_flags.DEFINE_config_file("config", None, "With train: a config, configs/….py")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "With train and decode: a config, configs/….py"
+)
+
+ROWS = flags.DEFINE_integer("rows", 8, "With decode: prompts.", lower_bound=1)
+LENGTH = flags.DEFINE_integer(
+    "length", None, "With decode: tokens of a prompt; else the config's.", lower_bound=1
+)
+CACHE = flags.DEFINE_string("cache", "dense", "With decode: a KV cache.")
 
 HONEST = (
     "These are the compiler's static estimates, not measured times: scheduled cycles or the HBM "
@@ -80,8 +94,7 @@ def compile_kernels() -> bool:
         print(line, file=sys.stderr, flush=True)
         if OUTPUT.value is not None:  # after each: a stopped run keeps what it has found
             write(Path(OUTPUT.value), topology, about["compiler"], rows)
-    terminal = Console()
-    out = terminal if terminal.is_terminal else Console(width=WIDTH)
+    out = console_of_tables()
     out.print(table_of(rows, chip, f"{topology}, libtpu: {about['compiler']}"))
     print_notes(rows, out)
     out.print(HONEST, highlight=False)
@@ -114,22 +127,47 @@ def write(path: Path, topology: str, compiler: str, rows: list[Row]) -> None:
     path.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def compile_run() -> bool:
-    """Prints what a training step takes on a pod and writes JSON; whether it fits."""
+def run_of_config() -> RunConfig:
+    """Of --config."""
     if CONFIG.value is None:
-        raise ValueError("config is absent; allowed: with train, a config file: configs/….py")
-    run = RunConfig.from_dict(CONFIG.value.to_dict())
+        raise ValueError("config is absent; allowed: a config file: configs/….py")
+    return RunConfig.from_dict(CONFIG.value.to_dict())
+
+
+def compile_training() -> bool:
+    """Prints what a training step takes on a pod and writes JSON; whether it fits."""
+    run = run_of_config()
     cost, found = compile_train(run, TOPOLOGY.value)
-    terminal = Console()
-    out = terminal if terminal.is_terminal else Console(width=WIDTH)
+    out = console_of_tables()
     print_train(run, cost, found, out)
+    return close_run(found, [cost], out)
+
+
+def compile_decoding() -> bool:
+    """The same of reading prompts and of a step of decoding."""
+    run = run_of_config()
+    batch = Batch(ROWS.value, LENGTH.value or run.data.sequence_length, CACHE.value)
+    costs, found = compile_decode(run, TOPOLOGY.value, batch)
+    out = console_of_tables()
+    print_decode(costs, found, out)
+    return close_run(found, list(costs.values()), out)
+
+
+def console_of_tables() -> Console:
+    """As wide as they are, where output is no terminal."""
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=WIDTH)
+
+
+def close_run(found: dict[str, Any], costs: list[PodCost], out: Console) -> bool:
+    """Says what the figures are, writes them; whether all fit."""
     out.print(BOUNDS, highlight=False)
     if OUTPUT.value is not None:
         Path(OUTPUT.value).write_text(json.dumps(found, indent=1) + "\n")
-    return cost.fits
+    return all(cost.fits for cost in costs)
 
 
-COMMANDS = {"kernels": compile_kernels, "train": compile_run}
+COMMANDS = {"kernels": compile_kernels, "train": compile_training, "decode": compile_decoding}
 
 
 def main(argv: list[str]) -> None:

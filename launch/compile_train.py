@@ -6,13 +6,13 @@ import dataclasses
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from jaxlm.sharding.mesh import MeshConfig
 from jaxlm.training.flops import train_flops_per_token
 from jaxlm.training.run import RunConfig
 from launch.aot.pod import PodCost, measure_pod
 from launch.aot.static_cost import describe
+from launch.pod_table import bound_table, exchange_table, memory_table
 
 # Of launch.pod_programs.train_step's arguments.
 PARTS = {
@@ -23,7 +23,6 @@ PARTS = {
     "0.bad_steps": "counters",
 }
 OTHER = "batch"
-MIB = 2**20
 
 
 def mesh_sizes(mesh: MeshConfig, devices: int) -> dict[str, int]:
@@ -88,48 +87,13 @@ def print_train(run: RunConfig, cost: PodCost, found: dict[str, Any], out: Conso
     axes = " × ".join(f"{name}={size}" for name, size in found["mesh"].items())
     rows, length = run.data.batch_size, run.data.sequence_length
     out.print(f"{cost.topology}: {axes}; {rows} rows of {length:,} tokens a step", highlight=False)
-    out.print(_memory_table(cost))
-    out.print(_exchange_table(cost))
-    out.print(_bound_table(cost, found))
+    out.print(memory_table(cost, lambda name: PARTS.get(name, OTHER)))
+    out.print(exchange_table(cost))
+    about = {
+        "tokens a second, at most": f"{found['most_tokens_per_second']:,.0f}",
+        "model FLOPs of peak, at most": f"{found['most_model_flops_share']:.0%}",
+        "the same if nothing overlaps": f"{found['without_overlap_model_flops_share']:.0%}",
+    }
+    out.print(bound_table(found["seconds"], about))
     for note in cost.notes:
         out.print(note, markup=False, highlight=False)
-
-
-def _memory_table(cost: PodCost) -> Table:
-    memory = cost.memory
-    assert memory is not None
-    table = Table("of one device", "MiB", "of its HBM", title="Memory")
-    parts: dict[str, int] = {}
-    for name, nbytes in cost.held.items():
-        part = PARTS.get(name, OTHER)
-        parts[part] = parts.get(part, 0) + nbytes
-    parts["activations and other temporaries"] = memory.temporaries
-    parts["all that is needed at once"] = memory.total
-    room = cost.chip.device_hbm_bytes
-    for name, nbytes in parts.items():
-        table.add_row(name, f"{nbytes / MIB:,.0f}", f"{nbytes / room:.1%}")
-    verdict = "fits" if cost.fits else f"does not fit, by {(memory.total - room) / MIB:,.0f} MiB"
-    table.add_row("its HBM", f"{room / MIB:,.0f}", verdict)
-    return table
-
-
-def _exchange_table(cost: PodCost) -> Table:
-    table = Table("collective", "devices a group", "times", "MiB", "MiB from others")
-    table.title = "Between devices, a step"
-    for e in cost.exchanges:
-        sizes = (f"{e.nbytes / MIB:,.1f}", f"{e.taken_in / MIB:,.1f}")
-        table.add_row(e.kind, str(e.group_size), f"{e.count:,}", *sizes)
-    return table
-
-
-def _bound_table(cost: PodCost, found: dict[str, Any]) -> Table:
-    table = Table("bound by", "ms a step", title="A step takes at least")
-    for name, seconds in found["seconds"].items():
-        table.add_row(name, f"{1e3 * seconds:,.1f}")
-    table.add_row("the largest", f"{1e3 * found['least_step_seconds']:,.1f}")
-    table.add_section()
-    table.add_row("tokens a second, at most", f"{found['most_tokens_per_second']:,.0f}")
-    table.add_row("model FLOPs of peak, at most", f"{found['most_model_flops_share']:.0%}")
-    share = found["without_overlap_model_flops_share"]
-    table.add_row("the same if nothing overlaps", f"{share:.0%}")
-    return table

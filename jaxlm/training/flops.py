@@ -40,6 +40,25 @@ def train_flops_per_token(config: ModelConfig, length: int) -> float:
     return 6.0 * matmul_parameters(config) + 12.0 * pairs * width
 
 
+def decode_flops_per_token(config: ModelConfig) -> float:
+    """Model FLOPs of one more token, at least: 2 for every weight. Attention's are no bound beside
+    its reading of the cache, and are left out.
+    """
+    return 2.0 * matmul_parameters(config)
+
+
+def prefill_flops(config: ModelConfig, length: int, keeps_all: bool) -> float:
+    """Model FLOPs of reading a prompt and drawing the first token, at least.
+
+    Args:
+        keeps_all: False: tokens see what a cache keeps of others; their pairs are left out.
+    """
+    head = 2.0 * config.d_model * config.vocab_size  # of the last token alone
+    forward = train_flops_per_token(config, length) / 3
+    each = forward if keeps_all else decode_flops_per_token(config)
+    return length * (each - head) + head
+
+
 def matmul_peak(size: int = 2048, repeats: int = 2) -> float:
     """FLOP/s of one large float32 matmul on the default device, the best of a few: what "share of
     peak" refers to, measured on the same device in the same run.

@@ -62,6 +62,8 @@ def held_bytes(arguments: Any) -> dict[str, int]:
     """Bytes that one device holds of each argument's parts: {"0.params": …}."""
     held: dict[str, int] = {}
     for path, x in jax.tree_util.tree_leaves_with_path(arguments):
+        if not isinstance(x, jax.ShapeDtypeStruct):  # what is static takes no room
+            continue
         name = jax.tree_util.keystr(path[:2], simple=True, separator=".")
         shape = x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
         held[name] = held.get(name, 0) + math.prod(shape) * x.dtype.itemsize

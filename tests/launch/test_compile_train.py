@@ -13,7 +13,8 @@ from jaxlm.training.run import RunConfig
 from launch.aot.cost import Memory
 from launch.aot.hlo import Collective
 from launch.aot.pod import PodCost, exchanges_of
-from launch.compile_train import MIB, figures, mesh_sizes
+from launch.compile_train import figures, mesh_sizes
+from launch.pod_table import MIB
 
 
 def test_exchanges_are_summed_by_kind_and_group():
