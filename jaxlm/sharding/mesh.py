@@ -19,11 +19,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxlm.config import at_least, check, check_types
@@ -80,9 +81,24 @@ def make_mesh(config: MeshConfig) -> Mesh:
             f"tensor={config.tensor} = {data * inner}; allowed: sizes whose product is the number "
             f"of devices, {devices}"
         )
-    types = (jax.sharding.AxisType.Auto,) * len(AXES)
     sizes = data, config.fsdp, config.context, config.tensor
-    return jax.make_mesh(sizes, AXES, types)
+    return mesh_over(dict(zip(AXES, sizes, strict=True)), jax.devices())
+
+
+def mesh_over(axes: Mapping[str, int], devices: Sequence[Any]) -> Mesh:
+    """Devices as a grid of named axes, of which neighbours are near one another.
+
+    Args:
+        axes: sizes, whose product is the number of devices.
+    """
+    names, sizes = tuple(axes), tuple(axes.values())
+    types = (jax.sharding.AxisType.Auto,) * len(axes)
+    try:
+        return jax.make_mesh(sizes, names, types, devices=devices)
+    except NotImplementedError:
+        # Two of our axes share one of the chips' grid, as 2 and 8 do on 4x4: JAX wants to be asked.
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return Mesh(grid, names, axis_types=types)
 
 
 def batch_sharding(mesh: Mesh | AbstractMesh, batch_size: int, length: int) -> NamedSharding:

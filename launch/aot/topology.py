@@ -11,6 +11,8 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
+from jaxlm.sharding.mesh import mesh_over
+
 # Set before jax is imported: libtpu asks nobody about a machine that has no TPU, shares its lock,
 # and leaves no logs.
 ENVIRONMENT = {
@@ -61,5 +63,4 @@ def pod_mesh(topology: str, axes: Mapping[str, int]) -> Mesh:
             f"mesh: {sizes} = {math.prod(axes.values())}; allowed: sizes whose product is the "
             f"number of devices of {topology}, {len(all_devices)}"
         )
-    types = (AxisType.Auto,) * len(axes)
-    return jax.make_mesh(tuple(axes.values()), tuple(axes), types, devices=all_devices)
+    return mesh_over(axes, all_devices)

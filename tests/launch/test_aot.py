@@ -458,7 +458,10 @@ def test_errors_are_results():
 
 PODS = """
 from launch.aot.topology import pod_mesh
-print(dict(pod_mesh("v5e:8x16", {"fsdp": 16, "tensor": 8}).shape))
+# 2 and 8 share an axis of 4x4, and 2 and 32 one of 4x4x4.
+for topology, fsdp, tensor in (("v5e:8x16", 16, 8), ("v6e:4x4", 2, 8), ("v5p:4x4x4", 2, 32)):
+    mesh = pod_mesh(topology, {"fsdp": fsdp, "tensor": tensor})
+    print(dict(mesh.shape), len({d.id for d in mesh.devices.flat}))
 pod_mesh("v5e:8x16", {"fsdp": 16, "tensor": 4})
 """
 
@@ -469,7 +472,11 @@ def test_the_mesh_of_a_pod():
     command = [sys.executable, "-c", PODS]
     env = environment(os.environ)
     run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert run.stdout == "{'fsdp': 16, 'tensor': 8}\n"
+    assert run.stdout.splitlines() == [
+        "{'fsdp': 16, 'tensor': 8} 128",
+        "{'fsdp': 2, 'tensor': 8} 16",
+        "{'fsdp': 2, 'tensor': 32} 64",
+    ]
     assert run.stderr.endswith(
         "ValueError: mesh: fsdp=16 × tensor=4 = 64; allowed: sizes whose product is the number of "
         "devices of v5e:8x16, 128\n"
