@@ -20,7 +20,7 @@ from jaxlm.checkpoints.digest import leaf_digest
 from jaxlm.checkpoints.layout import UNFINISHED, step_folder
 from jaxlm.checkpoints.leaves import LeafSpec, spec_and_array
 from jaxlm.checkpoints.manifest import STATE
-from jaxlm.checkpoints.verify import read_leaf
+from jaxlm.checkpoints.verify import read_leaves
 from jaxlm.sharding.processes import Meeting, is_first
 
 
@@ -96,4 +96,5 @@ def _share(specs: Mapping[str, LeafSpec]) -> dict[str, LeafSpec]:
 
 
 def _digests(folder: Path, specs: Mapping[str, LeafSpec]) -> dict[str, str]:
-    return {n: leaf_digest(n, spec, read_leaf(folder, n, spec)) for n, spec in specs.items()}
+    parts = read_leaves(folder, specs)
+    return {n: leaf_digest(n, specs[n], array) for part in parts for n, array in part.items()}

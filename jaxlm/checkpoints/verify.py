@@ -108,7 +108,7 @@ def verified_arrays(
     arrays: dict[str, np.ndarray] = {}
     with concurrent.futures.ThreadPoolExecutor(thread_name_prefix="digest") as threads:
         digests = {}
-        for part in _read(folder, specs):
+        for part in read_leaves(folder, specs):
             arrays |= part
             for name, array in part.items():
                 digests[name] = threads.submit(leaf_digest, name, specs[name], array)
@@ -118,7 +118,12 @@ def verified_arrays(
     return arrays
 
 
-def _read(folder: Path, specs: Mapping[str, LeafSpec]) -> Iterator[dict[str, np.ndarray]]:
+def read_leaves(folder: Path, specs: Mapping[str, LeafSpec]) -> Iterator[dict[str, np.ndarray]]:
+    """The named leaves, some at a time, of a folder that may have no manifest yet.
+
+    Raises:
+        BadStepError: a leaf can't be read.
+    """
     stored = {name: spec for name, spec in specs.items() if spec.nbytes}
     yield {name: _empty(spec) for name, spec in specs.items() if not spec.nbytes}
     try:
@@ -129,14 +134,6 @@ def _read(folder: Path, specs: Mapping[str, LeafSpec]) -> Iterator[dict[str, np.
     except Exception as error:
         # Whatever type TensorStore chooses: a step that can't be read is a bad step.
         raise BadStepError(f"{STATE} can't be read: {error}") from error
-
-
-def read_leaf(folder: Path, name: str, spec: LeafSpec) -> np.ndarray:
-    """One leaf of a folder that has no manifest yet."""
-    if not spec.nbytes:
-        return _empty(spec)
-    (read,) = storage.read_arrays(folder / STATE, {name: spec}, spec.nbytes)
-    return read[name]
 
 
 def _empty(spec: LeafSpec) -> np.ndarray:
