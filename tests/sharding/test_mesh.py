@@ -1,4 +1,4 @@
-"""Training on eight simulated devices, on any mesh, is training on one."""
+"""Training on sixteen simulated devices, on any mesh, is training on one."""
 
 import functools
 import json
@@ -25,7 +25,7 @@ from tests.training.cases import MODELS, make_model
 @pytest.fixture(scope="module")
 def meshes(tmp_path_factory):
     directory = tmp_path_factory.mktemp("meshes")
-    printed = on_devices(8, "tests.sharding.training_process", str(directory))
+    printed = on_devices(16, "tests.sharding.training_process", str(directory))
     return directory, json.loads(printed)
 
 
@@ -44,7 +44,7 @@ def test_the_first_state_is_that_of_one_device_to_the_bit(meshes, name):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_losses_and_parameters_are_those_of_one_device(meshes, name):
-    """On 2, 4 and 8 devices, cut one way or another: sums of float32 in another order."""
+    """On 2, 4, 8 and 16 devices, cut one way or another: sums of float32 in another order."""
     directory, results = meshes
     _, state, losses, _ = one_device(RUNS[name][0])
     # Three steps of adamw, which divides by small moments.
