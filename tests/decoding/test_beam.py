@@ -172,16 +172,20 @@ def test_each_cache_keeps_the_beams_apart(cache):
     texts = search(model, params, tokens, 12, Beam(4, length_penalty=0.0), cache=SETTINGS[cache])
     greedy = search(model, params, tokens, 12, Beam(1, length_penalty=0.0), cache=SETTINGS[cache])
     kept = caches.parse(SETTINGS[cache]).init(model.config, 2, 16)
-    for row in range(2):
-        best = [*map(int, greedy.tokens[row, 0])]
-        assert float(texts.scores[row, 0]) >= float(greedy.scores[row, 0]) - 1e-4
-        whole = jnp.concatenate([jnp.broadcast_to(tokens[row], (4, 4)), texts.tokens[row]], 1)
+
+    @jax.jit
+    def log_probs(params, whole):
         at = jnp.broadcast_to(jnp.arange(16)[None], whole.shape)
         hidden, _ = model.apply(
             {"params": params}, whole, at, at * 0 + 1, method="hidden", kept=kept.mask
         )
-        logits = model.apply({"params": params}, hidden, method="logits")
-        each = jnp.take_along_axis(jax.nn.log_softmax(logits)[:, 3:-1], whole[:, 4:, None], 2)
+        return jax.nn.log_softmax(model.apply({"params": params}, hidden, method="logits"))
+
+    for row in range(2):
+        best = [*map(int, greedy.tokens[row, 0])]
+        assert float(texts.scores[row, 0]) >= float(greedy.scores[row, 0]) - 1e-4
+        whole = jnp.concatenate([jnp.broadcast_to(tokens[row], (4, 4)), texts.tokens[row]], 1)
+        each = jnp.take_along_axis(log_probs(params, whole)[:, 3:-1], whole[:, 4:, None], 2)
         # float32 sums in another order, through softmaxes that tiny's large weights make sharp
         np.testing.assert_allclose(texts.scores[row], each.sum((1, 2)), atol=1e-3)
         assert len(best) == 12

@@ -1,7 +1,9 @@
 """What is told of each continuation, how many there are, and where they end."""
 
+import functools
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -31,14 +33,20 @@ def ids(prompt):
 
 def test_logprobs_are_those_of_a_scoring_pass():
     """Of the model alone, whatever processors do to its logits."""
-    model, params = tiny.model(), {"params": tiny.params()}
+    model, params = tiny.model(), tiny.params()
+    score = jax.jit(functools.partial(token_scores, model))
+
+    @jax.jit
+    def forward(params, row):
+        given = {"params": params}, row, jnp.arange(row.shape[1])[None], jnp.ones_like(row)
+        hidden, _ = model.apply(*given, method="hidden")
+        return hidden, model.apply({"params": params}, hidden, method="logits")
+
     for prompt, got in zip(PROMPTS, said(logprobs=4, seed=3, repetition_penalty=1.5), strict=True):
         row, start = jnp.array([[*ids(prompt), *got.token_ids]]), len(ids(prompt))
-        at = jnp.arange(row.shape[1])[None]
-        hidden, _ = model.apply(params, row, at, jnp.ones_like(row), method="hidden")
-        hidden = hidden[:, start - 1 : -1]
-        scores, _ = token_scores(model, params["params"], hidden, row[:, start:])
-        logits = np.asarray(model.apply(params, hidden, method="logits"), np.float64)[0]
+        hidden, logits = forward(params, row)
+        scores, _ = score(params, hidden[:, start - 1 : -1], row[:, start:])
+        logits = np.asarray(logits, np.float64)[0, start - 1 : -1]
         logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         for i, (token, told) in enumerate(zip(got.token_ids, got.logprobs, strict=True)):
             best = np.argsort(-logprobs[i])[:4].tolist()

@@ -24,6 +24,7 @@ from jaxlm.model.transformer import Transformer
 from tests.decoding import tiny
 
 INSTRUCTION = "Animals."
+LONG = 7 * INSTRUCTION  # with a list and without one it is in the same bucket: they share programs
 
 
 def quoting():
@@ -45,16 +46,16 @@ def test_answers_are_greedy_texts_behind_first_tokens_of_the_plain_ranking():
     """
     model, params = quoting()
     given = (model, params, tiny.TOKENIZER)
-    found = navigate(*given, INSTRUCTION, Navigation(rounds=2, per_round=4, max_new_tokens=6))
+    found = navigate(*given, LONG, Navigation(rounds=2, per_round=4, max_new_tokens=6))
     assert found.rounds == [0] * 4 + [1] * 4 and not found.exhausted
     assert len(set(found.first_tokens)) == 8 and len(set(found.items) - {""}) > 4
-    bare = [tiny.TOKENIZER.bos_id, *tiny.TOKENIZER.encode(listed(INSTRUCTION, []))]
+    bare = [tiny.TOKENIZER.bos_id, *tiny.TOKENIZER.encode(listed(LONG, []))]
     for turn in range(2):
         before = found.items[: 4 * turn]
-        ids = tiny.TOKENIZER.encode(listed(INSTRUCTION, [i for i in before if i]))
-        logits, _ = model.apply({"params": params}, jnp.array([[tiny.TOKENIZER.bos_id, *ids]]))
+        ids = tiny.TOKENIZER.encode(listed(LONG, [i for i in before if i]))
+        logits = tiny.next_logits(model, params, [tiny.TOKENIZER.bos_id, *ids], 128)
         used = found.first_tokens[: 4 * turn]
-        ranked = distinct([*used, *np.argsort(-np.asarray(logits[0, -1])).tolist()])
+        ranked = distinct([*used, *np.argsort(-logits).tolist()])
         assert found.first_tokens[4 * turn :][:4] == [t for t in ranked if t not in used][:4]
     for token, item in zip(found.first_tokens, found.items, strict=True):
         (alone,) = complete(*given, [[*bare, token]], 6, ['"'])
@@ -63,7 +64,7 @@ def test_answers_are_greedy_texts_behind_first_tokens_of_the_plain_ranking():
 
 
 def test_the_list_keeps_what_fits_and_first_tokens_run_out(caplog, monkeypatch):
-    """On a model that always ranks alike, each answer is its first token; prompts of more than 156
+    """On a model that always ranks alike, each answer is its first token; prompts of more than 124
     tokens leave no room for one.
     """
     prompts, ranking = [], navigation.ranking
@@ -76,16 +77,16 @@ def test_the_list_keeps_what_fits_and_first_tokens_run_out(caplog, monkeypatch):
     letters = "abcdefghijklmnopqrstuvwxyz"
     settings = Navigation(rounds=4, per_round=50, reset=False, max_new_tokens=3)
     with caplog.at_level("WARNING", "absl"):
-        given = (*tiny.steady('"' + letters, 160), tiny.TOKENIZER)
-        found = navigate(*given, INSTRUCTION, settings)
+        given = (*tiny.steady('"' + letters, 128), tiny.TOKENIZER)
+        found = navigate(*given, LONG, settings)
     assert found.items[:26] == list(letters) and found.exhausted
     assert found.first_tokens[26:] == distinct([*range(97), *range(123, 256)])
-    told = "the list grows past 156 tokens: it keeps its newest entries"
+    told = "the list grows past 124 tokens: it keeps its newest entries"
     assert [r.message for r in caplog.records] == [told]
     for turn, prompt in enumerate(prompts):
         before = found.items[: 50 * turn]
-        lists = [listed(INSTRUCTION, before[i:]) for i in range(len(before) + 1)]
-        assert prompt == next(x for x in lists if len(tiny.TOKENIZER.encode(x)) < 156)
+        lists = [listed(LONG, before[i:]) for i in range(len(before) + 1)]
+        assert prompt == next(x for x in lists if len(tiny.TOKENIZER.encode(x)) < 124)
 
 
 WORDS = ["ant", "bee", "cow", "dog", "elk", "fox", "gnu", "hen", "jay", "owl", "pig", "rat"]

@@ -26,6 +26,11 @@ def commit(cache, kv, positions, segment_ids):
     return cache.commit(kv, positions, segment_ids)
 
 
+@jax.jit
+def reorder(cache, rows):
+    return cache.reorder(rows)
+
+
 def tokens(seed, rows, T, counts=None, start=0):
     """Keys and values, positions, and segments that are 0 behind `counts` of each row."""
     shape = (CONFIG.num_layers, rows, T, CONFIG.num_kv_heads, CONFIG.head_dim)
@@ -34,6 +39,9 @@ def tokens(seed, rows, T, counts=None, start=0):
     counts = np.full(rows, T) if counts is None else np.asarray(counts)
     there = jnp.asarray(np.arange(T) < counts[:, None], jnp.int32)
     return (jnp.asarray(k), jnp.asarray(v)), at, there
+
+
+holders = jax.jit(holders_of, static_argnums=1)
 
 
 def rows_of(cache):
@@ -50,7 +58,7 @@ def rows_of(cache):
 def assert_like(cache, dense):
     np.testing.assert_array_equal(cache.lengths, dense.lengths)
     found = rows_of(cache)
-    for a, b in zip(found, (*dense.keys, *dense.values), strict=True):
+    for a, b in zip(found, map(np.asarray, (*dense.keys, *dense.values)), strict=True):
         for row, length in enumerate(np.asarray(dense.lengths)):
             np.testing.assert_array_equal(a[:, row, :, :length], b[:, row, :, :length])
             assert not a[:, row, :, length:].any()  # nothing of those that had its pages before
@@ -58,7 +66,7 @@ def assert_like(cache, dense):
     at = np.asarray(dense.positions)[:, : cache.capacity]
     np.testing.assert_array_equal(cache.segment_ids, there)
     np.testing.assert_array_equal(cache.positions, np.where(there, at, 0))
-    np.testing.assert_array_equal(cache.holders, holders_of(cache.table, cache.holders.size))
+    np.testing.assert_array_equal(cache.holders, holders(cache.table, cache.holders.size))
     assert not cache.lost.any()
 
 
@@ -76,7 +84,7 @@ def test_it_holds_what_the_dense_cache_holds(turns):
     dense = Dense().init(CONFIG, ROWS, CAPACITY + 20)  # which has room for padding at the end
     for seed, turn in enumerate(turns):
         if isinstance(turn, list):
-            cache, dense = (c.reorder(jnp.array(turn)) for c in (cache, dense))
+            cache, dense = (reorder(c, jnp.array(turn)) for c in (cache, dense))
         else:
             T, most = turn
             fitting = np.minimum(most, CAPACITY - np.asarray(dense.lengths))
@@ -93,16 +101,16 @@ def test_rows_of_one_prompt_hold_it_once():
     )
     page_bytes = cache.nbytes // (cache.pages + 1)
     assert cache.bytes_in_use == 2 * page_bytes
-    cache, dense = (c.reorder(jnp.zeros(8, jnp.int32)) for c in (cache, dense))
+    cache, dense = (reorder(c, jnp.zeros(8, jnp.int32)) for c in (cache, dense))
     assert cache.bytes_in_use == 2 * page_bytes
     for step in (1, 2):
         new = tokens(step, 8, 1, start=19 + step)
         cache, dense = commit(cache, *new), commit(dense, *new)
         assert_like(cache, dense)
         assert cache.bytes_in_use == (1 + 8) * page_bytes
-    one = cache.reorder(jnp.array([3]))
+    one = reorder(cache, jnp.array([3]))
     assert one.bytes_in_use == 2 * page_bytes
-    assert_like(one, dense.reorder(jnp.array([3])))
+    assert_like(one, reorder(dense, jnp.array([3])))
 
 
 def test_a_pool_of_all_that_rows_could_need_grows_with_their_number():
@@ -116,7 +124,7 @@ def test_a_pool_of_all_that_rows_could_need_grows_with_their_number():
 
 def test_the_last_to_write_keeps_the_page_unless_another_row_holds_it():
     cache = commit(Paged(PAGE).init(CONFIG, ROWS, CAPACITY), *tokens(0, ROWS, 1))
-    cache = cache.reorder(jnp.zeros(ROWS, jnp.int32))
+    cache = reorder(cache, jnp.zeros(ROWS, jnp.int32))
     (page,) = set(np.asarray(cache.table)[:, 0])
     for wrote, keeper in (([1, 1, 1, 1], 3), ([1, 0, 1, 1], 1)):
         firsts = np.asarray(commit(cache, *tokens(1, ROWS, 1, wrote)).table)[:, 0]
@@ -144,7 +152,7 @@ def test_a_pool_that_is_too_small():
     np.testing.assert_array_equal(short.lost, [False, True, False, False])
     nan = np.isnan(attended(short.layer(0), ROWS))
     assert nan[1].all() and not nan[[0, 2, 3]].any()
-    free = commit(short.reorder(jnp.array([0, 0, 1, 0])), *tokens(2, ROWS, 20, [0, 0, 1, 0]))
+    free = commit(reorder(short, jnp.array([0, 0, 1, 0])), *tokens(2, ROWS, 20, [0, 0, 1, 0]))
     np.testing.assert_array_equal(free.lost, [False, False, True, False])
     with pytest.raises(ValueError, match="49 tokens; allowed: at most capacity=48"):
         Paged(PAGE).init(CONFIG, 1, 40).commit(*tokens(0, 1, 49))

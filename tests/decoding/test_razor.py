@@ -51,6 +51,11 @@ def filled(kind, kv):
     return jax.jit(lambda cache, *new: cache.commit(*new))(cache, tuple(kv), *tokens()[1:])
 
 
+@jax.jit(static_argnums=1)
+def attended(view, spec, new):
+    return view.attend(spec, new)
+
+
 def new_tokens():
     """Two a row, which see each other in turn."""
     q, k, v = (
@@ -99,7 +104,7 @@ def test_each_head_attends_to_what_it_has_kept():
     np.testing.assert_array_equal(cache.lengths, LENGTHS)
     for layer in range(4):
         # float32 against float64
-        got = jax.jit(lambda view: view.attend(SPEC, new))(cache.layer(layer))
+        got = attended(cache.layer(layer), SPEC, new)
         np.testing.assert_allclose(got, slowly(layer, new), rtol=0, atol=5e-6)
 
 
@@ -109,7 +114,7 @@ def test_a_mean_of_tokens_that_are_alike_is_as_good_as_they_are():
     kv = jnp.where(jnp.arange(100)[:, None, None] < 66, kv, tokens()[0])
     spec, new = AttentionSpec(masks.causal(), 8**-0.5), new_tokens()
     views = (filled(caches.parse(one), kv).layer(1) for one in (SETTINGS, "dense"))
-    razor, dense = (view.attend(spec, new) for view in views)
+    razor, dense = (attended(view, spec, new) for view in views)
     np.testing.assert_allclose(razor, dense, rtol=0, atol=5e-6)  # float32 sums in another order
 
 
@@ -181,7 +186,7 @@ def test_others_may_keep_what_retrieval_heads_keep(inner):
     kv, new = tokens()[0], new_tokens()
     ours, alone = (filled(one, kv) for one in (kind, caches.parse(inner)))
     assert ours.mask == alone.mask
-    got, want = (cache.layer(0).attend(SPEC, new) for cache in (ours, alone))
+    got, want = (attended(cache.layer(0), SPEC, new) for cache in (ours, alone))
     heads = np.array([0, 1, 6, 7])  # of kv heads 0 and 3
     np.testing.assert_allclose(got[:, :, heads], want[:, :, heads], rtol=0, atol=5e-6)
     assert np.abs(got - want)[:, :, 2:6].max() > 0.01

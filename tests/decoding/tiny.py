@@ -50,7 +50,8 @@ def _all_logits(one, weights, tokens):
     return one.apply({"params": weights}, tokens)[0]
 
 
-def next_logits(one, weights, row):
+def next_logits(one, weights, row, length=64):
     """Logits after `row` by a full forward; padded on the right, so that one program serves all."""
-    tokens = jnp.zeros((1, 64), jnp.int32).at[0, : len(row)].set(jnp.asarray(row))
-    return _all_logits(one, weights, tokens)[0, len(row) - 1]
+    tokens = np.zeros((1, length), np.int32)
+    tokens[0, : len(row)] = row
+    return np.asarray(_all_logits(one, weights, tokens))[0, len(row) - 1]
