@@ -1,6 +1,7 @@
 """What blockwise attention promises beyond its values: cost, memory, and life under transforms."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,8 @@ def self_attention(length, *, heads=1, head_dim=4, document=None):
     rng = np.random.default_rng(0)
     shape, slots = (1, length, heads, head_dim), np.arange(length)
     document = document or length
-    positions = jnp.broadcast_to(jnp.asarray(slots % document, jnp.int32), (1, length))
-    segments = jnp.broadcast_to(jnp.asarray(1 + slots // document, jnp.int32), (1, length))
+    positions = jnp.asarray(slots % document, jnp.int32)[None]
+    segments = jnp.asarray(1 + slots // document, jnp.int32)[None]
     q, k, v = (jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(3))
     return AttentionInputs(q, k, v, positions, positions, segments, segments)
 
@@ -33,6 +34,16 @@ def spec(mask, **more):
 BLOCKS = Blocks(queries=128, keys=128, rows=1024)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def tiles(spec, x):
+    return count_tiles(spec, x, BLOCKS)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def blockwise(spec, x):
+    return attend_blockwise(spec, x)
+
+
 @pytest.mark.parametrize("document", [None, 700], ids=["one document", "packed"])
 @pytest.mark.parametrize(
     "mask",
@@ -42,8 +53,7 @@ BLOCKS = Blocks(queries=128, keys=128, rows=1024)
 def test_tiles_grow_linearly_with_length(mask, document):
     """The counter is the loop's own trip count. Each block meets its window and a few starts."""
     counts = [
-        int(count_tiles(spec(mask), self_attention(n * 700, document=document), BLOCKS))
-        for n in (8, 16, 32)
+        int(tiles(spec(mask), self_attention(n * 700, document=document))) for n in (8, 16, 32)
     ]
     blocks = 32 * 700 // 128
     assert counts[2] <= 7 * blocks
@@ -51,9 +61,9 @@ def test_tiles_grow_linearly_with_length(mask, document):
 
 
 def test_causal_visits_half_the_tiles_and_packing_fewer():
-    whole = int(count_tiles(spec(masks.full()), self_attention(2048), BLOCKS))
-    half = int(count_tiles(spec(masks.causal()), self_attention(2048), BLOCKS))
-    packed = int(count_tiles(spec(masks.causal()), self_attention(2048, document=256), BLOCKS))
+    whole = int(tiles(spec(masks.full()), self_attention(2048)))
+    half = int(tiles(spec(masks.causal()), self_attention(2048)))
+    packed = int(tiles(spec(masks.causal()), self_attention(2048, document=256)))
     assert (whole, half, packed) == (16 * 16, 16 * 17 // 2, 8 * 3)
 
 
@@ -61,7 +71,7 @@ def test_far_tiles_are_met_once():
     """Only tiles on the ceiling's diagonal are met in both passes."""
     x = self_attention(2048)
     far = dataclasses.replace(x, q_far=x.q, k_far=x.k)
-    counts = [int(count_tiles(spec(masks.causal(), ceiling=512), a, BLOCKS)) for a in (x, far)]
+    counts = [int(tiles(spec(masks.causal(), ceiling=512), a)) for a in (x, far)]
     assert counts[1] - counts[0] == 16 - 4
 
 
@@ -107,9 +117,9 @@ def test_program_does_not_grow_with_length():
 
 def test_a_document_alone_equals_the_same_document_packed():
     x = self_attention(600, heads=2, document=150)
-    packed, _ = attend_blockwise(spec(masks.causal()), x)
+    packed, _ = blockwise(spec(masks.causal()), x)
     alone = AttentionInputs(*(a[:, 150:300] for a in jax.tree.leaves(x)))
-    out, _ = attend_blockwise(spec(masks.causal()), alone)
+    out, _ = blockwise(spec(masks.causal()), alone)
     # Other blocks, so the sums come in another order: a few roundings of float32.
     np.testing.assert_allclose(packed[:, 150:300], out, atol=2e-6)
 
@@ -126,9 +136,9 @@ def test_vmap_over_models():
         out, lse = attend_blockwise(s, dataclasses.replace(x, **arrays))
         return jnp.square(out).sum() + jnp.where(lse > -1e30, lse, 0.0).sum()
 
-    together = jax.jit(jax.vmap(jax.grad(loss)))(many)
+    alone, together = jax.jit(jax.grad(loss)), jax.jit(jax.vmap(jax.grad(loss)))(many)
     for m in range(3):
-        one = jax.grad(loss)({n: a[m] for n, a in many.items()})
+        one = alone({n: a[m] for n, a in many.items()})
         for n, gradient in one.items():
             assert_close(together[n][m], np.asarray(gradient), n)
 
@@ -137,8 +147,8 @@ def test_vmap_over_everything():
     """Rows with tile lists of different lengths, each its own call."""
     s, x, _ = build(Case(mask="lambda", sizes=(3, 97, 97, 2, 1, 4)))
     rows = jax.tree.map(lambda a: a[:, None], x)
-    out, _ = jax.vmap(lambda x: attend_blockwise(s, x))(rows)
-    np.testing.assert_allclose(out[:, 0], attend_blockwise(s, x)[0], atol=2e-6)
+    out, _ = jax.jit(jax.vmap(lambda x: attend_blockwise(s, x)))(rows)
+    np.testing.assert_allclose(out[:, 0], blockwise(s, x)[0], atol=2e-6)
 
 
 def test_layers_scanned_and_rematerialised():

@@ -15,8 +15,9 @@ from jaxlm.attention.quantized_layer import QuantizedLayer
 from jaxlm.attention.zoned import ZonedLayer
 from jaxlm.positions.encoding import Dimensions
 from jaxlm.sharding.mesh import MeshConfig, make_mesh
-from kernels.kv_quantize.reference import quantize_keys, quantize_values
-from tests.attention.test_decode import SPEC, call
+from tests.attention.test_decode import SPEC, as_they_are, attend, call
+from tests.kernels.interpret import random
+from tests.kernels.test_quantized_decode_attention import to_keys, to_values
 from tests.marks import slow_but
 
 OLD = 128  # slots of the zone, whose tokens come before those of the full one
@@ -25,13 +26,11 @@ OLD = 128  # slots of the zone, whose tokens come before those of the full one
 def zoned(bits=8, window=None):
     """New tokens, and a cache of two rows whose second has an empty zone."""
     new, full = call()
-    keys = jax.random.split(jax.random.key(7), 2)
-    k, v = (jax.random.normal(key, (3, 2, 2, OLD, 64)) for key in keys)
-    at = jnp.broadcast_to(jnp.arange(OLD)[None], (2, OLD))
-    there = jnp.where(jnp.arange(2)[:, None] == 0, 1, 0) * jnp.ones_like(at)
-    zone = QuantizedLayer(
-        quantize_keys(k, bits, 32), quantize_values(v, bits, 32), full.layer, at, there
-    )
+    rng = np.random.default_rng(7)
+    k, v = (random(rng, 3, 2, 2, OLD, 64) for _ in "kv")
+    at = jnp.asarray(np.tile(np.arange(OLD, dtype=np.int32), (2, 1)))
+    there = jnp.asarray(np.repeat(np.array([[1], [0]], np.int32), OLD, 1))
+    zone = QuantizedLayer(to_keys(k, bits, 32), to_values(v, bits, 32), full.layer, at, there)
     later = {"q_positions": new.q_positions + OLD, "k_positions": new.k_positions + OLD}
     new = dataclasses.replace(new, **later)
     full = dataclasses.replace(
@@ -47,9 +46,8 @@ def zoned(bits=8, window=None):
 def check(spec, new, layer):
     quantized = tuple(zone for zone in layer.zones if isinstance(zone, QuantizedLayer))
     assert decode_zones.unsupported(spec, new, layer.full, quantized) is None
-    found = layer.attend(spec, new)
-    # Keys that are met in some way are not the kernel's.
-    wanted = layer.attend(spec, new, lambda k, _: k)
+    found = attend(layer, spec, new)
+    wanted = attend(layer, spec, new, as_they_are)
     assert found.dtype == wanted.dtype
     # float32 sums of 258 terms in another order.
     np.testing.assert_allclose(found, wanted, atol=3e-5, rtol=3e-5)
@@ -73,18 +71,15 @@ def test_it_agrees_with_the_form_for_every_device(on_tpu):
 )
 def test_what_an_encoding_adds_is_read_beside_the_codes(on_tpu, name):
     """A bias of every zone; one that is larger than the codes is for the other form."""
-    at = Dimensions(4, 64, 512, 512)
+    at, rng = Dimensions(4, 64, 512, 512), np.random.default_rng(0)
     encoding = positions.parse(name).bind(at)
-    params = {
-        name: 0.3 + jax.random.normal(jax.random.key(n), p.shape)
-        for n, (name, p) in enumerate(encoding.parameters(at).items())
-    }
+    params = {name: 0.3 + random(rng, *p.shape) for name, p in encoding.parameters(at).items()}
     spec = dataclasses.replace(SPEC, score=encoding.score, score_form=encoding.score_form)
     new, layer = zoned(4)
     new = dataclasses.replace(new, head_parameters=encoding.head_parameters(params, 4))
     check(spec, new, layer)
-    plain = layer.attend(SPEC, new)
-    assert np.abs(layer.attend(spec, new) - plain).max() > 0.01
+    plain = attend(layer, SPEC, new)
+    assert np.abs(attend(layer, spec, new) - plain).max() > 0.01
     many = dataclasses.replace(call(T=20)[0], head_parameters=new.head_parameters)
     told = decode_zones.unsupported(spec, many, layer.full, layer.zones)
     assert told == "a bias of 20 tokens of 4 heads, which is larger than the cache"

@@ -19,6 +19,8 @@ from jaxlm.attention.inputs import AttentionInputs, AttentionSpec
 from jaxlm.attention.reference import attend_reference
 from jaxlm.positions.encoding import Dimensions
 from jaxlm.sharding.mesh import MeshConfig, make_mesh
+from tests.kernels.interpret import random
+from tests.kernels.test_flash_attention import results
 from tests.marks import slow_but
 
 SPEC = AttentionSpec(masks.causal(), scale=0.125, aligned=True)
@@ -26,17 +28,14 @@ SPEC = AttentionSpec(masks.causal(), scale=0.125, aligned=True)
 
 def inputs(T=130, N=4, K=2, H=64, sinks=True, first=50):
     """Two rows: one of two documents, one with padding."""
-    keys = jax.random.split(jax.random.key(0), 4)
-    q, k, v = (
-        jax.random.normal(key, (2, T, heads, H))
-        for key, heads in zip(keys[:3], (N, K, K), strict=True)
-    )
+    rng = np.random.default_rng(0)
+    q, k, v = (random(rng, 2, T, heads, H) for heads in (N, K, K))
     ids = np.ones((2, T), np.int32)
     ids[0, first:], ids[1, T - 10 :] = 2, 0
     at = np.tile(np.arange(T, dtype=np.int32), (2, 1))
     at[0, first:] -= first
     at, ids = jnp.asarray(at), jnp.asarray(ids)
-    sink_logits = jax.random.normal(keys[3], (N,)) if sinks else None
+    sink_logits = random(rng, N) if sinks else None
     return AttentionInputs(q, k, v, at, at, ids, ids, sink_logits=sink_logits)
 
 
@@ -48,21 +47,30 @@ def on_tpu(monkeypatch):
         yield
 
 
+def both(spec, arrays, given, apart=False):
+    """Values and gradients of attention to `given(arrays)`, beside the reference's; `apart` as in
+    `results`.
+    """
+
+    def of(attend):
+        def run(arrays):
+            x = given(arrays)
+            out, lse = attend(spec, x)
+            return out, jnp.where((x.q_segment_ids != 0)[..., None], lse, 0.0)
+
+        return run
+
+    cotangents = jnp.cos(arrays["q"]), jnp.ones(arrays["q"].shape[:3])
+    found = results(of(attend), arrays, cotangents, apart)
+    wanted = results(of(attend_reference), arrays, cotangents, False)
+    return zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True)
+
+
 def check(spec, x):
     """Values and gradients, the sink logits' too."""
-
-    def loss(attend, q, k, v, sink_logits):
-        given = dataclasses.replace(x, q=q, k=k, v=v, sink_logits=sink_logits)
-        out, lse = attend(spec, given)
-        seen = (x.q_segment_ids != 0)[..., None]
-        return (out * jnp.cos(out)).sum() + jnp.where(seen, lse, 0.0).sum(), out
-
-    def both(attend):
-        grad = jax.value_and_grad(loss, (1, 2, 3, 4), has_aux=True)
-        return grad(attend, x.q, x.k, x.v, x.sink_logits)
-
+    arrays = {"q": x.q, "k": x.k, "v": x.v, "sink_logits": x.sink_logits}
     # float32 sums of 130 terms in another order.
-    for a, b in zip(*(jax.tree.leaves(both(f)) for f in (attend, attend_reference)), strict=True):
+    for a, b in both(spec, arrays, lambda arrays: dataclasses.replace(x, **arrays)):
         np.testing.assert_allclose(a, b, atol=2e-5, rtol=2e-5)
 
 
@@ -122,12 +130,8 @@ def test_position_encodings(on_tpu, name):
     encoding = positions.parse(ENCODINGS[name]).bind(Dimensions(2, 64, 128, 128))
     x = inputs(T=200, N=2, K=1, first=40, sinks=False)
     lengths = jnp.full((2, 200), 160, jnp.int32)
-    rotation = encoding.rotation(x.q_positions, lengths, 64)
-    learned = encoding.parameters(Dimensions(2, 64, 128, 128))
-    params = {
-        name: 0.3 + jax.random.normal(jax.random.key(7 + n), p.shape)
-        for n, (name, p) in enumerate(learned.items())
-    }
+    learned, rng = encoding.parameters(Dimensions(2, 64, 128, 128)), np.random.default_rng(7)
+    params = {name: 0.3 + random(rng, *p.shape) for name, p in learned.items()}
     if "threshold" in params:
         params["threshold"] += 60
     spec = dataclasses.replace(
@@ -140,27 +144,22 @@ def test_position_encodings(on_tpu, name):
         ceiling=encoding.ceiling,
     )
 
-    def loss(attend, q, k, v, params):
-        given = dataclasses.replace(
+    def given(arrays):
+        q, k = arrays["q"], arrays["k"]
+        rotation = encoding.rotation(x.q_positions, lengths, 64)
+        return dataclasses.replace(
             x,
             q=encoding.rotate_queries(q, rotation),
             k=encoding.rotate_keys(k, rotation),
-            v=v,
-            head_parameters=encoding.head_parameters(params, 2),
+            v=arrays["v"],
+            head_parameters=encoding.head_parameters(arrays["params"], 2),
             q_far=encoding.far_queries(q),
             k_far=encoding.far_keys(k),
         )
-        if attend is not attend_reference:
-            assert flash.unsupported(spec, given) is None
-        out, lse = attend(spec, given)
-        seen = (x.q_segment_ids != 0)[..., None]
-        return (out * jnp.cos(out)).sum() + jnp.where(seen, lse, 0.0).sum(), out
 
-    def both(attend):
-        grad = jax.value_and_grad(loss, (1, 2, 3, 4), has_aux=True)
-        return jax.tree.leaves(grad(attend, x.q, x.k, x.v, params))
-
-    for a, b in zip(both(attend), both(attend_reference), strict=True):
+    arrays = {"q": x.q, "k": x.k, "v": x.v, "params": params}
+    assert flash.unsupported(spec, jax.eval_shape(given, arrays)) is None
+    for a, b in both(spec, arrays, given, apart="lm_infinite" in name):
         # float32 sums of 200 terms, of a bias' gradient of 200² terms, in another order.
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, np.abs(b).max()), rtol=2e-5)
 
@@ -270,8 +269,9 @@ def test_what_the_kernels_do_not_do(on_tpu, reason):
     spec, x = dataclasses.replace(SPEC, **REASONS[reason]), inputs(T=8, sinks=False)
     with pytest.raises(ValueError, match=f"implementation='flash' for .*{reason}.*; allowed: "):
         attend(spec, x, "flash")
-    out, _ = attend(spec, x)  # auto: another implementation
-    np.testing.assert_allclose(out, attend_reference(spec, x)[0], atol=1e-5)
+    out, _ = jax.jit(attend, static_argnums=0)(spec, x)  # auto: another implementation
+    wanted, _ = jax.jit(attend_reference, static_argnums=0)(spec, x)
+    np.testing.assert_allclose(out, wanted, atol=1e-5)
 
 
 def test_sinks_beside_a_network(on_tpu):

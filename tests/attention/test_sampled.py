@@ -20,7 +20,7 @@ from jaxlm.training.objectives.next_token import LossSpec
 from jaxlm.training.optimizers import make_optimizer
 from jaxlm.training.state import init_state
 from jaxlm.training.step import loss_sums, make_train_step
-from tests.kernels.interpret import INTERPRET
+from tests.kernels.interpret import INTERPRET, random
 
 SPEC = AttentionSpec(causal(), 0.125, aligned=True)
 # The next block always, those beyond it by half.
@@ -37,13 +37,11 @@ CONFIG = jaxlm.ModelConfig(
 
 def inputs(T=300):
     """A row of two documents and padding, grouped heads."""
-    keys = jax.random.split(jax.random.key(0), 3)
-    q, k, v = (
-        jax.random.normal(key, (1, T, n, 64)) for key, n in zip(keys, (2, 1, 1), strict=True)
-    )
-    ids = jnp.repeat(jnp.array([[4, 1, 0]]), jnp.array([100, 180, T - 280]), 1)
-    slots = jnp.arange(T)[None]
-    positions = jnp.where(slots < 100, slots, slots - 100)
+    rng = np.random.default_rng(0)
+    q, k, v = (random(rng, 1, T, n, 64) for n in (2, 1, 1))
+    ids = jnp.asarray(np.repeat([[4, 1, 0]], [100, 180, T - 280], 1), jnp.int32)
+    slots = np.arange(T)[None]
+    positions = jnp.asarray(np.where(slots < 100, slots, slots - 100), jnp.int32)
     return AttentionInputs(q, k, v, positions, positions, ids, ids)
 
 
@@ -70,8 +68,10 @@ def test_kernels_agree_with_plain_jnp(monkeypatch):
 
 def test_with_all_blocks_it_is_attention():
     x = inputs()
-    found = attend_sampled(BlockSampling(128, least=1.0), jax.random.key(0), SPEC, x)
-    for a, b in zip(found, attend(SPEC, x, "reference"), strict=True):
+    run = jax.jit(attend_sampled, static_argnums=(0, 2))
+    found = run(BlockSampling(128, least=1.0), jax.random.key(0), SPEC, x)
+    wanted = jax.jit(attend, static_argnums=(0, 2))(SPEC, x, "reference")
+    for a, b in zip(found, wanted, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-5)
 
 
@@ -89,7 +89,8 @@ def test_a_model_draws_in_training_alone():
     config = CONFIG.replace(attention=attention, numerics=numerics)
     model, plain = jaxlm.Transformer(config), jaxlm.Transformer(CONFIG.replace(numerics=numerics))
     params, batch = jaxlm.init_params(model), batch_of(384)
-    evaluated, exact = (loss_sums(m, LossSpec(), params, batch)[0] for m in (model, plain))
+    sums = jax.jit(loss_sums, static_argnums=(0, 1))
+    evaluated, exact = (sums(m, LossSpec(), params, batch)[0] for m in (model, plain))
     assert evaluated == exact
 
     train = TrainConfig(steps=9)
@@ -99,7 +100,7 @@ def test_a_model_draws_in_training_alone():
     losses = [
         step(dataclasses.replace(state, step=jnp.int32(n)), batch)[1]["loss"] for n in (1, 1, 2)
     ]
-    mean = loss_sums(model, LossSpec(), state.params, batch)[0] / 384
+    mean = sums(model, LossSpec(), state.params, batch)[0] / 384
     assert losses[0] == losses[1]
     assert len({float(x) for x in (*losses, mean)}) == 3
 

@@ -54,10 +54,13 @@ def arrays(seed=0, B=2, N=4, K=2, T=1, S=256, H=128, dtype="float32", cache=None
     return (q, k, v), queries, slots
 
 
+wanted = jax.jit(reference, static_argnums=3)
+
+
 def agree(inputs, queries, slots, scoring=SCORING):
     run = jax.jit(functools.partial(decode_attention, interpret=INTERPRET), static_argnums=3)
     actual = run(*inputs, scoring, queries, slots)
-    expected = jax.jit(reference, static_argnums=3)(*inputs, scoring, queries, slots)
+    expected = wanted(*inputs, scoring, queries, slots)
     assert actual[0].dtype == inputs[0].dtype
     assert actual[1].dtype == jnp.float32
     assert_close(actual, expected, TOLERANCE[str(inputs[0].dtype)])
@@ -134,7 +137,7 @@ def test_a_layer_is_read_where_it_lies():
         )
 
     actual = jax.jit(run)(q, *stacked, jnp.array([3, 2]))
-    assert_close(actual, reference(q, k[::-1], v[::-1], SCORING, queries, slots), 1e-5)
+    assert_close(actual, wanted(q, k[::-1], v[::-1], SCORING, queries, slots), 1e-5)
 
 
 @pytest.mark.slow
@@ -168,7 +171,7 @@ def test_pages(page, ragged, monkeypatch):
     slots = slots._replace(lengths=jnp.array([530, 40]) if ragged else None)
     run = functools.partial(paged_decode_attention, interpret=INTERPRET)
     actual = jax.jit(run, static_argnums=4)(q, *pool, table, SCORING, queries, slots)
-    assert_close(actual, reference(q, *dense, SCORING, queries, slots), 1e-5)
+    assert_close(actual, wanted(q, *dense, SCORING, queries, slots), 1e-5)
 
 
 def test_a_tree_and_the_cache_have_one_softmax():
@@ -196,7 +199,7 @@ def test_a_tree_and_the_cache_have_one_softmax():
     # One token at a time, its ancestors as if they were in the cache.
     for t in (5,):
         seen, one = np.flatnonzero(mask[t]), slice(t, t + 1)
-        expected = reference(
+        expected = wanted(
             q[:, :, one],
             jnp.concatenate([k, new_k[:, :, seen]], 2),
             jnp.concatenate([v, new_v[:, :, seen]], 2),

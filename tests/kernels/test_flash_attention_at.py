@@ -61,6 +61,13 @@ CASES = {
 IN_EVERY_RUN = 1
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def seen_by(mask, q, k):
+    """Which pairs are."""
+    same = q.segment_ids[..., None] == k.segment_ids[:, None]
+    return mask.to_dense(q.positions, k.positions) & same & (q.segment_ids != 0)[..., None]
+
+
 def compare(
     *,
     tokens,
@@ -80,19 +87,17 @@ def compare(
     options |= {"mask": mask, "scale": head_dim**-0.5}
     if slopes:
         options["slopes"] = jnp.linspace(0.01, 0.1, heads[0])
-    seen = mask.to_dense(tokens.positions, keys.positions)
-    seen &= (tokens.segment_ids[..., None] == keys.segment_ids[:, None]) & (
-        tokens.segment_ids != 0
-    )[..., None]
+    seen = seen_by(mask, tokens, keys)
     # The log-sum-exp of nothing is a constant.
     d_lse = jnp.where(seen.any(-1)[:, None], jax.random.normal(jax.random.key(5), q.shape[:3]), 0)
 
     def of(function, **more):
-        return lambda q, k, v: function(q, k, v, tokens, keys, **options, **more)
+        return lambda x: function(*x, tokens, keys, **options, **more)
 
-    found, back = jax.vjp(of(flash_attention_at, blocks=blocks, chip="v5e"), q, k, v)
-    wanted, wanted_back = jax.vjp(of(reference.flash_attention_at), q, k, v)
-    grads, wanted_grads = back((d_out, d_lse)), wanted_back((d_out.astype(jnp.float32), d_lse))
+    x, exact = (q, k, v), d_out.astype(jnp.float32)
+    kernel = of(flash_attention_at, blocks=blocks, chip="v5e")
+    found, grads = results(kernel, x, (d_out, d_lse), False)
+    wanted, wanted_grads = results(of(reference.flash_attention_at), x, (exact, d_lse), False)
     for pair in zip((*found, *grads), (*wanted, *wanted_grads), strict=True):
         assert_near(*pair, TOLERANCE[jnp.dtype(dtype).name])
 
@@ -124,20 +129,19 @@ def test_a_block_is_hidden_or_whole_only_if_all_its_pairs_are(name):
     q, k = case["tokens"], case.get("keys", case["tokens"])
     q, k = (At(*(x[:, : x.shape[1] // block * block] for x in side)) for side in (q, k))
     assert q.positions.size
-    seen = case["mask"].to_dense(q.positions, k.positions)
-    seen &= (q.segment_ids[..., None] == k.segment_ids[:, None]) & (q.segment_ids[..., None] != 0)
+    seen = seen_by(case["mask"], q, k)
     tiles = np.asarray(seen[0]).reshape(seen.shape[1] // block, block, -1, block)
-    found = np.asarray(states(case["mask"], q, k, block, block))
+    found = np.asarray(jax.jit(states, static_argnums=(0, 3, 4))(case["mask"], q, k, block, block))
     some, every = tiles.any((1, 3)), tiles.all((1, 3))
     assert not (some & (found[0] == HIDDEN_BLOCK)).any()
     assert not (~every & (found[0] == WHOLE)).any()
     if name == "gapped":
         assert (some == (found[0] != HIDDEN_BLOCK)).all()
         assert (every == (found[0] == WHOLE)).all()
-    words = np.asarray(in_words(jnp.asarray(found))).reshape(found.shape[1], -1)
+    words = np.asarray(jax.jit(in_words)(found)).reshape(found.shape[1], -1)
     for kb in range(found.shape[2]):
         assert ((words[:, kb // 16] >> 2 * (kb % 16) & 3) == found[0, :, kb]).all()
-    for (first, end), row in zip(np.asarray(bounds(jnp.asarray(found)))[0], found[0], strict=True):
+    for (first, end), row in zip(np.asarray(jax.jit(bounds)(found))[0], found[0], strict=True):
         visited = np.flatnonzero(row != HIDDEN_BLOCK)
         wanted = (visited[0], visited[-1] + 1) if visited.size else (0, 0)
         assert (first, end) == wanted

@@ -41,6 +41,7 @@ to_keys = jax.jit(quantize_keys, static_argnums=(1, 2))
 to_values = jax.jit(quantize_values, static_argnums=(1, 2))
 
 
+wanted = jax.jit(reference, static_argnums=2)
 SCORING = Scoring(0.1)
 
 
@@ -77,7 +78,7 @@ def agree(q, zones, queries, scoring=SCORING, chip="v5e"):
     run = functools.partial(quantized_decode_attention, interpret=INTERPRET, chip=chip)
     actual = jax.jit(run, static_argnums=2)(q, zones, scoring, queries)
     assert actual[0].dtype == q.dtype
-    expected = jax.jit(reference, static_argnums=2)(q, zones, scoring, queries)
+    expected = wanted(q, zones, scoring, queries)
     assert_close(actual, expected, TOLERANCE[str(q.dtype)])
 
 
@@ -114,7 +115,7 @@ def test_rows_lie_anywhere():
         for z in zones
     ]
     actual = jax.jit(run)(q, among, jnp.array([3, 2]))
-    assert_close(actual, reference(q, zones, SCORING, queries), TOLERANCE["float32"])
+    assert_close(actual, wanted(q, zones, SCORING, queries), TOLERANCE["float32"])
 
 
 @pytest.mark.parametrize(
@@ -179,8 +180,7 @@ def test_blocks_past_the_lengths_are_not_read(zones, monkeypatch):
     monkeypatch.setattr(kernels.quantized_decode_attention, "MOST_SCORES", 1024)
     q, zones, queries = make(zones, N=2, K=1, H=64, group=(32, 64), more=("bias",))
     first = with_slots(zones[0], lengths=jnp.array([200, 0]))
-    oracle = jax.jit(reference, static_argnums=2)
-    expected = oracle(q, [first, *zones[1:]], SCORING, queries)
+    expected = wanted(q, [first, *zones[1:]], SCORING, queries)
     nan = kv_quantize.layout.affine_from(jnp.asarray(jnp.nan), jnp.asarray(jnp.nan), 2)
     keys = first.keys.affine.at[:, :, 256 // first.keys.group :].set(nan)
     values = first.values.affine.at[..., 256:].set(nan)
