@@ -1,18 +1,19 @@
 """A state cut as a model of experts is, and the meshes of eight devices that it lies on.
 
-There is no mesh axis for experts yet (RULES["expert"] is None in jaxlm/sharding/mesh.py): they are
-cut by their other axes, along tensor and fsdp. Models themselves are not traced here, which would
-take most of the time; tests/sharding saves their training states on meshes.
+RULES in jaxlm/sharding/mesh.py have no mesh axis for experts, which are cut by their other axes;
+the mesh "expert" is one of a library that has: checkpoints know no rules. Models themselves are not
+traced here, which would take most of the time; tests/sharding saves training states on meshes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from jaxlm.sharding.mesh import MeshConfig, make_mesh, parameter_sharding
 
@@ -21,7 +22,7 @@ MESHES = {
     "fsdp": MeshConfig(data=1, fsdp=8),
     "tensor": MeshConfig(data=1, fsdp=4, tensor=2),
 }
-PLACES = ("one", *MESHES)
+PLACES = ("one", *MESHES, "expert")
 SIZES = {"vocab": 40, "embed": 16, "mlp": 6, "expert": 4, "layers": 2, "heads": 2, "head_dim": 8}
 AXES = {
     "embedding": ("vocab", "embed"),
@@ -32,17 +33,28 @@ AXES = {
 }
 
 
+def cut(place: str) -> tuple[Mesh, Callable[[str, tuple[int, ...]], NamedSharding]]:
+    """The mesh of this name, and how it cuts a parameter of a name and a shape."""
+    if place == "expert":
+        mesh = jax.make_mesh((2, 4), ("data", "expert"), (AxisType.Auto,) * 2)
+        experts = {name: [a if a == "expert" else None for a in AXES[name]] for name in AXES}
+        return mesh, lambda name, _: NamedSharding(mesh, PartitionSpec(*experts[name]))
+    mesh = make_mesh(MESHES.get(place, MeshConfig()))
+    return mesh, lambda name, shape: parameter_sharding(
+        mesh, name, PartitionSpec(*AXES[name]), shape
+    )
+
+
 def shapes(place: str) -> dict[str, Any]:
     """What is restored: on the mesh of this name, or on "one" device."""
-    mesh = make_mesh(MESHES.get(place, MeshConfig()))
+    mesh, sharding = cut(place)
 
     def parameter(name: str, dtype: Any) -> jax.ShapeDtypeStruct:
         shape = tuple(SIZES[axis] for axis in AXES[name])
-        cut = parameter_sharding(mesh, name, PartitionSpec(*AXES[name]), shape)
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=cut)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding(name, shape))
 
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 8))
-    along = NamedSharding(mesh, PartitionSpec(("fsdp", "tensor")))
+    along = NamedSharding(mesh, PartitionSpec(mesh.axis_names[1:]))
     tree = {
         "params": {name: parameter(name, jnp.float32) for name in AXES},
         "moments": {name: parameter(name, jnp.bfloat16) for name in AXES},
