@@ -1,4 +1,4 @@
-"""What saving costs the steps beside it."""
+"""What saving costs the steps beside it, and what SHA-256s cost a restore."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from jaxlm.checkpoints import Saver, available_steps
+from jaxlm.checkpoints import Saver, available_steps, restore
+from jaxlm.checkpoints.layout import step_folder
+from jaxlm.checkpoints.verify import opened_step, read_leaves
 
 
 def measure(run: Callable[[], Any], state: Callable[[], Any], rounds: int) -> dict[str, Any]:
@@ -24,7 +27,8 @@ def measure(run: Callable[[], Any], state: Callable[[], Any], rounds: int) -> di
 
     Returns:
         bytes of the state; milliseconds of a step alone; seconds of a save beside steps, and that
-        it adds to them; and which share of a minute that is, where there is a save a minute.
+        it adds to them; which share of a minute that is, where there is a save a minute; and of the
+        last save what `restore_figures` says.
     """
     run()
     alone, saves, added = [], [], []
@@ -45,6 +49,7 @@ def measure(run: Callable[[], Any], state: Callable[[], Any], rounds: int) -> di
                 alone.append(without / steps)
                 saves.append(took)
                 added.append(took - without)
+        of_restore = restore_figures(Path(folder), rounds, rounds)
     return {
         "benchmark": "save",
         "state MiB": sum(x.nbytes for x in jax.tree.leaves(state())) / 2**20,
@@ -52,4 +57,29 @@ def measure(run: Callable[[], Any], state: Callable[[], Any], rounds: int) -> di
         "seconds of a save": statistics.median(saves),
         "seconds added": statistics.median(added),
         "of a minute": statistics.median(added) / 60,
+        **of_restore,
+    }
+
+
+def restore_figures(directory: Path, step: int, rounds: int) -> dict[str, float]:
+    """Restores a step to the host, and reads the same arrays unchecked, in turn. Its files were
+    just written and lie in memory: from a disk, reading takes longer and the share is smaller.
+
+    Returns:
+        seconds of a restore, and the share of it that checking adds; medians.
+    """
+    restores, shares = [], []
+    for _ in range(rounds + 1):  # the first warms up
+        began = time.perf_counter()
+        restore(directory, step=step)
+        took = time.perf_counter() - began
+        began, folder = time.perf_counter(), step_folder(directory, step)
+        arrays: dict[str, np.ndarray] = {}
+        for part in read_leaves(folder, opened_step(step, folder).leaves):
+            arrays |= part
+        restores.append(took)
+        shares.append(1 - (time.perf_counter() - began) / took)
+    return {
+        "seconds of a restore": statistics.median(restores[1:]),
+        "of it SHA-256": statistics.median(shares[1:]),
     }
