@@ -16,7 +16,7 @@ from absl import logging
 from jaxlm.checkpoints.layout import UNFINISHED, available_steps, step_folder, step_folders
 from jaxlm.checkpoints.leaves import LeafSpec, named_leaves, nest
 from jaxlm.checkpoints.manifest import BadStepError, Manifest
-from jaxlm.checkpoints.verify import opened_step, verified_arrays
+from jaxlm.checkpoints.verify import opened_step, unverified_arrays, verified_arrays
 from jaxlm.sharding.processes import Meeting
 
 
@@ -55,6 +55,7 @@ def restore(
     step: int | None = None,
     up_to: int | None = None,
     prefix: str | tuple[str, ...] = "",
+    verify: bool = True,
 ) -> Restored:
     """Restore a step after checking every SHA-256 of what it loads.
 
@@ -69,6 +70,8 @@ def restore(
         up_to: no newer one than this; None: any.
         prefix: only the part of the state below this path ("params"), read without the rest; of
             several, the first that the checkpoint has.
+        verify: False: the arrays' SHA-256s are left out; sizes and all else are checked. What that
+            spares: `launch.benchmark save`.
 
     Raises:
         NoCheckpointError: no step, or no good one.
@@ -83,7 +86,7 @@ def restore(
         (candidate, folder), state, problem = found, None, None
         try:
             manifest = opened_step(candidate, folder)
-            state = _load(folder, manifest, abstract_state, prefix)
+            state = _load(folder, manifest, abstract_state, prefix, verify)
         except BadStepError as error:
             problem = str(error)
         if meeting is not None:
@@ -143,7 +146,11 @@ def _lies_on_several_processes(abstract_state: Any) -> bool:
 
 
 def _load(
-    folder: Path, manifest: Manifest, abstract_state: Any, prefix: str | tuple[str, ...]
+    folder: Path,
+    manifest: Manifest,
+    abstract_state: Any,
+    prefix: str | tuple[str, ...],
+    verify: bool,
 ) -> Any:
     """Arrays below the prefix, in the structure asked for."""
     specs: dict[str, LeafSpec] = {}
@@ -160,7 +167,8 @@ def _load(
     wanted = None if abstract_state is None else named_leaves(abstract_state)
     if wanted is not None:
         _check_match(specs, wanted)
-    arrays = verified_arrays(folder, manifest, [start + name for name in specs])
+    read = verified_arrays if verify else unverified_arrays
+    arrays = read(folder, manifest, [start + name for name in specs])
     if wanted is None:
         return nest({name: arrays[start + name] for name in specs})
     # pop: the host copy of a leaf can go as soon as the leaf is on its devices.

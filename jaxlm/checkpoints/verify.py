@@ -118,6 +118,18 @@ def verified_arrays(
     return arrays
 
 
+def unverified_arrays(
+    folder: Path, manifest: Manifest, names: Iterable[str]
+) -> dict[str, np.ndarray]:
+    """Read the named leaves; only their sizes are checked.
+
+    Raises:
+        BadStepError: a leaf can't be read.
+    """
+    parts = read_leaves(folder, {name: manifest.leaves[name] for name in names})
+    return {name: array for part in parts for name, array in part.items()}
+
+
 def read_leaves(folder: Path, specs: Mapping[str, LeafSpec]) -> Iterator[dict[str, np.ndarray]]:
     """The named leaves, some at a time, of a folder that may have no manifest yet.
 

@@ -78,6 +78,21 @@ def test_damaged_file(directory, file, damage, verdict, caplog):
         restore(directory, state_at(0), step=2)
 
 
+@pytest.mark.parametrize(
+    ("file", "damage", "step"),
+    [
+        ("state/params.dense.kernel/0.0", flip, 2),
+        ("state/params.dense.kernel/0.0", truncate, 1),
+        ("state/params.dense.kernel/.zarray", flip, 1),
+        ("manifest.json", flip, 1),
+    ],
+)
+def test_unverified_a_flipped_bit_of_an_array_is_not_seen(directory, file, damage, step):
+    """And all other damage is."""
+    damage(directory / "step_00000002" / file)
+    assert restore(directory, state_at(0), verify=False).step == step
+
+
 def test_every_byte_of_an_array_counts(directory):
     chunk = directory / "step_00000002/state/opt.0.mu.k/0.0"
     for position in (0, 1, 100, 511):
