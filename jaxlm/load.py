@@ -113,9 +113,8 @@ def open_checkpoint(
     folder = run_folder(path)
     if step is not None and step not in available_steps(folder / CHECKPOINTS):
         return load_config(folder), load_tokenizer(str(folder / TOKENIZER)), step
-    restored = restore(folder / CHECKPOINTS, step=step, prefix=("ema", "params"))
-    config = ModelConfig.from_dict(restored.metadata["model"])
-    return config, load_tokenizer(str(restored.folder / TOKENIZER)), restored.step
+    restored, tokenizer = _restored(folder, step)
+    return ModelConfig.from_dict(restored.metadata["model"]), tokenizer, restored.step
 
 
 def load_config(path: str | Path) -> ModelConfig | EncoderDecoderConfig:
@@ -200,13 +199,11 @@ def _load_run(
     mesh: Mesh | None,
 ) -> tuple[Transformer, Any, Tokenizer]:
     """`load` of a workdir."""
-    folder = run_folder(path)
-    restored = restore(folder / CHECKPOINTS, step=step, prefix=("ema", "params"))
+    restored, tokenizer = _restored(run_folder(path), step)
     own = config = ModelConfig.from_dict(restored.metadata["model"])
     dtypes = {"dtype": dtype, "param_dtype": param_dtype}
     config = with_numerics(config, **{n: value for n, value in dtypes.items() if value is not None})
     model = Transformer(config)
-    tokenizer = load_tokenizer(str(restored.folder / TOKENIZER))
     finetune = build(FinetuneConfig, restored.metadata.get("finetune") or {}, "finetune")
     if finetune.adapter is not None:
         params = _adapted(model, Transformer(own), finetune, mesh, restored)
@@ -218,6 +215,19 @@ def _load_run(
             parameter_shardings(model, mesh),
         )
     return model, params, tokenizer
+
+
+def _restored(folder: Path, step: int | None) -> tuple[Restored, Tokenizer]:
+    """Parameters of a workdir's step, and its tokenizer: both of a newer step, where a run that
+    goes on deleted that one before its tokenizer was read.
+    """
+    while True:
+        restored = restore(folder / CHECKPOINTS, step=step, prefix=("ema", "params"))
+        try:
+            return restored, load_tokenizer(str(restored.folder / TOKENIZER))
+        except Exception:  # whatever a tokenizer's library says of a file that is gone
+            if restored.folder.is_dir():
+                raise
 
 
 def finetune_of(path: str | Path) -> FinetuneConfig:

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import struct
+import sys
 import time
 from pathlib import Path
 
@@ -20,12 +21,15 @@ from tensorboardX.proto.event_pb2 import Event
 import jaxlm
 from jaxlm.checkpoints import (
     ConfigMismatchError,
+    NoCheckpointError,
     StateMismatchError,
     WorkdirLockedError,
     available_steps,
     load_numpy,
+    restore,
     workdir_lock,
 )
+from jaxlm.checkpoints.retention import discard
 from jaxlm.data.loader import open_loader
 from jaxlm.load import load_config
 from jaxlm.training import loop, progress
@@ -264,6 +268,28 @@ def test_a_run_is_opened(finished):
     assert model.config.d_model == finished.run.model["d_model"]
     assert_same_bytes(params, finished.result.state.averaged_params)
     assert tokenizer.name == "bytes"
+
+
+def test_a_step_that_is_deleted_while_it_is_opened(finished, tmp_path, monkeypatch):
+    """Of a run that goes on: another step is opened, and an error where none is left."""
+    shutil.copytree(finished.workdir, tmp_path / "run")
+    *_, older, newest = available_steps(tmp_path / "run/checkpoints")
+
+    def deleted(*arguments, **options):
+        restored = restore(*arguments, **options)
+        if restored.step == newest:
+            discard(restored.folder)
+        return restored
+
+    monkeypatch.setattr(sys.modules["jaxlm.load"], "restore", deleted)
+    with pytest.raises(NoCheckpointError, match=f"step {newest} "):
+        jaxlm.load(tmp_path / "run", step=newest)
+    shutil.rmtree(tmp_path / "run")
+    shutil.copytree(finished.workdir, tmp_path / "run")
+    _, params, _ = jaxlm.load(tmp_path / "run")
+    kept = restore(tmp_path / "run/checkpoints", prefix=("ema", "params"))
+    assert kept.step == older
+    assert_same_bytes(params, kept.state)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"data": {}}', None])
