@@ -13,6 +13,7 @@ from jaxlm.adapters.lora import adapted_shardings, add_adapters, is_learned, mer
 from jaxlm.adapters.quantize import check_kind, quantize_params
 from jaxlm.checkpoints import available_steps, restore, tree_digest
 from jaxlm.checkpoints.config_file import CONFIG, saved_config
+from jaxlm.checkpoints.manifest import check_file_name
 from jaxlm.checkpoints.restore import Restored
 from jaxlm.config import build
 from jaxlm.data.tokenizers import Tokenizer, load_tokenizer
@@ -62,7 +63,7 @@ def run_folder(path: str | Path) -> Path:
 def _default_run(path: Path) -> str:
     """The run that default.json names."""
     try:
-        return str(json.loads(path.read_text())["run"])
+        return check_file_name(str(json.loads(path.read_text())["run"]))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f'{path} names no run ({error}); allowed: {{"run": NAME}} with a run\'s folder in '

@@ -25,6 +25,7 @@ from rich.table import Table
 from jaxlm.checkpoints.difference import step_differences
 from jaxlm.checkpoints.layout import step_folders
 from jaxlm.checkpoints.leaves import named_leaves
+from jaxlm.checkpoints.manifest import BadStepError
 from jaxlm.checkpoints.restore import restore
 from jaxlm.checkpoints.survey import Survey, survey, survey_step
 from jaxlm.interop.write import write_tensors
@@ -116,14 +117,17 @@ def verify(text: str) -> int:
     folders = step_folders(directory)
     if step is not None and step not in folders:
         raise FileNotFoundError(f"{directory} has no step {step}; allowed: {list(folders)}")
+    if not folders:
+        raise FileNotFoundError(f"{directory} has no step")
     bad = 0
     for number in sorted(folders) if step is None else [step]:
         began = time.perf_counter()
         found = survey_step(number, folders[number], arrays=True)
         took = time.perf_counter() - began
         if found.problem is not None:
-            bad += 1
-            OUT.print(f"step {number}: bad: {found.problem}")
+            gone = not folders[number].is_dir()  # by a run that goes on
+            bad += not gone
+            OUT.print(f"step {number}: {'deleted meanwhile' if gone else 'bad: ' + found.problem}")
             continue
         rate = found.nbytes / 2**20 / took
         size = f"{found.nbytes / 2**20:,.1f} MiB in {took:.2f} s ({rate:,.0f} MiB/s)"
@@ -140,11 +144,14 @@ def diff(first: str, second: str) -> int:
         pairs.append((found.folder, found.manifest))
         OUT.print(f"{found.folder}: SHA-256 {found.manifest.digest}")
     different = 0
-    for line in step_differences(*pairs):
-        different += 1
-        OUT.print(line)
+    try:
+        for line in step_differences(*pairs):
+            different += 1
+            OUT.print(line)
+    except BadStepError as error:
+        raise ValueError(f"one of them is damaged (`verify` says which): {error}") from error
     if not different:
-        OUT.print("equal, to the bit")
+        OUT.print("equal, to the bit, by the SHA-256s that were saved")
     return int(different > 0)
 
 

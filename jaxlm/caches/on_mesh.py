@@ -6,6 +6,8 @@ to there. What does not divide evenly, as the one row of a prompt, each device h
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,14 +21,18 @@ from jaxlm.sharding.mesh import dividing_spec, mesh_of_several
 
 def init_cache(kind: CacheKind, config: ModelConfig, batch: int, capacity: int) -> Any:
     """An empty cache, see `CacheKind.init`: no device ever holds more than its part."""
-
-    def make() -> Any:
-        return kind.init(config, batch, capacity)
-
     mesh = mesh_of_several()
     if mesh is None:
-        return make()
-    return jax.jit(make, out_shardings=cache_specs(mesh, jax.eval_shape(make)))()
+        return kind.init(config, batch, capacity)
+    return _maker(mesh, kind, config, batch, capacity)()
+
+
+@functools.cache  # else each request would compile
+def _maker(
+    mesh: AbstractMesh, kind: CacheKind, config: ModelConfig, batch: int, capacity: int
+) -> Callable[[], Any]:
+    make = functools.partial(kind.init, config, batch, capacity)
+    return jax.jit(make, out_shardings=cache_specs(mesh, jax.eval_shape(make)))
 
 
 def cache_specs(mesh: AbstractMesh, cache: Any) -> Any:

@@ -29,7 +29,7 @@ from jaxlm.checkpoints.manifest import (
     Manifest,
     is_chunk,
 )
-from jaxlm.checkpoints.retention import discard
+from jaxlm.checkpoints.retention import set_aside
 from jaxlm.checkpoints.verify import marker_bytes, verified_arrays, verified_manifest
 
 
@@ -126,15 +126,17 @@ def seal(
 
 def publish(directory: Path, manifest: Manifest, unfinished: Path) -> Path:
     """Give a sealed folder its step's name, unless a good folder of these contents has it."""
-    final = step_folder(directory, manifest.step)
+    final, replaced = step_folder(directory, manifest.step), None
     if final.exists():
         if _holds(final, manifest):
             logging.info("step %d is already saved, with these contents", manifest.step)
             shutil.rmtree(unfinished)
             return final
-        discard(final)
+        replaced = set_aside(final)
     unfinished.rename(final)
     _sync(directory)
+    if replaced is not None:  # only now: to delete takes seconds, and a kill in them cost both
+        shutil.rmtree(replaced, ignore_errors=True)
     return final
 
 

@@ -9,15 +9,15 @@ import numpy as np
 
 from jaxlm.checkpoints.config_file import differences
 from jaxlm.checkpoints.leaves import LeafSpec
-from jaxlm.checkpoints.manifest import Manifest
+from jaxlm.checkpoints.manifest import STATE, Manifest
 from jaxlm.checkpoints.verify import verified_arrays
 
 PLACES = ("in the first", "in the second")
 
 
 def step_differences(first: tuple[Path, Manifest], second: tuple[Path, Manifest]) -> Iterator[str]:
-    """A line for each field of the metadata and each leaf that differ; none: the steps are equal
-    to the bit. Only leaves whose SHA-256 differ are read, a pair at a time.
+    """A line for each field of the metadata, each other file and each leaf that differ; none: the
+    steps were saved equal to the bit. Only leaves whose SHA-256 differ are read, a pair at a time.
 
     Args:
         first, second: folder and verified manifest of a step.
@@ -27,6 +27,10 @@ def step_differences(first: tuple[Path, Manifest], second: tuple[Path, Manifest]
     """
     (_, a), (_, b) = first, second
     yield from differences(a.metadata, b.metadata, "metadata", PLACES)
+    for name in sorted(a.files.keys() | b.files.keys()):
+        digests = [f.sha256 if (f := m.files.get(name)) else "absent" for m in (a, b)]
+        if not name.startswith(f"{STATE}/") and digests[0] != digests[1]:
+            yield f"{name}: {digests[0]} {PLACES[0]}, {digests[1]} {PLACES[1]}"
     for name in sorted(a.leaves.keys() | b.leaves.keys()):
         one, other = a.leaves.get(name), b.leaves.get(name)
         if one is None or other is None or one != other:

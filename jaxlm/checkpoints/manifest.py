@@ -75,7 +75,7 @@ class Manifest:
 
 
 def check_file_name(name: str) -> str:
-    """The name, if it stays inside the step folder.
+    """The name, if it stays inside its folder.
 
     Raises:
         ValueError: absolute, with "..", or otherwise not a plain relative path.
@@ -83,7 +83,7 @@ def check_file_name(name: str) -> str:
     path = PurePosixPath(name)
     plain = name and str(path) == name and not path.is_absolute() and ".." not in path.parts
     if not plain or name == "." or "\\" in name or "\0" in name:
-        raise ValueError(f"file name {name!r}; allowed: a relative path inside the step folder")
+        raise ValueError(f"file name {name!r}; allowed: a relative path inside its folder")
     return name
 
 

@@ -30,7 +30,7 @@ class StateMismatchError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """One verified step.
+    """One step.
 
     Attributes:
         state: as asked for: the structure of `abstract_state`, or nested dicts of NumPy arrays.

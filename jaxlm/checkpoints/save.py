@@ -35,13 +35,13 @@ class Saver:
 
     Args:
         directory: where the step folders go; made if absent.
-        keep_last, keep_every: see Retention.
+        keep_last, keep_every, go_back: see Retention.
 
     With several JAX processes each has a Saver of the same directory, which they share, and calls
     the same methods; the first one's metadata and files are saved.
 
     Raises:
-        ValueError: a retention number below 1.
+        ValueError: a retention number that is too small.
     """
 
     def __init__(
@@ -50,9 +50,10 @@ class Saver:
         *,
         keep_last: int = 3,
         keep_every: int | None = None,
+        go_back: int = 0,
     ):
         self.directory = Path(directory)
-        self.retention = Retention(keep_last, keep_every)
+        self.retention = Retention(keep_last, keep_every, go_back)
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: concurrent.futures.Future[None] | None = None
         self._meeting = Meeting()

@@ -156,6 +156,11 @@ def _speaking(talk: Talk, which: Int[Array, ""]) -> Bool[Array, "B"]:
     return (talk.active == which) & ~talk.done & (talk.drawn < talk.used.shape[1])
 
 
+def _read_at_once(model: Transformer, behind: int) -> int:
+    """Of so many tokens, padded to a power of two, as far as there are positions."""
+    return min(CHUNK, model.config.encoding.max_length or CHUNK, 1 << (behind - 1).bit_length())
+
+
 @functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=(3,))
 def _catch_up(
     model: Transformer, params: Any, talk: Talk, cache: KVCache, which: Int[Array, ""], size: int
@@ -164,7 +169,8 @@ def _catch_up(
     at = cache.lengths[:, None] + jnp.arange(size)[None]
     there = (at < talk.lengths[:, None] - 1) & _speaking(talk, which)[:, None]
     ids = jnp.take_along_axis(talk.text, jnp.minimum(at, talk.text.shape[1] - 1), 1)
-    given = (ids, at, there.astype(jnp.int32), cache)
+    # A learned table has no position for what is behind its end, not even for padding.
+    given = (ids, jnp.where(there, at, 0), there.astype(jnp.int32), cache)
     _, kv = model.apply({"params": params}, *given, return_kv=True, method="hidden")
     return commit(cache, kv, at, given[2])
 
@@ -323,7 +329,7 @@ def generate_adaptive(
         behind = np.where(own, np.asarray(talk.lengths - 1 - kept[which].lengths), 0)
         read[which] += behind.sum()
         while behind.max() > 0:
-            size = min(CHUNK, 1 << int(behind.max() - 1).bit_length())
+            size = _read_at_once(model, int(behind.max()))
             kept[which] = _catch_up(model, params, talk, kept[which], at, size)
             behind = np.maximum(behind - size, 0)
         given = (talk, kept[which], at, rules, sampling, stops, most)

@@ -149,8 +149,7 @@ def _found(
         told = "allowed: no temperature, top_k, top_p or other truncation, as nothing is drawn"
         raise ValueError(f"method={str(method)!r}; {told}")
     tokens, lengths = place_prompt(*r.prompt)
-    capacity = tokens.shape[1] + r.max_new_tokens
-    cache = init_cache(r.cache, model.config, len(lengths), capacity)
+    cache = init_cache(r.cache, model.config, len(lengths), r.capacity)
     rest = (r.max_new_tokens, r.sampling, jnp.asarray(r.stop_tokens))
     texts = jax.tree.map(np.asarray, method.search(model, params, (tokens, lengths), cache, *rest))
     found = []

@@ -52,6 +52,11 @@ class Request:
     stop_tokens: np.ndarray
     cache: CacheKind
 
+    @property
+    def capacity(self) -> int:
+        """Slots of each row in the cache."""
+        return _slots(self.prompt[0].shape[1], self.max_new_tokens)
+
     def start(self, model: Model, params: Any, logprobs: int | None = None) -> DecodeState:
         """Reads the prompts, once each, and draws the first token of each row.
 
@@ -62,9 +67,7 @@ class Request:
         rest = (self.max_new_tokens, self.sampling, jnp.asarray(self.stop_tokens))
         if isinstance(model, EncoderDecoder):
             return prefill_encoded(model, params, (tokens, lengths), *rest, logprobs)
-        # Of a multiple of 8 slots: else XLA for TPUs lays a cache out as kernels do not read it.
-        capacity = round_up(tokens.shape[1] + self.max_new_tokens, 8)
-        cache = init_cache(self.cache, model.config, len(lengths), capacity)
+        cache = init_cache(self.cache, model.config, len(lengths), self.capacity)
         read = prefill if len(self.before) == len(lengths) else prefill_shared
         return read(model, params, (tokens, lengths), cache, *rest, logprobs=logprobs)
 
@@ -107,7 +110,8 @@ def make_request(
         raise ValueError(f"cache={str(kind)!r}; allowed: 'dense' with an encoder–decoder")
     ends = [len(row) + max_new_tokens for row in rows for _ in range(rows_each)]
     _check_holds(kind, ends)
-    _check_memory(model, kind, len(ends), longest, max_new_tokens)
+    padded = _padded(rows, limit)
+    _check_memory(model, kind, len(ends), padded[0].shape[1], max_new_tokens)
     stops, size = _stops(tokenizer, stop_token_ids, model), model.config.vocab_size
     known = tuple(i for i in stops.tolist() if 0 <= i < size)
     batch = Batch(len(rows), size, known, max_new_tokens)
@@ -116,7 +120,12 @@ def make_request(
         told = "allowed: above 0, as greedy continuations are all alike"
         raise ValueError(f"temperature=0 with {copies} of each prompt; {told}")
     before = [[] if encoded else row for row in rows for _ in range(copies)]
-    return Request(before, _padded(rows, limit), max_new_tokens, sampling, stops, kind)
+    return Request(before, padded, max_new_tokens, sampling, stops, kind)
+
+
+def _slots(width: int, max_new_tokens: int) -> int:
+    """Of a multiple of 8: else XLA for TPUs lays a cache out as kernels do not read it."""
+    return round_up(width + max_new_tokens, 8)
 
 
 def check_batch(prompts: Any) -> Sequence[Any]:
@@ -223,13 +232,13 @@ def _check_holds(cache: CacheKind, lengths: Sequence[int]) -> None:
 
 
 def _check_memory(
-    model: Model, cache: CacheKind, rows: int, longest: int, max_new_tokens: int
+    model: Model, cache: CacheKind, rows: int, width: int, max_new_tokens: int
 ) -> None:
     """Raises ValueError where keys and values would take more than all memory that there is."""
     if isinstance(model, EncoderDecoder):
         config, capacity = model.config.decoder, max_new_tokens
     else:
-        config, capacity = model.config, longest + max_new_tokens
+        config, capacity = model.config, _slots(width, max_new_tokens)
     wanted, there = cache.nbytes_of(config, rows, capacity), device_memory()
     if there is not None and wanted > there:
         raise ValueError(

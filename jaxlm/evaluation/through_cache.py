@@ -53,7 +53,8 @@ def losses_through_cache(
         there = (at < N).astype(jnp.int32)
         parts = (jax.lax.dynamic_slice_in_dim(x, start, chunk, 1) for x in (inputs, targets))
         tokens, said = parts
-        given = (tokens, at, there, cache)
+        # A learned table has no position for what is behind its end, not even for padding.
+        given = (tokens, jnp.where(at < N, at, 0), there, cache)
         hidden, kv = model.apply({"params": params}, *given, method="hidden", return_kv=True)
         return commit(cache, kv, at, there), -token_scores(model, params, hidden, said)[0]
 

@@ -5,9 +5,26 @@ from __future__ import annotations
 import math
 import os
 import resource
+from pathlib import Path
 from typing import Any
 
 import jax
+
+# What a container may take, by the second and the first version of Linux's control groups.
+CONTAINER_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+
+
+def host_memory() -> int:
+    """Bytes that this process can have of the host's memory at most."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if address_space != resource.RLIM_INFINITY:
+        limits.append(address_space)
+    container = [path.read_text().strip() for path in CONTAINER_LIMITS if path.is_file()]
+    return min(limits + [int(text) for text in container if text.isdecimal()])  # or "max"
 
 
 def device_memory() -> int | None:
@@ -16,9 +33,7 @@ def device_memory() -> int | None:
     """
     devices = jax.local_devices()
     if devices[0].platform == "cpu":
-        room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-        return room if limit == resource.RLIM_INFINITY else min(room, limit)
+        return host_memory()
     limits = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
     return None if None in limits else sum(limit for limit in limits if limit is not None)
 

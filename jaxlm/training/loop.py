@@ -110,9 +110,8 @@ def run_loop(
         settings |= {} if begin.digest is None else {"base": begin.digest}
         changed, absent = allow_config_change, run.default_settings()
         from_first(lambda: check_config(workdir, settings, changed, absent))
-        keep, about = run.checkpoint, {**settings, "tokenizer": tokenizer.name}
-        files = {TOKENIZER: workdir / TOKENIZER}
-        saver = Saver(checkpoints, keep_last=keep.keep_last, keep_every=keep.keep_every)
+        about, files = {**settings, "tokenizer": tokenizer.name}, {TOKENIZER: workdir / TOKENIZER}
+        saver = _saver(run, checkpoints)
         with stop_on_signals() as stop, saver:
             step, go_on = _step_and_states(run, model, begin, mesh, checkpoints)
             state, saved = go_on(None)
@@ -134,12 +133,20 @@ def run_loop(
                 stop=stop,
             )
             loop, state = _to_the_end(loop, state, saver, go_on, report)
+            stopped = stop.at_the_end()
         # All is saved: a signal ends what is left as it ends any program.
-        held_out = loop.evaluate(state) if stop.name is None else None
-    if stop.name is not None:
+        held_out = loop.evaluate(state) if stopped is None else None
+    if stopped is not None:
         line = "stopped by %s at step %d, which is saved; the same command goes on from there"
-        logging.warning(line, stop.name, int(state.step))
-    return TrainResult(state, begin.frozen, held_out, stop.name)
+        logging.warning(line, stopped, int(state.step))
+    return TrainResult(state, begin.frozen, held_out, stopped)
+
+
+def _saver(run: RunConfig, checkpoints: Path) -> Saver:
+    """Keeps a step that the run can go back to, whichever of the next ones has a spike."""
+    keep, rollback = run.checkpoint, run.train.rollback
+    go_back = 0 if rollback is None else rollback.skip - 1
+    return Saver(checkpoints, keep_last=keep.keep_last, keep_every=keep.keep_every, go_back=go_back)
 
 
 def _to_the_end(
@@ -148,7 +155,9 @@ def _to_the_end(
     """All steps, with a return to an earlier one at each spike of the loss."""
     while True:
         try:
-            return loop, loop.run_steps(state)
+            state = loop.run_steps(state)
+            saver.wait()
+            return loop, state
         except SpikeError as spike:
             back_to, skipped = spike.back_to, spike.skipped
         # The error is gone, and with it the state of the spike: there is room for another.
@@ -212,7 +221,7 @@ def _step_and_states(
     train_step = make_train_step(model, optimizer, run.train, _objective(run, model))
 
     def go_on(up_to: int | None) -> tuple[TrainState, Mapping[str, Any]]:
-        if available_steps(folder):
+        if from_first(lambda: bool(available_steps(folder))):
             restored = restore(folder, shapes, up_to=up_to)
             logging.info("going on from step %d of %s", restored.step, folder)
             return restored.state, restored.metadata

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from jaxlm.sharding.processes import Once
+from jaxlm.sharding.processes import Meeting, Once
 
 
 class Interrupt:
@@ -38,6 +38,7 @@ class StopRequest:
     def __init__(self):
         self.name: str | None = None
         self._agreed = Once() if jax.process_count() > 1 else None
+        self._end = Meeting()
 
     def is_last(self, step: int) -> bool:
         """Whether the run stops after this step, which is dispatched; asked after each of them."""
@@ -50,6 +51,12 @@ class StopRequest:
             return False
         self.name, last = told
         return step >= last
+
+    def at_the_end(self) -> str | None:
+        """The signal that came to any of the processes, whether or not all of them heard of it
+        before their last step; waits for all.
+        """
+        return next(filter(None, self._end.tell(self.name)), None)
 
 
 @contextmanager

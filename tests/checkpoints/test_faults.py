@@ -1,6 +1,7 @@
 """Saves that can't be done: what is there stays, the error says why, nothing is left over."""
 
 import contextlib
+import functools
 import os
 import resource
 import subprocess
@@ -25,12 +26,13 @@ def file_size_limit(directory: Path):
 
 
 @contextlib.contextmanager
-def full_disk(directory: Path):
-    """The rest of the (tiny) file system is taken by another file."""
+def full_disk(directory: Path, left: int = 0):
+    """The rest of the (tiny) file system but so many bytes is taken by another file."""
     taken = directory.parent / "taken"
     with taken.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(bytes(4096))
+    os.truncate(taken, taken.stat().st_size - left)
     try:
         yield
     finally:
@@ -96,8 +98,10 @@ def test_file_too_large(folder):
     check_fault(folder, file_size_limit, "File too large")
 
 
-def test_disk_full(tiny_disk):
-    check_fault(tiny_disk, full_disk, "[Errno 28] No space left on device")
+# Without room for the array; and with room for it, but not for what else a step has.
+@pytest.mark.parametrize("left", [0, 320_000 + 4096])
+def test_disk_full(tiny_disk, left):
+    check_fault(tiny_disk, functools.partial(full_disk, left=left), "No space left on device")
 
 
 def test_read_only_folder(folder):

@@ -38,14 +38,20 @@ def test_deletion_that_stops_half_way_leaves_no_half_step(tmp_path, monkeypatch,
     assert os.listdir(tmp_path) == ["step_00000003"]
 
 
-@given(st.sets(st.integers(0, 50), min_size=1), st.integers(1, 4), st.none() | st.integers(1, 6))
-def test_what_goes(steps, keep_last, keep_every):
+@given(
+    st.sets(st.integers(0, 50), min_size=1),
+    st.integers(1, 4),
+    st.none() | st.integers(1, 6),
+    st.integers(0, 20),
+)
+def test_what_goes(steps, keep_last, keep_every, go_back):
     for saved in steps:
-        gone = Retention(keep_last, keep_every).superseded(steps, saved)
+        gone = Retention(keep_last, keep_every, go_back).superseded(steps, saved)
+        far = max((step for step in steps if step <= saved - go_back), default=None)
         for step in steps:
             newer = sum(step < other <= saved for other in steps)
-            kept_for_ever = keep_every is not None and step % keep_every == 0
-            assert (step in gone) == (step < saved and newer >= keep_last and not kept_for_ever)
+            kept = step == far or (keep_every is not None and step % keep_every == 0)
+            assert (step in gone) == (step < saved and newer >= keep_last and not kept)
 
 
 def test_a_bad_newer_step_never_pushes_out_the_good_one(tmp_path):
@@ -55,7 +61,7 @@ def test_a_bad_newer_step_never_pushes_out_the_good_one(tmp_path):
     assert available_steps(tmp_path) == [3, 9]
 
 
-@pytest.mark.parametrize("bad", [{"keep_last": 0}, {"keep_every": 0}])
+@pytest.mark.parametrize("bad", [{"keep_last": 0}, {"keep_every": 0}, {"go_back": -1}])
 def test_bad_numbers(tmp_path, bad):
-    with pytest.raises(ValueError, match="=0; allowed: an integer >= 1"):
+    with pytest.raises(ValueError, match=r"=0; allowed: an integer >= 1|=-1; allowed: .* >= 0"):
         Saver(tmp_path, **bad)

@@ -1,5 +1,7 @@
 """What goes wrong where several processes save and restore: all say so (see test_meshes.py)."""
 
+import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -12,8 +14,8 @@ from jaxlm.checkpoints.layout import step_folder
 from tests.checkpoints.placed import shapes, state
 
 
-def two_processes(source, target):
-    """What each said, and its exit status."""
+def two_processes(source, target, largest_file=None):
+    """What each said, and its exit status; the second one's files are no larger than said."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"localhost:{free.getsockname()[1]}"
@@ -21,6 +23,8 @@ def two_processes(source, target):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     commands = [[*module, str(index), str(source), str(target)] for index in range(2)]
     processes = [subprocess.Popen(command, **pipes) for command in commands]
+    if largest_file is not None:
+        resource.prlimit(processes[1].pid, resource.RLIMIT_FSIZE, (largest_file, largest_file))
     said = [process.communicate(timeout=120) for process in processes]
     return [(p.returncode, *texts) for p, texts in zip(processes, said, strict=True)]
 
@@ -37,6 +41,19 @@ def by_one(tmp_path_factory):
 
 
 def test_all_fail_if_one_can_not_write(by_one, tmp_path):
+    """And the older steps stay."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    shutil.copytree(step_folder(by_one, 2), step_folder(source, 2))
+    shutil.copytree(step_folder(by_one, 1), step_folder(target, 1))
+    first, second = two_processes(source, target, largest_file=64)
+    assert second[0] == 1 and "SaveError: step 2 was not saved in" in second[2]
+    assert "File too large" in second[2]
+    assert first[0] == 1 and "OtherProcessError: process 1 of 2: " in first[2]
+    assert os.listdir(target) == ["step_00000001"]
+
+
+@pytest.mark.slow
+def test_all_fail_if_the_first_makes_no_folder(by_one, tmp_path):
     shutil.copytree(by_one, source := tmp_path / "source")
     shutil.rmtree(step_folder(source, 3))
     (tmp_path / "file").write_text("")

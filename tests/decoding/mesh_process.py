@@ -15,6 +15,7 @@ from jaxlm.decoding.generate import complete
 from jaxlm.decoding.request import make_request
 from jaxlm.model.parameters import parameter_shardings
 from jaxlm.sharding.mesh import MeshConfig, make_mesh
+from jaxlm.training.compiles import count_compiles
 from tests.decoding import tiny
 from tests.decoding.test_caches import SETTINGS
 
@@ -68,6 +69,9 @@ def main(*names: str) -> None:
         for cache, text in settings.items():
             assert said(placed, text) == alone[cache], cache
             found[cache] = of_loop(placed, text)
+            with count_compiles() as compiles:
+                said(placed, text)
+            assert not sum(compiles.values()), cache
         assert [said(placed, "dense", **way) for way in ways] == others
     print(json.dumps(found))
 

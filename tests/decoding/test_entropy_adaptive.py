@@ -11,6 +11,7 @@ import pytest
 from jaxlm import caches
 from jaxlm.decoding import entropy_adaptive as module
 from jaxlm.decoding.entropy_adaptive import EntropyAdaptive, Spoken, generate_adaptive
+from jaxlm.decoding.generate import complete
 from jaxlm.decoding.processors.batch import Batch
 from jaxlm.decoding.sampling import Sampling
 from jaxlm.model.parameters import init_params
@@ -101,6 +102,18 @@ def test_each_token_is_drawn_by_the_model_that_the_rule_names(window, dwell, ret
         turned = [0, *(np.flatnonzero(np.diff(used)) + 1)]
         assert min(np.diff(turned)) >= dwell
     assert say(settings, [PROMPTS[1]]).tokens == [said.tokens[1]]
+
+
+def test_a_text_as_long_as_a_learned_table():
+    """Which has no position for the padding of what is read at once."""
+    model = tiny.model("learned", context_length=48)
+    one = model, jax.tree.map(lambda x: 3 * x, init_params(model, 0))
+    prompt = [7 + i % 50 for i in range(40)]
+    given = caches.parse("dense"), Sampling.make(1), ()
+    said = generate_adaptive(one, one, [prompt], 8, EntropyAdaptive(0.0, 1, 1), *given)
+    assert set(said.model_used[0]) == {0, 1}
+    (alone,) = complete(*one, tiny.TOKENIZER, [prompt], 8)
+    assert said.tokens == [alone.token_ids]
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Methods of search behind the one door."""
 
+import math
+
 import pytest
 
 from jaxlm.decoding import search
@@ -66,6 +68,12 @@ def test_each_prompt_has_as_many_texts():
     assert len(others) == 2 and all(len(c.token_ids) == 12 for c in others)
 
 
+def test_contrastive_search_says_what_is_allowed_where_that_is_less_than_it_compares():
+    method = "contrastive(penalty_alpha=0.9, top_k=4)"
+    found = say(method=method, allowed_token_ids=[65, 66])
+    assert all(set(c.token_ids) <= {65, 66} and math.isfinite(c.score) for c in found)
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -81,7 +89,7 @@ def test_each_prompt_has_as_many_texts():
             {"method": "beam(length_penalty=-6)"},
             "length_penalty=-6; allowed: a number from -5 to 5",
         ),
-        ({"method": "beam(num_beams=99_000_000)"}, "198000000 × 37 tokens would take"),
+        ({"method": "beam(num_beams=9_900_000)"}, "19800000 × 48 tokens would take"),
         ({"method": "beam", "cache": "paged(page=16, pages=9)"}, "that holds 8 texts of up to 37"),
         ({"method": "contrastive(top_k=300)"}, "top_k=300; allowed: at most vocab_size"),
     ],

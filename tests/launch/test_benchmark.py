@@ -11,6 +11,8 @@ import time
 import numpy as np
 import pytest
 
+from jaxlm.checkpoints import Saver
+from jaxlm.checkpoints.digest import leaf_digest
 from jaxlm.interop.write import write_hub_folder
 from launch import benchmark_load, benchmark_save
 from tests.decoding import tiny
@@ -68,8 +70,21 @@ def test_save():
     # Sleep takes no time from a save, nor a save from sleep: only the snapshot and the last wait.
     assert 0 < figures["seconds added"] < figures["seconds of a save"]
     assert figures["of a minute"] == figures["seconds added"] / 60
-    # What is restored is what was saved last; some of its time is reading.
-    assert figures["seconds of a restore"] > 0 and figures["of it SHA-256"] < 1
+    assert figures["seconds of a restore"] > 0
+
+
+def test_what_digests_take_of_a_restore(tmp_path, monkeypatch):
+    """A second here, beside a restore of 16 bytes, which takes less even on a busy machine."""
+    with Saver(tmp_path) as saver:
+        saver.save(1, {"w": np.zeros(4, np.float32)})
+
+    def slow(*arguments):
+        time.sleep(1)
+        return leaf_digest(*arguments)
+
+    monkeypatch.setattr("jaxlm.checkpoints.verify.leaf_digest", slow)
+    figures = benchmark_save.restore_figures(tmp_path, 1, 1)
+    assert figures["seconds of a restore"] >= 1 and 0.5 < figures["of it SHA-256"] < 1
 
 
 @pytest.mark.slow

@@ -95,6 +95,24 @@ def test_diff_of_two_models(said, workdir, tmp_path):
     assert "more: absent in the first, float32[3] in the second" in text
 
 
+def test_diff_names_other_files_and_refuses_damage(said, workdir, tmp_path):
+    other, state = tmp_path / "other", state_at(2)
+    state["params"]["dense"]["kernel"] += 1
+    with Saver(other / "checkpoints") as saver:
+        saver.save(2, state, files={"tokenizer/more.json": b"{}"})
+    status, text = said("diff", workdir, other)
+    assert status == 1 and "tokenizer/more.json: absent in the first, 44136fa3" in text
+    damage(other, 2)
+    status, text = said("diff", workdir, other)
+    assert status == 2 and "one of them is damaged" in text
+
+
+def test_verify_of_no_step(said, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    status, text = said("verify", tmp_path)
+    assert status == 2 and "has no step" in text
+
+
 def test_distance_is_by_bits():
     left = np.array([1, np.nan, 0.0, np.inf], np.float32)
     right = np.array([1, np.nan, -0.0, 2], np.float32)

@@ -2,7 +2,7 @@
 
 pytest -m slow -n 0 tests/launch/test_random_kills.py
 
-makes 200 kills, in about half an hour on 2 CPU cores, and prints how many of them were where.
+makes 200 kills, in some twenty minutes on 2 CPU cores, and prints how many of them were where.
 """
 
 from __future__ import annotations

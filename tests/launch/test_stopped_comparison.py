@@ -88,7 +88,7 @@ def test_what_is_proposed_fits_the_run_that_opens(tmp_path, capsys, encoding, fl
     assert command in capsys.readouterr().out.splitlines()
 
 
-@pytest.mark.parametrize("text", ["{}", "garbage", "[1]"])
+@pytest.mark.parametrize("text", ["{}", "garbage", "[1]", '{"run": "../x"}', '{"run": "/x"}'])
 def test_a_damaged_default_run_is_named(tmp_path, text):
     (tmp_path / "default.json").write_text(text)
     with pytest.raises(ValueError, match=r"default\.json names no run \(.*\); allowed: \{\"run\":"):

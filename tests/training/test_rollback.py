@@ -7,12 +7,13 @@ import random
 import jax.numpy as jnp
 import pytest
 
-from jaxlm.checkpoints import Saver, restore
+from jaxlm.checkpoints import Saver, available_steps, restore
 from jaxlm.data.loader import Loader
 from jaxlm.training.config import RollbackConfig
 from jaxlm.training.divergence import DivergedError
 from jaxlm.training.metrics import read_metrics
 from jaxlm.training.rollback import ROLLBACK, SpikeCheck, SpikeError
+from jaxlm.training.stopping import StopRequest
 from tests.training.texts import tiny_run, train_tiny, write_texts
 
 
@@ -136,6 +137,24 @@ def test_stopped_and_killed_and_gone_on_is_the_same_run(
     (ours, our_records), (theirs, their_records) = determined(tmp_path), undisturbed
     assert ours.digest == theirs.digest and our_records == their_records
     assert ours.metadata[ROLLBACK] == theirs.metadata[ROLLBACK]
+
+
+def test_stops_shortly_before_a_spike(undisturbed, texts, tmp_path, monkeypatch):
+    """What is saved then pushes no step out that the run has to go back to."""
+    run = spiky(texts, checkpoint__keep_last=2)
+    for last in (16, 17):
+
+        def is_last(self, step, last=last):
+            self.name = "SIGTERM" if step == last else None
+            return step == last
+
+        with monkeypatch.context() as patch:
+            patch.setattr(StopRequest, "is_last", is_last)
+            train_tiny(run, tmp_path, texts / "cache")
+    assert available_steps(tmp_path / "checkpoints") == [10, 16, 17]
+    train_tiny(run, tmp_path, texts / "cache")
+    (ours, our_records), (theirs, their_records) = determined(tmp_path), undisturbed
+    assert ours.digest == theirs.digest and our_records == their_records
 
 
 def test_the_batches_read_are_all_but_the_skipped_ones(undisturbed, texts, tmp_path, monkeypatch):

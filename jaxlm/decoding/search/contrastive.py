@@ -152,6 +152,8 @@ def _search(
         hidden, kv = _read_candidates(model, params, s, going(s))
         unit, alpha = _unit(hidden), settings.penalty_alpha
         score = (1 - alpha) * s.probs - alpha * likeness(unit, s.hidden, s.lengths)
+        # Where processors leave fewer than k tokens, the others are no candidates.
+        score = jnp.where(s.probs > 0, score, -jnp.inf)
         return _chosen(s, going(s), jnp.argmax(score, 1), (hidden, unit, kv), best, stop_tokens)
 
     hidden, cache = read(model, params, prompt, cache)
