@@ -10,6 +10,7 @@ from jaxlm.checkpoints.config_file import (
     ConfigMismatchError,
     check_config,
     check_known_config,
+    check_metadata,
     write_config,
 )
 from jaxlm.checkpoints.digest import tree_digest
@@ -35,6 +36,7 @@ __all__ = [
     "available_steps",
     "check_config",
     "check_known_config",
+    "check_metadata",
     "load_numpy",
     "local_folder",
     "restore",

@@ -37,8 +37,38 @@ def check_config(
         ValueError: config.json is there but unreadable.
     """
     saved = saved_config(workdir)
-    if saved is None:
-        return
+    if saved is not None:
+        _compare(workdir, config, saved, allow_change, defaults)
+
+
+def check_metadata(
+    workdir: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    allow_change: bool = False,
+    defaults: Mapping[str, Any] | None = None,
+) -> None:
+    """Compare with the config that a checkpoint was saved under, where config.json is gone.
+
+    Args:
+        metadata: the checkpoint's; what `config` has no name for is passed over. Empty: there is no
+            checkpoint. All else as of `check_config`.
+
+    Raises:
+        ConfigMismatchError, ValueError: as `check_config`.
+    """
+    if metadata and saved_config(workdir) is None:
+        saved = {name: value for name, value in metadata.items() if name in config}
+        _compare(workdir, config, saved, allow_change, defaults)
+
+
+def _compare(
+    workdir: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    saved: Any,
+    allow_change: bool,
+    defaults: Mapping[str, Any] | None,
+) -> None:
     lines = differences(json.loads(_text_of(config)), _completed(saved, defaults or {}))
     if lines and not allow_change:
         raise _mismatch(workdir, lines)

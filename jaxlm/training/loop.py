@@ -21,6 +21,7 @@ from jaxlm.checkpoints import (
     Saver,
     available_steps,
     check_config,
+    check_metadata,
     local_folder,
     restore,
     workdir_lock,
@@ -115,6 +116,7 @@ def run_loop(
         with stop_on_signals() as stop, saver:
             step, go_on = _step_and_states(run, model, begin, mesh, checkpoints)
             state, saved = go_on(None)
+            from_first(lambda: check_metadata(workdir, settings, saved, changed, absent))
             from_first(lambda: _write_down(workdir, settings, tokenizer))
             told = functools.partial(reporting, workdir, description, run.train.steps)
             report = _reopened(stack, told)

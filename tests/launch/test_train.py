@@ -5,12 +5,14 @@ import os
 import pty
 import shutil
 import signal
+import time
 
 import numpy as np
 import pytest
 
 import jaxlm
 from jaxlm.checkpoints import available_steps, restore
+from jaxlm.checkpoints.layout import UNFINISHED, step_folders
 from jaxlm.data.config import DataConfig
 from jaxlm.data.loader import held_out_batches, open_loader
 from jaxlm.training.metrics import read_metrics
@@ -85,6 +87,25 @@ def test_stopped_it_saves_says_how_to_go_on_and_is_the_same_run(
     assert finished.returncode == 0, finished.stderr
     assert f"going on from step {at} of " in finished.stderr
     same_run(tmp_path, reference)
+
+
+def test_a_second_signal_waits_for_the_save_in_flight_alone(launcher, reference, tmp_path):
+    """Not for the step's own, which the first one would have ended with."""
+    checkpoints = tmp_path / "checkpoints"
+    flag = "--config.checkpoint.every=1"
+    with launcher.popen(launcher.command(tmp_path, flag)) as process:
+        while not (writing := step_folders(checkpoints, UNFINISHED)) and process.poll() is None:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+    assert process.returncode == 130, err
+    assert err.splitlines()[-1] == "interrupted; the same command goes on from what is saved"
+    assert available_steps(checkpoints)[-1] >= max(writing)
+    assert not step_folders(checkpoints, UNFINISHED)
+    finished = launcher.train(tmp_path, flag)
+    assert finished.returncode == 0, finished.stderr
+    assert digest(tmp_path) == digest(reference[0])
 
 
 @pytest.fixture

@@ -231,6 +231,20 @@ def test_another_config_is_refused_with_the_difference(finished, texts):
     ]
 
 
+def test_without_its_config_a_workdir_has_the_checkpoints(finished, texts, tmp_path):
+    """Else the run would go on under any config that has the same parameters."""
+    copy = shutil.copytree(finished.workdir, tmp_path / "copy")
+    (copy / "config.json").unlink()
+    other = tiny_run(texts, train__optimizer__b1=0.5, train__profile=(2, 3))
+    with pytest.raises(ConfigMismatchError) as caught:
+        train_tiny(other, copy, texts / "cache")
+    difference = "train.optimizer.b1: 0.5 here, 0.9 in the workdir"
+    assert str(caught.value).splitlines()[1:] == [difference]
+    assert not (copy / "config.json").exists()
+    train_tiny(finished.run, copy, texts / "cache")
+    assert (copy / "config.json").read_bytes() == (finished.workdir / "config.json").read_bytes()
+
+
 def test_a_workdir_of_a_version_with_fewer_fields_goes_on(finished, texts, tmp_path):
     """Nobody has to allow a change that the person did not make."""
     older = shutil.copytree(finished.workdir, tmp_path / "older")
