@@ -1,4 +1,4 @@
-"""To be run on sixteen devices: runs on several meshes; prints what became of it as JSON."""
+"""To be run on sixteen devices: runs on the meshes named; prints what became of it as JSON."""
 
 import json
 import math
@@ -77,10 +77,11 @@ def cuts(state) -> dict[str, int]:
     return found
 
 
-def main(directory: str) -> None:
+def main(directory: str, *names: str) -> None:
     assert jax.device_count() == 16
     results = {}
-    for name, (kind, config) in RUNS.items():
+    for name in names:
+        kind, config = RUNS[name]
         _, state, losses, begun = three_steps(kind, mesh_of(config))
         results[name] = {"losses": losses, "cuts": cuts(state), "begun": begun}
         with Saver(Path(directory, name)) as saver:
@@ -89,4 +90,4 @@ def main(directory: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
