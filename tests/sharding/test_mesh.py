@@ -21,7 +21,6 @@ from tests.devices import on_devices
 from tests.sharding.training_process import RUNS, three_steps
 from tests.training.cases import MODELS, make_model
 
-
 IN_EVERY_RUN = ("all", "experts")
 OTHERS = tuple(name for name in RUNS if name not in IN_EVERY_RUN)
 
