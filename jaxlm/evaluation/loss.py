@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -66,8 +67,10 @@ def evaluate(
         ValueError: there is no target.
     """
     nll = correct = tokens = 0.0
-    for batch in batches:
-        sums, weight = jax.device_get(_batch_sums(model, params, dict(batch)))
+    dispatched = (_batch_sums(model, params, dict(batch)) for batch in batches)
+    # Fetched when the next one is dispatched: the device always has work.
+    for of_batch, _ in itertools.pairwise(itertools.chain(dispatched, [None])):
+        sums, weight = jax.device_get(of_batch)
         nll, correct = nll + float(sums.nll), correct + float(sums.correct)
         tokens += float(weight)
     if tokens == 0:
