@@ -162,9 +162,31 @@ def spoil(path, how):
         path.write_bytes(b"\xff" * len(data))
     elif how == "shorter":
         np.save(path, np.load(path)[:-1])
+    elif how == "pickled":
+        np.save(path, np.asarray([Harm(path.with_name(HARM))]), allow_pickle=True)
 
 
-@pytest.mark.parametrize("how", ["cut", "emptied", "deleted", "garbled", "shorter"])
+HARM = "harm"
+
+
+class Harm:
+    """Whoever unpickles it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_harm_is_done_by_whoever_unpickles(tmp_path):
+    (tmp_path / "a.npy").touch()
+    spoil(tmp_path / "a.npy", "pickled")
+    np.load(tmp_path / "a.npy", allow_pickle=True)
+    assert (tmp_path / HARM).exists()
+
+
+@pytest.mark.parametrize("how", ["cut", "emptied", "deleted", "garbled", "shorter", "pickled"])
 @pytest.mark.parametrize("name", ARRAYS)
 def test_a_damaged_array_is_refused(tmp_path, name, how):
     source = write_documents(tmp_path / "a.jsonl", samples.TEXTS)
@@ -173,6 +195,7 @@ def test_a_damaged_array_is_refused(tmp_path, name, how):
     message = rf"{name}\.npy is damaged \(.*\); remove its folder and it is built anew"
     with pytest.raises(ValueError, match=message):
         build_store(source, Bytes(), 16, tmp_path / "cache")
+    assert not (store_folder(tmp_path / "cache") / HARM).exists()
     shutil.rmtree(store_folder(tmp_path / "cache"))
     build_store(source, Bytes(), 16, tmp_path / "cache")
 
