@@ -18,7 +18,7 @@ from jaxlm.data.loader import held_out_batches, open_loader
 from jaxlm.training.metrics import read_metrics
 from launch.overrides import parse, unknown_field
 from tests.checkpoints.test_save_restore import all_files
-from tests.launch.processes import TINY, last_step, what_a_run_determines
+from tests.launch.processes import TINY, Launcher, last_step, what_a_run_determines
 from tests.marks import slow_but
 
 
@@ -106,6 +106,22 @@ def test_a_second_signal_waits_for_the_save_in_flight_alone(launcher, reference,
     finished = launcher.train(tmp_path, flag)
     assert finished.returncode == 0, finished.stderr
     assert digest(tmp_path) == digest(reference[0])
+
+
+@pytest.mark.slow
+def test_programs_that_are_optimized_go_on_to_the_same_bits(launcher, tmp_path):
+    """As a person's are, and other tests' are not."""
+    optimized = Launcher(launcher.texts, tmp_path / "programs")
+    optimized.env["XLA_FLAGS"] = ""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    flag = "--config.checkpoint.every=2"  # each waits for the one before: the kill is in time
+    finished = optimized.train(whole, flag)
+    assert finished.returncode == 0, finished.stderr
+    optimized.kill(killed, lambda: bool(available_steps(killed / "checkpoints")), flag)
+    again = optimized.train(killed, flag)
+    assert again.returncode == 0 and "going on from step " in again.stderr, again.stderr
+    assert digest(killed) == digest(whole)
+    assert what_a_run_determines(killed) == what_a_run_determines(whole)
 
 
 @pytest.fixture
