@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+
 import jax
 from absl import flags, logging
+
+from jaxlm.sharding.processes import meet
 
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "One process a host, which TPU pods, SLURM and Kubernetes tell apart."
@@ -17,6 +25,8 @@ WAIT = flags.DEFINE_integer("wait_seconds", 300, "For the other processes to sta
 HEARTBEAT = flags.DEFINE_integer(
     "heartbeat_seconds", 100, "Without a sign of a process until all stop.", lower_bound=1
 )
+# What ends all processes ends them at about the same time.
+SECONDS_TO_MEET = 10.0
 
 
 def start() -> None:
@@ -52,3 +62,21 @@ def start() -> None:
         ) from error
     if jax.process_index() > 0:
         logging.set_verbosity(logging.WARNING)
+
+
+@contextlib.contextmanager
+def leaving_on_error() -> Iterator[None]:
+    """Of several processes, one that fails alone is gone at once. Else JAX has it wait for the
+    others at its end, in good health, while they wait for its part of a step.
+    """
+    try:
+        yield
+    except BaseException as error:
+        # Whatever ends one of them (a diverged loss, a config) ends most often all: each says why.
+        if not jax.distributed.is_initialized() or meet(SECONDS_TO_MEET):
+            raise
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)

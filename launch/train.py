@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     """Trains; a run stopped by a signal ends with status 0."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
-    with console.clear_errors(goes_on=True):
+    with processes.leaving_on_error(), console.clear_errors(goes_on=True):
         determinism.start()
         processes.start()
         run = RunConfig.from_dict(CONFIG.value.to_dict())

@@ -59,6 +59,15 @@ def from_first(make: Callable[[], T]) -> T:
     return value
 
 
+def meet(seconds: float) -> bool:
+    """Waits for all processes, so long at most, and says whether they came: once in a run."""
+    try:
+        _client().wait_at_barrier("jaxlm/meet", int(1e3 * seconds))
+    except jax.errors.JaxRuntimeError:  # late, or gone
+        return False
+    return True
+
+
 class Meeting:
     """Where all processes tell the others something, again and again. To be made by all of them,
     from their main threads, in the same order; one thread of each uses it.

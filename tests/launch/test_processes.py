@@ -135,6 +135,20 @@ def test_killed_and_gone_on_is_the_same_run(together, undisturbed, tmp_path, ind
 
 
 @pytest.mark.slow
+def test_an_error_of_one_process_ends_all_soon(together, tmp_path):
+    """Which the others can't know of: they wait for its part of a step."""
+    (tmp_path / "tensorboard").write_text("in the way")
+    processes = together.start(tmp_path, (2, 2))
+    said = [p.communicate(timeout=200) for p in processes]
+    assert processes[0].returncode == 1
+    assert "error: [Errno 17] File exists: " in said[0][1] and "Traceback" not in said[0][1]
+    # By JAX, which has missed the first: not by what carries sums between CPUs, after 30 seconds,
+    # which TPUs have not.
+    assert processes[1].returncode == -signal.SIGABRT
+    assert "Terminating process because the JAX distributed service" in said[1][1]
+
+
+@pytest.mark.slow
 def test_all_go_back_before_a_spike_killed_or_not(together, tmp_path):
     """A rate so large that there are spikes; after some of them all are killed."""
     flags = [f"--config.train.rollback.{field}" for field in ("factor=1.05", "window=3", "skip=2")]
