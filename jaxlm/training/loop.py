@@ -107,8 +107,7 @@ def run_loop(
         stack.enter_context(jax.set_mesh(mesh := make_mesh(run.mesh)))  # kernels ask it
         rows = batch_sharding(mesh, *(size := (run.data.batch_size, run.data.sequence_length)))
         begin = _begin(run, model, mesh)
-        settings = {**run.to_dict(), "model": model.config.to_dict(), "contents": loader.contents}
-        settings |= {} if begin.digest is None else {"base": begin.digest}
+        settings = _settings(run, model, loader, begin)
         changed, absent = allow_config_change, run.default_settings()
         from_first(lambda: check_config(workdir, settings, changed, absent))
         about, files = {**settings, "tokenizer": tokenizer.name}, {TOKENIZER: workdir / TOKENIZER}
@@ -142,6 +141,13 @@ def run_loop(
         line = "stopped by %s at step %d, which is saved; the same command goes on from there"
         logging.warning(line, stopped, int(state.step))
     return TrainResult(state, begin.frozen, held_out, stopped)
+
+
+def _settings(run: RunConfig, model: Transformer, loader: Loader, begin: Start) -> dict[str, Any]:
+    """All that a run goes on by, as config.json and checkpoints have it."""
+    base = {} if begin.digest is None else {"base": begin.digest}
+    model_config = model.config.to_dict()
+    return {**run.to_dict(), "model": model_config, "contents": loader.contents, **base}
 
 
 def _saver(run: RunConfig, checkpoints: Path) -> Saver:
