@@ -99,7 +99,7 @@ def test_shardings_have_the_same_leaves():
 
 def test_only_the_adapter_has_a_gradient_and_the_rest_costs_none():
     """The gradient of a frozen matrix, a third of the work, is not in the program."""
-    model = Transformer(small())
+    model = Transformer(small(num_layers=1))
     config = AdapterConfig(rank=3, dora=True)
     params = jax.jit(lambda: add_adapters(model, init_params(model), config))()
     learned, frozen = split(params, is_learned)
@@ -109,12 +109,14 @@ def test_only_the_adapter_has_a_gradient_and_the_rest_costs_none():
         logits, _ = model.apply({"params": combine(rest, part)}, jnp.asarray(TOKENS))
         return jnp.square(logits).mean()
 
-    def compiled(part, rest):
-        return jax.jit(jax.grad(loss)).lower(part, rest).compile()
+    gradient = jax.jit(jax.grad(loss))
 
-    ours, all_of_it = compiled(learned, frozen), compiled(params, {})
-    assert ours.cost_analysis()["flops"] < 0.85 * all_of_it.cost_analysis()["flops"]
-    gradients = ours(learned, frozen)["layers"]["block_0"]["attention"]["q"]["lora"]
+    def flops(part, rest):
+        """As it is told to XLA, which may find more that is not needed."""
+        return gradient.lower(part, rest).cost_analysis()["flops"]
+
+    assert flops(learned, frozen) < 0.85 * flops(params, {})
+    gradients = gradient(learned, frozen)["layers"]["block_0"]["attention"]["q"]["lora"]
     assert gradients.keys() == {"a", "b", "magnitude"}
     assert np.abs(gradients["b"]).max() > 0
 

@@ -63,13 +63,13 @@ def test_cached(golden):
     hidden = encode(model, params, tokens, mask)
     cache = jax.jit(lambda: CrossedCache.init(model.config.decoder, *targets.shape))()
     step = jax.jit(
-        lambda part, hidden, cache: model.apply(
+        lambda part, hidden, mask, cache: model.apply(
             {"params": params}, part, hidden, mask, cache, method="decode"
         )
     )
     got = []
     for start, stop in [(0, 4), *((i, i + 1) for i in range(4, targets.shape[1]))]:
-        y, cache = step(targets[:, start:stop], hidden, cache)
+        y, cache = step(targets[:, start:stop], hidden, mask, cache)
         got.append(y)
         hidden = None
     close(np.concatenate(got, 1), file["logits"])

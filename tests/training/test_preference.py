@@ -90,7 +90,7 @@ def test_the_papers_formula(tmp_path):
     model = make_model(vocab_size=320, context_length=256)
     pairs = [PAIRS[0], PAIRS[-1]]
     store, tokenizer = stored(tmp_path, pairs), make(CHATML)
-    batch = {k: np.stack([r[k] for r in store]) for k in store[0]}
+    batch = jax.device_put({k: np.stack([r[k] for r in store]) for k in store[0]})
     base = init_params(model, 0)
     params = jax.tree.map(lambda x: np.asarray(x) * np.float32(1.1), base)
     # All answers in one program: what comes behind a text changes nothing in it.
@@ -107,7 +107,7 @@ def test_the_papers_formula(tmp_path):
         """Of each answer, in its row alone."""
         log_p = jax.nn.log_softmax(model.apply({"params": p}, jnp.asarray(ids))[0])
         of_each = jnp.take_along_axis(log_p[:, :-1], ids[:, 1:, None], 2)[..., 0]
-        return (of_each * learned[:, 1:]).sum(1)
+        return jnp.where(learned[:, 1:], of_each, 0.0).sum(1)
 
     def formula(p):
         gains = log_probs(p) - log_probs(base)
@@ -129,7 +129,7 @@ def test_the_papers_formula(tmp_path):
 
 def test_a_fresh_adapter_is_its_own_reference(tmp_path):
     model = make_model(vocab_size=320, context_length=256)
-    batch = {k: v[None] for k, v in stored(tmp_path, PAIRS)[0].items()}
+    batch = jax.device_put({k: v[None] for k, v in stored(tmp_path, PAIRS)[0].items()})
     whole = jax.jit(lambda: add_adapters(model, init_params(model), AdapterConfig(rank=2)))()
     objective = Preference(model, 0.5, 64)
     loss, (sums, _) = jax.jit(objective.__call__)(whole, whole, batch)
