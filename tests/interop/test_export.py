@@ -51,9 +51,10 @@ def test_round_trip(case, tmp_path):
     assert plain(again.config)["position_encoding"] == plain(model.config)["position_encoding"]
     jax.tree.map(np.testing.assert_array_equal, params, same)
     if plain(again.config) != plain(model.config):  # the hub has no word for a loss's weight
-        tokens = np.random.default_rng(0).integers(0, 96, (2, 20), np.int32)
-        logits = [jax.jit(m.apply)({"params": params}, tokens)[0] for m in (model, again)]
-        np.testing.assert_array_equal(*logits)
+        # The very same program, which need not be compiled.
+        tokens = np.zeros((2, 20), np.int32)
+        one, other = (jax.jit(m.apply).lower({"params": params}, tokens) for m in (model, again))
+        assert one.as_text() == other.as_text()
     assert tokenizer_again.fingerprint == tokenizer.fingerprint
     model_type = json.loads((folder / "config.json").read_text())["model_type"]
     assert json.loads((out / "config.json").read_text())["model_type"] == model_type
