@@ -1,7 +1,6 @@
 """Quantized matrices: near the originals, and the same function wherever they are put together."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -24,21 +23,25 @@ MODEL = Transformer(
         attention={"head_dim": 12, "layer_pattern": ("global", "global")},
     )
 )
-TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 29, (2, 9)))
+TOKENS = jax.device_put(np.random.default_rng(0).integers(0, 29, (2, 9), np.int32))
+quantize = jax.jit(quantize_params, static_argnums=(1, 2))
+merge = jax.jit(merge_adapters)
 
 
 @pytest.mark.parametrize("kind", slow_but(["int4"], ["int8", "int4"]))
 def test_each_number_is_within_half_a_step_of_its_own(kind):
     params = init_params(MODEL)
-    made = quantize_params(params, kind)
+    made = quantize(params, kind)
     steps = {"int8": 127, "int4": 7}[kind]
+    merged = jax.tree.map(np.asarray, merge(made))
     for block in ("layers", "last_layers"):
         for part, name, inputs in (("attention", "q", 1), ("attention", "out", 2)):
             kernel = np.asarray(params[block]["block_0"][part][name]["kernel"])
-            whole = made[block]["block_0"][part][name]
+            whole = jax.tree.map(np.asarray, made[block]["block_0"][part][name])
+            back = merged[block]["block_0"][part][name]["kernel"]
             assert whole["kernel"].dtype == kind
             if block == "layers":
-                kernel, whole = kernel[0], jax.tree.map(lambda x: x[0], whole)
+                kernel, back, whole = kernel[0], back[0], jax.tree.map(lambda x: x[0], whole)
             # Rows of inputs that share a scale: all, or blocks of the innermost ones.
             rows = int(np.prod(kernel.shape[:inputs]))
             size = rows if kind == "int8" else {"q": BLOCK, "out": 12}[name]
@@ -47,7 +50,7 @@ def test_each_number_is_within_half_a_step_of_its_own(kind):
             ours = np.asarray(whole["kernel_scale"]).reshape(largest.shape)
             # qwix's own range ends half a step further out.
             np.testing.assert_allclose(ours, largest / (steps + 0.5), rtol=1e-6)
-            back = merge_adapters(whole)["kernel"].reshape(blocks.shape)
+            back = back.reshape(blocks.shape)
             assert (np.abs(back - blocks) <= ours[:, None] * 0.5001).all()
 
 
@@ -57,13 +60,13 @@ ATOL = {"int8": 1e-3, "int4": 1e-4}
 
 @pytest.mark.parametrize("kind", ["int8", pytest.param("int4", marks=pytest.mark.slow)])
 def test_the_model_computes_with_the_matrices_put_together(kind):
-    quantized = quantize_params(init_params(MODEL), kind)
-    whole = add_adapters(MODEL, quantized, AdapterConfig(rank=2, dora=True))
+    config = AdapterConfig(rank=2, dora=True)
+    whole = jax.jit(lambda p: add_adapters(MODEL, p, config))(quantize(init_params(MODEL), kind))
     places = adapted_shardings(MODEL, None, whole)
     assert jax.tree.structure(places) == jax.tree.structure(whole)
     run = jax.jit(lambda p: MODEL.apply({"params": p}, TOKENS)[0])
     # A fresh adapter changes nothing; DoRA divides a length by itself.
-    merged = jax.jit(merge_adapters)(whole)
+    merged = merge(whole)
     np.testing.assert_allclose(run(whole), run(merged), atol=ATOL[kind])
     assert jax.tree.structure(merged) == jax.tree.structure(abstract_params(MODEL))
 
@@ -71,13 +74,14 @@ def test_the_model_computes_with_the_matrices_put_together(kind):
 @pytest.mark.parametrize("tied", slow_but([True], [True, False]))
 @pytest.mark.parametrize("kind", slow_but(["int8"], ["int8", "int4"]))
 def test_tables_are_read_where_they_are_quantized(kind, tied):
-    model = Transformer(MODEL.config.replace(embedding=EmbeddingConfig(tied=tied)))
-    made = quantize_params(init_params(model), kind, tables=True)
+    config = MODEL.config.replace(num_layers=1, embedding=EmbeddingConfig(tied=tied))
+    model = Transformer(config)
+    made = quantize(init_params(model), kind, True)
     again = quantize_params(made, kind, tables=True)
     jax.tree.map(np.testing.assert_array_equal, made, again)
     assert made["embedding"].dtype == kind
     assert tied or made["head"].dtype == kind
-    whole = merge_adapters(made)
+    whole = merge(made)
     run = jax.jit(lambda p: model.apply({"params": p}, TOKENS)[0])
     np.testing.assert_allclose(run(made), run(whole), atol=ATOL[kind])
     tokens, ones = np.asarray(TOKENS), np.ones(TOKENS.shape, np.int32)
@@ -102,23 +106,28 @@ def test_products_with_an_int8_matrix(rows, shape, axes):
     whole = matrix * scale
     last = tuple(range(1, x.ndim))
     want = np.tensordot(x, whole, (last, axes))
-    f32 = [jnp.asarray(a, jnp.float32) for a in (x, scale)]
-    run = lambda x: contract_quantized(x, jnp.asarray(matrix), f32[1], axes)  # noqa: E731
+    f32 = [a.astype(np.float32) for a in (x, scale)]
+
+    @jax.jit
+    def run(x, dy, matrix, scale):
+        y, back = jax.vjp(lambda x: contract_quantized(x, matrix, scale, axes), x)
+        return y, *back(dy)
+
+    dy = rng.normal(size=want.shape)
+    y, dx = run(f32[0], dy.astype(np.float32), matrix, f32[1])
     unit = np.abs(x).max(last) / 127
     most = np.abs(whole).sum(axes)[None] * unit.reshape(rows, *[1] * (want.ndim - 1))
-    assert (np.abs(run(f32[0]) - want) <= most * (1 / 508 + 1e-5)).all()
-    dy = rng.normal(size=want.shape)
-    (dx,) = jax.vjp(run, f32[0])[1](jnp.asarray(dy, jnp.float32))
+    assert (np.abs(y - want) <= most * (1 / 508 + 1e-5)).all()
     outputs = [i for i in range(len(shape)) if i not in axes]
     dx_want = np.tensordot(dy, whole, (range(1, dy.ndim), outputs))
     np.testing.assert_allclose(dx, dx_want, rtol=1e-4, atol=1e-3)
 
 
 def test_few_rows_make_no_float_copy_of_an_int8_matrix():
-    matrix, scale = jnp.ones((512, 1024), jnp.int8), jnp.ones((1, 1024))
+    matrix, scale = np.ones((512, 1024), np.int8), np.ones((1, 1024), np.float32)
     run = jax.jit(lambda x, *w: contract_quantized(x, *w, (0,)))
     few, many = (
-        run.lower(jnp.ones((rows, 512)), matrix, scale)
+        run.lower(np.ones((rows, 512), np.float32), matrix, scale)
         .compile()
         .memory_analysis()
         .temp_size_in_bytes

@@ -1,12 +1,11 @@
 """A model whose heads are known, as they are written into its parameters by hand."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.model.config import AttentionConfig, EmbeddingConfig, ModelConfig, NumericsConfig
 from jaxlm.model.layouts import unroll_layers
-from jaxlm.model.parameters import init_params
+from jaxlm.model.parameters import abstract_params
 from jaxlm.model.transformer import Transformer
 
 
@@ -29,7 +28,8 @@ def planted(vocab, length, scan_layers=True, says=False):
         attention=AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=before.stop),
         embedding=EmbeddingConfig(tied=says),
     )
-    params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), init_params(Transformer(config)))
+    shapes = abstract_params(Transformer(config))
+    params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes)
     params["embedding"][:, token] = np.eye(vocab)
     params["position"]["table"][:, place] = np.eye(length)
     block = params["layers"]["block_0"]
@@ -45,8 +45,7 @@ def planted(vocab, length, scan_layers=True, says=False):
         v[1, token, 0, token] = np.eye(vocab)
         out[1, 1, token, token] = 5 * np.eye(vocab)
         params["final_norm"]["scale"] += 1
-    params = jax.tree.map(jnp.asarray, params)
-    if scan_layers:
-        return Transformer(config), params
-    apart = config.replace(numerics=NumericsConfig(scan_layers=False))
-    return Transformer(apart), unroll_layers(config, params)
+    if not scan_layers:
+        params = unroll_layers(config, params)
+        config = config.replace(numerics=NumericsConfig(scan_layers=False))
+    return Transformer(config), jax.device_put(params)

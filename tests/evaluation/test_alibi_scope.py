@@ -1,6 +1,7 @@
 """No weight is above epsilon beyond the bound, and one that comes near it is just within."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 from jaxlm.evaluation.alibi_scope import alibi_scope, reaching
 from jaxlm.evaluation.retrieval_heads import weights
 from jaxlm.model.config import AttentionConfig, ModelConfig, NormConfig
-from jaxlm.model.parameters import init_params
+from jaxlm.model.parameters import abstract_params, init_params
 from jaxlm.model.transformer import Transformer
 from tests.marks import slow_but
 
@@ -35,6 +36,7 @@ def all_weights(spec, x):
     return weights(spec, x, jnp.arange(x.q.shape[1]))
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def found(model, params, tokens, positions):
     """[layers, N, T, T] of one row."""
     given = (tokens, positions, jnp.ones_like(tokens))
@@ -65,13 +67,14 @@ def test_no_weight_is_larger_beyond_it(norm):
         tokens = jax.random.randint(key, (1, T), 0, 32)
         return params, found(model, params, tokens, jnp.arange(T)[None])
 
-    params, p = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), 100))
+    drawn = jax.jit(lambda key: jax.vmap(draw)(jax.random.split(key, 100)))
+    params, p = jax.device_get(drawn(jax.random.key(0)))
     distance = np.arange(T)[:, None] - np.arange(T)[None]
     within = []
     for i in range(100):
         scope = alibi_scope(model.config, jax.tree.map(lambda x, i=i: x[i], params), EPSILON)
         beyond = distance >= scope[:, :, None, None]
-        assert not (np.asarray(p[i]) > EPSILON)[beyond].any()
+        assert not (p[i] > EPSILON)[beyond].any()
         within.append(beyond.any((2, 3)).mean())
     assert np.mean(within) > 0.4  # of heads that saw anything beyond it at all
 
@@ -80,19 +83,21 @@ def test_it_is_no_larger_than_it_must_be():
     """Two tokens of opposite signs, whose logits are as far from each other as they can be."""
     bare = config(position_encoding="alibi", norm=NormConfig())
     model = Transformer(bare.replace(attention=AttentionConfig(num_heads=4, head_dim=2)))
-    params = jax.tree.map(jnp.zeros_like, init_params(model))
-    params["embedding"] = params["embedding"].at[0, 0].set(1).at[1, 0].set(-1)
+    params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), abstract_params(model))
+    params["embedding"][:2, 0] = [1, -1]
     block = params["layers"]["block_0"]
     block["attention_norm"]["scale"] += 1
     q, k = (block["attention"][name] for name in "qk")
-    q["kernel"], k["kernel"] = (x["kernel"].at[:, 0, :, 0].set(w) for x, w in ((q, 0.7), (k, -0.7)))
+    q["kernel"][:, 0, :, 0], k["kernel"][:, 0, :, 0] = 0.7, -0.7
+    params = jax.device_put(params)
     scope = alibi_scope(model.config, params, EPSILON)
     slopes = np.array([2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8])
     bound = 8 * 0.49 / math.sqrt(2)  # both are of norm √8
     np.testing.assert_allclose(scope, [(2 * bound - np.log(EPSILON)) / slopes] * 2)
+    tokens = np.array([[1, 0]], np.int32)
     for head, at in np.ndenumerate(scope[0]):
         near, far = (
-            float(found(model, params, jnp.array([[1, 0]]), jnp.array([[0, d]]))[0, head[0], 1, 0])
+            np.asarray(found(model, params, tokens, np.array([[0, d]], np.int32)))[0, head[0], 1, 0]
             for d in (math.floor(at) - 1, math.ceil(at))
         )
         assert far <= EPSILON < near * 1.001  # beside it is a whole token: 1 + ε in all
@@ -100,9 +105,12 @@ def test_it_is_no_larger_than_it_must_be():
 
 def test_biases_are_a_row_of_the_matrices():
     model = Transformer(config())
-    keys = iter(jax.random.split(jax.random.key(3), 100))
-    params = jax.tree.map(lambda x: jax.random.normal(next(keys), x.shape), init_params(model))
-    block = jax.tree.map(lambda x: np.asarray(x[1], np.float64), params["layers"]["block_0"])
+    rng = np.random.default_rng(3)
+    params = jax.tree.map(
+        lambda x: jax.device_put(rng.normal(size=x.shape).astype(np.float32)),
+        abstract_params(model),
+    )
+    block = jax.tree.map(lambda x: np.asarray(x, np.float64)[1], params["layers"]["block_0"])
     q, k = (
         np.append(block["attention"][n]["kernel"], [block["attention"][n]["bias"]], 0) for n in "qk"
     )

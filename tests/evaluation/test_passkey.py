@@ -61,7 +61,7 @@ def looks_up():
         ("quantized(bits=2, full=32)", 1),
         ("razor(heads=((), (0,)), window=32)", 1),
         ("razor(heads=((0, 1), (1,)), window=32)", 0),
-        ("ring(window=32)", 0),
+        pytest.param("ring(window=32)", 0, marks=pytest.mark.slow),
     ],
 )
 def test_what_the_cache_dropped_is_not_found(looks_up, cache, share):

@@ -1,5 +1,7 @@
 """Losses through a cache are those of one forward that sees what the cache keeps."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,19 +15,25 @@ from tests.decoding import tiny
 from tests.decoding.test_caches import ROUNDED, SETTINGS
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def of_one_forward(model, kind, params, tokens):
+    at = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
+    kept = kind.init(model.config, len(tokens), tokens.shape[1] - 1).mask
+    given = (tokens, at, jnp.ones_like(at))
+    hidden, _ = model.apply({"params": params}, *given, method="hidden", kept=kept)
+    log_probs = jax.nn.log_softmax(model.apply({"params": params}, hidden, method="logits"))
+    return -jnp.take_along_axis(log_probs[:, :-1], tokens[:, 1:, None], 2)[..., 0]
+
+
 @pytest.mark.parametrize("chunk", [pytest.param(1, marks=pytest.mark.slow), 6])
 @pytest.mark.parametrize("cache", sorted(set(SETTINGS) - set(ROUNDED)))
 def test_losses_are_those_of_one_forward(cache, chunk):
     """A text whose last chunk is not full."""
     model, params = tiny.model(), tiny.params()
-    tokens = jax.random.randint(jax.random.key(2), (2, 40), 0, model.config.vocab_size)
+    tokens = np.random.default_rng(2).integers(0, model.config.vocab_size, (2, 40), np.int32)
+    tokens = jax.device_put(tokens)
     kind = caches.parse(SETTINGS[cache])
-    at = jnp.broadcast_to(jnp.arange(40)[None], tokens.shape)
-    given = (tokens, at, jnp.ones_like(at))
-    kept = kind.init(model.config, 2, 39).mask
-    hidden, _ = model.apply({"params": params}, *given, method="hidden", kept=kept)
-    log_probs = jax.nn.log_softmax(model.apply({"params": params}, hidden, method="logits"))
-    want = -jnp.take_along_axis(log_probs[:, :-1], tokens[:, 1:, None], 2)[..., 0]
+    want = of_one_forward(model, kind, params, tokens)
     losses = losses_through_cache(model, params, tokens, 7, kind, chunk)
     # float32 sums in another order, through softmaxes that tiny's large weights make sharp
     np.testing.assert_allclose(losses, want, rtol=0, atol=1e-3)

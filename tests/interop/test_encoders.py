@@ -2,9 +2,10 @@
 written as they were read (make_encoder_goldens.py).
 """
 
+import functools
 import re
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -27,18 +28,27 @@ def golden(request, tmp_path_factory):
 
 def given(file):
     """Tokens, positions, segment ids and token types."""
-    tokens, mask, types = (jnp.asarray(file[n], jnp.int32) for n in ("tokens", "mask", "types"))
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
+    tokens, mask, types = (file[n].astype(np.int32) for n in ("tokens", "mask", "types"))
+    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32)[None], tokens.shape)
     return (tokens, positions, mask), {"token_types": types}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def hidden_states(model, params, arrays, types):
+    return model.apply({"params": params}, *arrays, method="hidden", **types)[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def logits(model, params, arrays, types):
+    return model.apply({"params": params}, *arrays, **types)[0]
 
 
 def test_hidden_states_and_logits(golden):
     file, (model, params, _), _ = golden
     arrays, types = given(file)
-    hidden, _ = model.apply({"params": params}, *arrays, method="hidden", **types)
-    got, want = {"hidden": hidden}, {"hidden": file["hidden"]}
+    got, want = {"hidden": hidden_states(model, params, arrays, types)}, {"hidden": file["hidden"]}
     if "logits" in file:
-        got["logits"] = model.apply({"params": params}, *arrays, **types)[0]
+        got["logits"] = logits(model, params, arrays, types)
         want["logits"] = file["logits"]
     real = file["mask"] != 0
     for name, x in want.items():
@@ -81,12 +91,11 @@ def test_padding_and_neighbours_change_nothing(golden):
     """A row alone, without its padding, has the hidden states that it has in the batch."""
     file, (model, params, _), _ = golden
     arrays, types = given(file)
-    whole, _ = model.apply({"params": params}, *arrays, method="hidden", **types)
+    whole = np.asarray(hidden_states(model, params, arrays, types))
     length = int(file["mask"][1].sum())
     (tokens, positions, mask), types = given(file)
     row = [x[1:, :length] for x in (tokens, positions, mask)]
-    alone, _ = model.apply(
-        {"params": params}, *row, method="hidden", token_types=types["token_types"][1:, :length]
-    )
+    types = {"token_types": types["token_types"][1:, :length]}
+    alone = np.asarray(hidden_states(model, params, row, types))
     # Sums over other shapes run in another order.
     np.testing.assert_allclose(alone[0], whole[1, :length], rtol=0, atol=1e-5)

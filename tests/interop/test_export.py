@@ -51,9 +51,10 @@ def test_round_trip(case, tmp_path):
     assert plain(again.config)["position_encoding"] == plain(model.config)["position_encoding"]
     jax.tree.map(np.testing.assert_array_equal, params, same)
     if plain(again.config) != plain(model.config):  # the hub has no word for a loss's weight
-        tokens = jax.random.randint(jax.random.key(0), (2, 20), 0, 96)
-        logits = [jax.jit(m.apply)({"params": params}, tokens)[0] for m in (model, again)]
-        np.testing.assert_array_equal(*logits)
+        # The very same program, which need not be compiled.
+        tokens = np.zeros((2, 20), np.int32)
+        one, other = (jax.jit(m.apply).lower({"params": params}, tokens) for m in (model, again))
+        assert one.as_text() == other.as_text()
     assert tokenizer_again.fingerprint == tokenizer.fingerprint
     model_type = json.loads((folder / "config.json").read_text())["model_type"]
     assert json.loads((out / "config.json").read_text())["model_type"] == model_type
@@ -106,7 +107,7 @@ def test_shards(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, params, same)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", slow_but(["bfloat16"], ["bfloat16", "float16"]))
 def test_dtype_is_kept(dtype, tmp_path):
     folder, out = folder_of("qwen3_moe", tmp_path), tmp_path / "out"
     path = folder / "model.safetensors"

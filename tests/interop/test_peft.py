@@ -24,12 +24,14 @@ def adapted(case, folder, dora, targets):
     model, params, tokenizer = jaxlm.load(write_folder(folder, config, shapes))
     # A third of 16 is no float32: alpha can't be told from the parameters.
     adapter = AdapterConfig(rank=3, alpha=16.0, targets=targets, dora=dora)
-    params = add_adapters(model, params, adapter)
-    key = iter(jax.random.split(jax.random.key(0), 99))
+    params = jax.jit(lambda p: add_adapters(model, p, adapter))(params)
+    rng = np.random.default_rng(0)
 
     def drawn(path, x):
         wanted = path[-1].key in ("b", "magnitude")
-        return x + 0.03 * jax.random.normal(next(key), x.shape) if wanted else x
+        if not wanted:
+            return x
+        return jax.device_put(np.float32(np.asarray(x) + 0.03 * rng.normal(size=x.shape)))
 
     return model, jax.tree_util.tree_map_with_path(drawn, params), adapter, tokenizer
 
@@ -40,7 +42,7 @@ def test_the_change_of_every_matrix(case, dora, tmp_path):
     """By peft's formulas, from what is written alone, against the merged hub folder."""
     model, params, adapter, tokenizer = adapted(case, tmp_path / "base", dora, CASES[case])
     modules = write_peft_folder(tmp_path / "adapter", model, params, adapter, "base")
-    write_hub_folder(tmp_path / "merged", model, merge_adapters(params), tokenizer)
+    write_hub_folder(tmp_path / "merged", model, jax.jit(merge_adapters)(params), tokenizer)
     about = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert about["target_modules"] == modules and about["use_dora"] == dora
     assert (about["r"], about["lora_alpha"]) == (3, 16.0)
@@ -78,7 +80,7 @@ def test_what_cannot_be_said_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"c_attn.weight holds q, k, v in one matrix; allowed"):
         write_peft_folder(tmp_path / "a", model, params, adapter, "base")
     with pytest.raises(ValueError, match="params have no adapter; allowed"):
-        write_peft_folder(tmp_path / "a", model, merge_adapters(params), adapter, "base")
+        write_peft_folder(tmp_path / "a", model, jax.jit(merge_adapters)(params), adapter, "base")
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x").touch()
     with pytest.raises(FileExistsError, match="holds files; allowed"):

@@ -41,7 +41,10 @@ def test_alone(tmp_path, what):
     ("flag", "told"),
     [
         ("--output=/dev/null/x.json", "error: [Errno 17] File exists: '/dev/null'"),
-        ("--methods=a],[b", "error: methods='a],[b'; allowed: name,name(option=value)"),
+        pytest.param(
+            *("--methods=a],[b", "error: methods='a],[b'; allowed: name,name(option=value)"),
+            marks=pytest.mark.slow,
+        ),
         ("--methods=greedy()", "allowed: beam, contrastive; or greedy"),
     ],
 )

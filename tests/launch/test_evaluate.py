@@ -17,6 +17,7 @@ from tests.marks import slow_but
 from tests.training.texts import tiny_run, train_tiny
 
 LAMBDA = "lm_infinite(window=16, num_sinks=2)"
+KINDS = ("held_out", "loss_by_position")
 
 
 def run(launcher, *flags):
@@ -55,24 +56,27 @@ def test_two_encodings_of_one_checkpoint(launcher, reference, tmp_path):
     length = longest_window(source, tokenizer)
     assert 1000 < length < 2048
     windows = long_windows(source, tokenizer, length, 3)
-    for name in ("rope", LAMBDA):
-        one = model.with_position_encoding(name)
-        batches, num_bytes = held_out_batches(source, tokenizer, 32, 5, tmp_path / "again")
-        held_out = jaxlm.evaluate(one, params, batches, num_bytes)
-        curve = jaxlm.evaluate_loss_by_position(one, params, windows, 50)
-        # float32 sums, compiled in two processes
-        assert results["held_out"][name] == pytest.approx(dataclasses.asdict(held_out), rel=1e-5)
-        got = results["loss_by_position"][name]
-        np.testing.assert_allclose(got["loss"], curve.loss, rtol=1e-5)
-        assert (got["length"], got["start"]) == (length, list(curve.start))
-        for figure in (held_out.loss, held_out.bits_per_byte, curve.loss[-1]):
-            assert f" {figure:.3f} " in result.stdout
+    one = model.with_position_encoding(LAMBDA)
+    batches, num_bytes = held_out_batches(source, tokenizer, 32, 5, tmp_path / "again")
+    held_out = dataclasses.asdict(jaxlm.evaluate(one, params, batches, num_bytes))
+    curve = jaxlm.evaluate_loss_by_position(one, params, windows, 50)
+    # float32 sums, compiled in two processes
+    assert results["held_out"][LAMBDA] == pytest.approx(held_out, rel=1e-5)
+    np.testing.assert_allclose(results["loss_by_position"][LAMBDA]["loss"], curve.loss, rtol=1e-5)
+    for held_out, by_position in zip(*(results[k].values() for k in KINDS), strict=True):
+        assert (by_position["length"], by_position["start"]) == (length, list(curve.start))
+        for x in (held_out["loss"], held_out["bits_per_byte"], by_position["loss"][-1]):
+            assert f" {x:.3f} " in result.stdout
+    assert len({str(one) for one in results["held_out"].values()}) == 2
 
 
-def test_texts_are_read_through_caches(launcher, reference, tmp_path):
+RING = "ring(window=16, num_sinks=2)"
+
+
+@pytest.mark.parametrize("kinds", [(RING,), pytest.param(("dense", RING), marks=pytest.mark.slow)])
+def test_texts_are_read_through_caches(launcher, reference, tmp_path, kinds):
     """Loss by position and pass keys of each cache; a model of bytes finds none."""
     workdir, _ = reference
-    kinds = ["dense", "ring(window=16, num_sinks=2)"]
     result = run(
         launcher,
         *(f"--checkpoint={workdir}", f"--output={tmp_path}", "--noheld_out", "--bucket=50"),
@@ -86,11 +90,12 @@ def test_texts_are_read_through_caches(launcher, reference, tmp_path):
     assert list(found["loss_by_position"]) == names
     model, params, tokenizer = jaxlm.load(workdir)
     windows = long_windows(f"{launcher.texts}/held_out.txt", tokenizer, 200, 2)
-    for name, cache in zip(names, (None, caches.parse(kinds[1])), strict=True):
+    for name, kind in zip(names, kinds, strict=True):
+        cache = None if kind == "dense" else caches.parse(kind)
         curve = jaxlm.evaluate_loss_by_position(model, params, windows, 50, cache=cache)
         # float32 sums in another order
         np.testing.assert_allclose(found["loss_by_position"][name]["loss"], curve.loss, rtol=1e-4)
-    assert result.stdout.count(names[1]) == 2 and "Pass keys found, of 2" in result.stdout
+    assert result.stdout.count(names[-1]) == 2 and "Pass keys found, of 2" in result.stdout
 
 
 IMPOSSIBLE = {
@@ -168,6 +173,10 @@ def test_numbers_below_1_are_refused(launcher):
     result = run(launcher, "--checkpoint=absent", "--length=-5")
     assert result.returncode == 1 and result.stdout == ""
     assert "flag --length=-5: -5 is not a positive integer" in result.stderr.splitlines()[0]
+
+
+@pytest.mark.slow
+def test_no_number_may_be_below_1():
     bad = ["--length=0", "--bucket=0", "--windows=-1", "--batch_size=0"]
     parsed = subprocess.run(
         [sys.executable, "-c", PARSE, *bad], capture_output=True, text=True, check=True

@@ -85,7 +85,10 @@ def test_a_model_that_hands_over_to_itself_says_what_it_says_alone(launcher, ref
     ("flags", "message"),
     [
         (["--prompt=it was", "--small=absent", "--n=2"], r"error: n=2, best_of=None; allowed: one"),
-        (["--prompt=it was", "--top_p=2"], r"error: top_p=2; allowed: "),
+        pytest.param(
+            *(["--prompt=it was", "--top_p=2"], r"error: top_p=2; allowed: "),
+            marks=pytest.mark.slow,
+        ),
         (["--prompt=\udcff\udcfe"], r"error: text …'\udcff\udcfe'… is not UTF-8 at character 0"),
     ],
 )

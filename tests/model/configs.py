@@ -10,7 +10,6 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.model.config import (
@@ -227,14 +226,15 @@ def shapes(name: str) -> Any:
 def random_params(abstract: Any, seed: int = 0) -> Any:
     """Normal numbers, small in matrices; nothing is 0 or 1, which would hide a mistake in its use.
 
-    Drawn by NumPy: the library's own initialisation takes longer to compile than the model.
+    Drawn by NumPy: the library's own initialisation takes longer to compile than the model. Put
+    on the device as they are: `jnp.asarray` compiles a program for each shape.
     """
     rng = np.random.default_rng(seed)
 
     def draw(path, x):
         name = path_name(path)
         values = rng.normal(size=x.shape) * (0.3 if name.endswith(VECTORS) else 32**-0.5)
-        return jnp.asarray(values + (name.endswith("scale")), x.dtype)
+        return jax.device_put(np.asarray(values + name.endswith("scale"), x.dtype))
 
     return jax.tree_util.tree_map_with_path(draw, abstract)
 
@@ -254,7 +254,7 @@ def packed_rows() -> tuple[jax.Array, jax.Array, jax.Array]:
     tokens = np.random.default_rng(7).integers(0, VOCAB, (2, LENGTH), np.int32)
     positions = [[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 0, 0], [0, 0, *range(3, 14)]]
     segments = [[1] * 5 + [2] * 6 + [0] * 2, [0] * 2 + [1] * 11]
-    return jnp.asarray(tokens), jnp.asarray(positions), jnp.asarray(segments)
+    return tuple(jax.device_put(np.asarray(x, np.int32)) for x in (tokens, positions, segments))
 
 
 @functools.partial(jax.jit, static_argnums=0)

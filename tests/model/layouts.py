@@ -7,13 +7,14 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from jaxlm.model.config import ModelConfig
 
 
 def stack_layers(config: ModelConfig, params: Any) -> dict[str, Any]:
-    """Parameters in the layout of `numerics.scan_layers=True`: the inverse of `unroll_layers`.
+    """Parameters in the layout of `numerics.scan_layers=True`: the inverse of `unroll_layers`; what
+    is stacked is NumPy's, so that nothing is compiled.
 
     Args:
         config: of the model; its `scan_layers` is not read.
@@ -27,7 +28,7 @@ def stack_layers(config: ModelConfig, params: Any) -> dict[str, Any]:
     if rounds:
         made["layers"] = {
             f"block_{i}": jax.tree.map(
-                lambda *a: jnp.stack(a), *(blocks[f"block_{j}"] for j in range(i, scanned, period))
+                lambda *a: np.stack(a), *(blocks[f"block_{j}"] for j in range(i, scanned, period))
             )
             for i in range(period)
         }

@@ -5,7 +5,6 @@ import functools
 import hashlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -66,22 +65,26 @@ def bits_model(scan):
         numerics={"scan_layers": scan},
     )
     abstract = abstract_params(with_layout(config, scan=False))
-    params = jax.tree.map(lambda x: jnp.zeros(x.shape), abstract)
-    params["embedding"] = jnp.ones_like(params["embedding"])
-    params["final_norm"]["scale"] = jnp.ones(config.d_model)
+    params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), abstract)
+    params["embedding"][:] = 1
+    params["final_norm"]["scale"][:] = 1
     for i in range(config.num_layers):
         block = params["last_layers"][f"block_{i}"]
-        block["attention"]["out"]["bias"] = jnp.full(config.d_model, 2.0 ** (2 * i + 1))
-        block["feed_forward"]["down"]["bias"] = jnp.full(config.d_model, 2.0 ** (2 * i + 2))
+        block["attention"]["out"]["bias"][:] = 2.0 ** (2 * i + 1)
+        block["feed_forward"]["down"]["bias"][:] = 2.0 ** (2 * i + 2)
     return Transformer(config), stack_layers(config, params) if scan else params
 
 
 def masks(scan, key):
     """What each of the 11 places keeps: booleans [8, 64, d_model]."""
     model, params = bits_model(scan)
-    tokens = jnp.zeros((8, 64), jnp.int32)
-    rows, rngs = (tokens, tokens, jnp.ones_like(tokens)), {"dropout": key}
-    x = jax.jit(lambda p: model.apply({"params": p}, *rows, method="hidden", rngs=rngs)[0])(params)
+    rows = [np.full((8, 64), n, np.int32) for n in (0, 0, 1)]
+
+    @jax.jit
+    def hidden(params, key, *rows):
+        return model.apply({"params": params}, *rows, method="hidden", rngs={"dropout": key})[0]
+
+    x = hidden(params, key, *rows)
     # What is kept is divided by 1 - p, so that the mean stays as it was.
     sums = np.asarray(x, np.float64) * EPSILON**0.5 * (1 - RATE)
     # Rounding, and the mean square (at most 2047²) that the norm adds to epsilon.

@@ -7,7 +7,6 @@ import functools
 import json
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -41,7 +40,19 @@ def make():
 
 
 def tokens(length, seed=0):
-    return jax.random.randint(jax.random.key(seed), (2, length), 0, VOCAB)
+    drawn = np.random.default_rng(seed).integers(0, VOCAB, (2, length), np.int32)
+    return jax.device_put(drawn)
+
+
+def changed(tokens, at):
+    """Other tokens there."""
+    tokens = np.array(tokens)
+    tokens[:, at] = (tokens[:, at] + 1) % VOCAB
+    return tokens
+
+
+def ids_of(*rows):
+    return np.array(rows, np.int32)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -125,42 +136,48 @@ def test_fresh_parameters_and_axes():
 def test_decoding_token_by_token_is_the_whole():
     model, params = make()
     source, targets = tokens(7), tokens(6, 1)
-    ids = jnp.array([[1] * 7, [0] * 2 + [1] * 5])
+    ids = ids_of([1] * 7, [0] * 2 + [1] * 5)
     whole = logits(model, params, source, targets, ids)
     hidden = encode(model, params, source, ids)
-    cache = CrossedCache.init(model.config.decoder, 2, 6)
-    first, cache = decode(model, params, targets[:, :1], hidden, ids, cache)
+    cache = jax.jit(lambda: CrossedCache.init(model.config.decoder, 2, 6))()
+    first, cache = decode(model, params, np.asarray(targets)[:, :1], hidden, ids, cache)
     assert cache.source.hidden is None
     got = [first]
     for i in range(1, 6):
-        y, cache = decode(model, params, targets[:, i : i + 1], None, None, cache)
+        y, cache = decode(model, params, np.asarray(targets)[:, i : i + 1], None, None, cache)
         got.append(y)
     # Sums over other shapes run in another order, over five layers.
-    np.testing.assert_allclose(jnp.concatenate(got, 1), whole, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(np.concatenate(got, 1), whole, rtol=0, atol=2e-5)
 
 
 def test_what_is_seen():
     """A decoder's token sees all of the source and no later token; padding is seen by none."""
     model, params = make()
-    source, targets, ids = tokens(7), tokens(6, 1), jnp.array([[1] * 6 + [0]] * 2)
-    run = functools.partial(logits, model, params, segment_ids=ids)
+    source, targets, ids = tokens(7), tokens(6, 1), ids_of(*[[1] * 6 + [0]] * 2)
+
+    def run(*given):
+        return np.asarray(logits(model, params, *given, ids))
+
     base = run(source, targets)
-    later = run(source, targets.at[:, 4].add(1) % VOCAB)
+    later = run(source, changed(targets, 4))
     np.testing.assert_array_equal(base[:, :4], later[:, :4])
     assert (base[:, 4:] != later[:, 4:]).any()
-    np.testing.assert_array_equal(base, run(source.at[:, 6].add(1) % VOCAB, targets))
-    assert (base[:, 0] != run(source.at[:, 5].add(1) % VOCAB, targets)[:, 0]).any()
+    np.testing.assert_array_equal(base, run(changed(source, 6), targets))
+    assert (base[:, 0] != run(changed(source, 5), targets)[:, 0]).any()
 
 
 def test_packed_pairs_are_what_they_are_alone():
-    """Segment i of the targets sees segment i of the source."""
+    """Segment i of the targets sees segment i of the source; both pairs are as long, for one
+    program.
+    """
     model, params = make()
-    source, targets = tokens(7)[:1], tokens(6, 1)[:1]
-    s_ids, t_ids = jnp.array([[1] * 3 + [2] * 4]), jnp.array([[1] * 4 + [2] * 2])
-    s_at, t_at = jnp.array([[0, 1, 2, 0, 1, 2, 3]]), jnp.array([[0, 1, 2, 3, 0, 1]])
+    source, targets = np.asarray(tokens(8))[:1], np.asarray(tokens(6, 1))[:1]
+    s_ids, t_ids = ids_of([1] * 4 + [2] * 4), ids_of([1] * 3 + [2] * 3)
+    s_at, t_at = ids_of([0, 1, 2, 3] * 2), ids_of([0, 1, 2] * 2)
     hidden = encode(model, params, source, s_ids, s_at)
     packed, _ = decode(model, params, targets, hidden, s_ids, None, t_at, t_ids)
-    for s, t in ((slice(0, 3), slice(0, 4)), (slice(3, 7), slice(4, 6))):
+    packed = np.asarray(packed)
+    for s, t in ((slice(0, 4), slice(0, 3)), (slice(4, 8), slice(3, 6))):
         alone = logits(model, params, source[:, s], targets[:, t])
         # Sums over other shapes run in another order, over five layers.
         np.testing.assert_allclose(packed[:, t], alone, rtol=0, atol=2e-5)

@@ -30,7 +30,7 @@ SHAPES = ["base", "pattern", "long_pattern", "experts"]
 @pytest.mark.parametrize("name", SHAPES)
 def test_layouts_have_the_shapes_of_their_models(name):
     model, params = make(name)
-    unrolled = unroll_layers(model.config, params)
+    unrolled = jax.eval_shape(lambda p: unroll_layers(model.config, p), params)
     want = abstract_params(with_numerics(model, scan_layers=False))
     kinds = jax.tree.map(lambda x: (x.shape, x.dtype), unrolled)
     assert kinds == jax.tree.map(lambda x: (x.shape, x.dtype), want)
@@ -65,7 +65,7 @@ def test_scanned_and_unrolled_give_one_result(name):
     model, params = make(name)
     one = logits_and_cache(model, params)
     unrolled = with_numerics(model, scan_layers=False)
-    two = logits_and_cache(unrolled, unroll_layers(model.config, params))
+    two = logits_and_cache(unrolled, unroll_layers(model.config, jax.device_get(params)))
     assert [len(x) for x in two[1].keys] == [1] * model.config.num_layers
     one, two = ((logits, *map(layers, (cache.keys, cache.values))) for logits, cache in (one, two))
     assert np.abs(one[1]).max(axis=(1, 2, 3, 4)).all()
@@ -130,5 +130,5 @@ def test_full_remat_recomputes_every_matrix_product():
 
 def test_stacking_keeps_dtypes():
     model, params = make("bfloat16_params")
-    back = stack_layers(model.config, unroll_layers(model.config, params))
+    back = stack_layers(model.config, unroll_layers(model.config, jax.device_get(params)))
     assert {x.dtype for x in jax.tree.leaves(back)} == {jnp.dtype("bfloat16")}

@@ -3,15 +3,26 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxlm.model.feed_forward import activate
 from jaxlm.model.layouts import unroll_layers
+from jaxlm.model.parameters import abstract_params
+from jaxlm.model.transformer import Transformer
 from tests.marks import slow_but
 from tests.model import oracle
-from tests.model.configs import CONFIGS, VOCAB, float32_configs, make, packed_rows
+from tests.model.configs import (
+    CONFIGS,
+    EXPERTS,
+    VOCAB,
+    float32_configs,
+    make,
+    packed_rows,
+    path_name,
+    random_params,
+    small,
+)
 
 
 def float64_params(config, params):
@@ -44,19 +55,88 @@ def check(model, params, rows, contiguous=True):
     np.testing.assert_allclose([losses["load_balance"], losses["router_z"]], [balance, z], 1e-5)
 
 
-# Options alone, each of which a model that is kept has among others.
-TWICE = {
-    *("mha", "head_dim", "qkv_bias", "out_bias", "qk_norm_head", "softcap", "sliding", "pattern"),
-    *("plain_bias", "parallel_separate", "experts", "experts_gated_bias", "layernorm_bias"),
-    *("no_scale", "residual_norm", "sandwich_norm", "scale_plus_one", "tied", "embedding_scale"),
-    *("head_transform", "tied_head_bias", "logit_softcap", "bidirectional", "learned"),
-    "partial_rope",
+# Several options in one model, whose program is compiled once.
+TOGETHER = {
+    "geglu_and_full": small(
+        attention={"num_kv_heads": 1, "qk_norm": "full", "scale": 0.9},
+        feed_forward={"kind": "geglu", "bias": True, "d_ff": None},
+        norm={"kind": "layernorm", "epsilon": 0.3},
+        embedding={"logit_scale": 0.3, "head_bias": True},
+    ),
+    "relu2_and_shared": small(
+        attention={"qk_norm": "head", "out_bias": True},
+        feed_forward={"kind": "relu2", "parallel": "shared"},
+        norm={"kind": "layernorm", "scale": False, "bias": True, "clip_qkv": 0.6},
+        position_encoding="nope",
+    ),
+    "gelu_tanh_and_post": small(
+        attention={"qk_norm": "head"},
+        feed_forward={"kind": "gelu_tanh"},
+        norm={"kind": "layernorm", "bias": True, "placement": "post"},
+        embedding={"norm": True, "scale": 5.5},
+        position_encoding="learned(offset=2)",
+    ),
+    "relu_and_sandwich": small(
+        feed_forward={"kind": "relu", "parallel": "separate"},
+        norm={"placement": "sandwich"},
+        position_encoding="alibi(scale=0.4)",
+    ),
+    "experts_and_shared": small(
+        moe={**EXPERTS, "num_experts": 8, "top_k": 1, "d_ff": None, "num_shared_experts": 2},
+        feed_forward={"kind": "gelu", "bias": True, "parallel": "shared"},
+    ),
+    "experts_and_gated_shared": small(
+        moe={
+            **EXPERTS,
+            "normalize": False,
+            "num_shared_experts": 1,
+            "shared_d_ff": 40,
+            "shared_gate": True,
+        },
+        attention={"layer_pattern": ("sliding", "global", "global"), "sliding_window": 3},
+    ),
+}
+# Models of the table that have no option, but in their numbers, that none of these has.
+IN_EVERY_RUN = {
+    *("base", "reference", "blockwise", "block_sampled", "swiglu"),
+    *("experts_weights", "gpt_oss_like", "gemma_like", "bert_like", "neox_like"),
+    *("bidirectional_and_sliding", "two_sided_t5", "t5", "by_kind", "by_kind_rope"),
+    *("unrolled", "remat_dots", "remat_full", "dropout"),
 }
 
 
-@pytest.mark.parametrize("name", slow_but(set(float32_configs) - TWICE, float32_configs))
+@pytest.mark.parametrize("name", slow_but(IN_EVERY_RUN, float32_configs))
 def test_model_is_the_oracle(name):
     check(*make(name), packed_rows())
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_options_together(name):
+    model = Transformer(TOGETHER[name])
+    check(model, random_params(abstract_params(model)), packed_rows())
+
+
+def options(config):
+    """Fields and their values; of a number whether it is that of the smallest model."""
+    plain, found = dict(fields(small())), set()
+    for path, value in fields(config):
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            found.add((path, value != plain.get(path)))
+        else:
+            found.add((path, str(value).partition("(")[0]))
+    return found
+
+
+def fields(config):
+    """Paths and values, of lists each entry."""
+    flat = jax.tree.leaves_with_path(config.to_dict(), is_leaf=lambda x: x is None)
+    return [(path_name(path), value) for path, value in flat]
+
+
+def test_every_run_has_every_option():
+    kept = [*(CONFIGS[name] for name in IN_EVERY_RUN), *TOGETHER.values()]
+    missing = set().union(*map(options, float32_configs.values()))
+    assert not missing.difference(*map(options, kept))
 
 
 @pytest.mark.parametrize("name", ["base", "alibi", "pattern", "sink_logits"])
@@ -66,13 +146,14 @@ def test_any_order_of_positions(name):
     rng = np.random.default_rng(5)
     positions = np.stack([rng.permutation(13), rng.integers(0, 9, 13)]).astype(np.int32)
     segments = rng.integers(0, 3, (2, 13)).astype(np.int32)
-    check(*make(name), (tokens, jnp.asarray(positions), jnp.asarray(segments)), False)
+    check(*make(name), (tokens, jax.device_put(positions), jax.device_put(segments)), False)
 
 
 def test_clamped_swiglu_beyond_its_limits():
     """Which the small weights of the models above never reach."""
     up, gate = np.meshgrid(np.linspace(-12, 12, 9), np.linspace(-12, 12, 9))
-    got = activate("clamped_swiglu", jnp.asarray(up, jnp.float32), jnp.asarray(gate, jnp.float32))
+    run = jax.jit(functools.partial(activate, "clamped_swiglu"))
+    got = run(up.astype(np.float32), gate.astype(np.float32))
     # As an MLP of two inputs, up and gate themselves, and the output as it is.
     x, take = np.stack([up.ravel(), gate.ravel()], 1), np.eye(2)
     want = oracle.mlp("clamped_swiglu", x, (take[:, :1], 0), (take[:, 1:], 0), (np.eye(1), 0))
@@ -82,10 +163,10 @@ def test_clamped_swiglu_beyond_its_limits():
 
 def test_defaults_are_positions_from_zero_in_one_segment():
     model, params = make("base")
-    tokens = jnp.arange(26).reshape(2, 13) % VOCAB
-    positions = jnp.broadcast_to(jnp.arange(13)[None], (2, 13))
-    got, cache = jax.jit(lambda p: model.apply({"params": p}, tokens))(params)
-    want, _ = logits_and_losses(model, params, tokens, positions, jnp.ones_like(tokens))
+    tokens = np.arange(26, dtype=np.int32).reshape(2, 13) % VOCAB
+    positions = np.arange(26, dtype=np.int32).reshape(2, 13) % 13
+    got, cache = jax.jit(lambda p, tokens: model.apply({"params": p}, tokens))(params, tokens)
+    want, _ = logits_and_losses(model, params, tokens, positions, np.ones_like(tokens))
     assert cache is None
     # Two programs of one function: only the order of sums may differ. See `check`.
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
@@ -93,9 +174,9 @@ def test_defaults_are_positions_from_zero_in_one_segment():
 
 def test_token_types():
     model, params = make("token_types")
-    rows, types = packed_rows(), jnp.asarray(np.random.default_rng(3).integers(0, 3, (2, 13)))
-    types = types.astype(jnp.int32)
-    got, _ = model.apply({"params": params}, *rows, token_types=types)
+    rows, types = packed_rows(), np.random.default_rng(3).integers(0, 3, (2, 13)).astype(np.int32)
+    run = jax.jit(lambda p, *rows: model.apply({"params": p}, *rows[:3], token_types=rows[3])[0])
+    got = run(params, *rows, types)
     given = [oracle.Given(*row) for row in zip(*map(np.asarray, (*rows, types)), strict=True)]
     want, _ = oracle.forward(model.config, float64_params(model.config, params), given)
     # See `check`.
@@ -105,8 +186,8 @@ def test_token_types():
 def test_experts_losses_count_real_tokens_only():
     """Padding changes neither loss."""
     model, params = make("experts_weights")
-    tokens, positions, segments = packed_rows()
-    other = jnp.where(segments == 0, 11, tokens)
+    tokens, positions, segments = map(np.asarray, packed_rows())
+    other = np.where(segments == 0, np.int32(11), tokens)
     one = logits_and_losses(model, params, tokens, positions, segments)[1]
     two = logits_and_losses(model, params, other, positions, segments)[1]
     assert (tokens != other).any()

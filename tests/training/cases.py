@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from jaxlm.model.config import ModelConfig
@@ -43,10 +43,11 @@ def make_batch(seed: int = 0, rows: int = ROWS, length: int = LENGTH) -> dict[st
         segments[row, :first], positions[row, :first] = 1, np.arange(first)
         segments[row, first:second], positions[row, first:second] = 2, np.arange(second - first)
     weights = generator.choice([0.0, 0.5, 1.0], (rows, length), p=[0.2, 0.2, 0.6])
-    return {
-        "tokens": jnp.asarray(tokens[:, :-1], jnp.int32),
-        "targets": jnp.asarray(tokens[:, 1:], jnp.int32),
-        "positions": jnp.asarray(positions),
-        "segment_ids": jnp.asarray(segments),
-        "loss_weights": jnp.asarray(weights * (segments > 0), jnp.float32),
+    batch = {
+        "tokens": tokens[:, :-1].astype(np.int32),
+        "targets": tokens[:, 1:].astype(np.int32),
+        "positions": positions,
+        "segment_ids": segments,
+        "loss_weights": (weights * (segments > 0)).astype(np.float32),
     }
+    return jax.device_put(batch)

@@ -134,7 +134,7 @@ def test_formula(name):
         "position": {"slopes": (4,)},
     }
     params = jax.tree.map(
-        lambda s: jnp.asarray(generator.normal(size=s), jnp.float32),
+        lambda s: generator.normal(size=s).astype(np.float32),
         shapes,
         is_leaf=lambda x: isinstance(x, tuple),
     )
@@ -150,16 +150,20 @@ def test_formula(name):
         clip_norm=50.0,
     )
     optimizer = make_optimizer(config, 10)
-    state = optimizer.init(params)
-    update = jax.jit(optimizer.update)
+    state = jax.jit(optimizer.init)(params)
+
+    @jax.jit
+    def step(grads, state, params):
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
     expected = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
     memory = jax.tree.map(lambda p: {}, expected)
     for t, (size, rate) in enumerate([(1.0, 0.0), (0.1, 0.05), (0.1, 0.1)], 1):
         grads = jax.tree.map(
-            lambda p, s=size: jnp.asarray(generator.normal(size=p.shape) * s, jnp.float32), params
+            lambda p, s=size: (generator.normal(size=p.shape) * s).astype(np.float32), params
         )
-        updates, state = update(grads, state, params)
-        params = optax.apply_updates(params, updates)
+        params, state = step(grads, state, params)
         norm = math.sqrt(
             sum((np.asarray(g, np.float64) ** 2).sum() for g in jax.tree.leaves(grads))
         )
@@ -243,10 +247,11 @@ def test_muon_on_stacked_layers_and_experts_is_muon_on_each_matrix(kind):
     optimizer = make_optimizer(OptimizerConfig(name="muon", clip_norm=None, warmup_steps=0), 10)
     generator = np.random.default_rng(1)
     grads = jax.tree.map(
-        lambda x: jnp.asarray(generator.normal(size=x.shape), jnp.float32), abstract_params(model)
+        lambda x: generator.normal(size=x.shape).astype(np.float32), abstract_params(model)
     )
-    zeros = jax.tree.map(jnp.zeros_like, grads)
-    updates = names(jax.jit(optimizer.update)(grads, optimizer.init(zeros), zeros)[0])
+    zeros = jax.tree.map(np.zeros_like, grads)
+    update = jax.jit(lambda g, zeros: optimizer.update(g, optimizer.init(zeros), zeros)[0])
+    updates = names(update(grads, zeros))
     for name, g in names(grads).items():
         leaf = name.split("/")[-1]
         if leaf not in ("kernel", "up", "gate", "down"):
@@ -278,7 +283,7 @@ def test_learns_and_its_state_comes_back_from_a_checkpoint(name, tmp_path):
     )
     optimizer = make_optimizer(config.optimizer, config.steps)
     step = jax.jit(make_train_step(model, optimizer, config), donate_argnums=0)
-    state, losses = init_state(model, optimizer, config), []
+    state, losses = jax.jit(lambda: init_state(model, optimizer, config))(), []
     for _ in range(config.steps):
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))

@@ -90,24 +90,29 @@ def test_the_papers_formula(tmp_path):
     model = make_model(vocab_size=320, context_length=256)
     pairs = [PAIRS[0], PAIRS[-1]]
     store, tokenizer = stored(tmp_path, pairs), make(CHATML)
-    batch = {k: jnp.stack([r[k] for r in store]) for k in store[0]}
+    batch = jax.device_put({k: np.stack([r[k] for r in store]) for k in store[0]})
     base = init_params(model, 0)
-    params = jax.tree.map(lambda x: x * 1.1, base)
-
-    def alone(p, prompt, answer):
-        ids, _ = jaxlm.chat_example(tokenizer, prompt + answer)
-        ids, start = jnp.asarray([ids]), len(jaxlm.chat_prompt(tokenizer, prompt))
-        log_p = jax.nn.log_softmax(model.apply({"params": p}, ids)[0])
+    params = jax.tree.map(lambda x: np.asarray(x) * np.float32(1.1), base)
+    # All answers in one program: what comes behind a text changes nothing in it.
+    answers = [(prompt, answer) for prompt, *both in pairs for answer in both]
+    rows = [jaxlm.chat_example(tokenizer, prompt + answer)[0] for prompt, answer in answers]
+    ids = np.zeros((len(rows), max(map(len, rows))), np.int32)
+    learned = np.zeros(ids.shape, bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
         # The line break after the answer's end is not learned.
-        return sum(log_p[0, i - 1, ids[0, i]] for i in range(start, ids.shape[1] - 1))
+        learned[i, len(jaxlm.chat_prompt(tokenizer, answers[i][0])) : len(row) - 1] = True
+
+    def log_probs(p):
+        """Of each answer, in its row alone."""
+        log_p = jax.nn.log_softmax(model.apply({"params": p}, jnp.asarray(ids))[0])
+        of_each = jnp.take_along_axis(log_p[:, :-1], ids[:, 1:, None], 2)[..., 0]
+        return jnp.where(learned[:, 1:], of_each, 0.0).sum(1)
 
     def formula(p):
-        total, right = 0.0, 0
-        for prompt, better, worse in pairs:
-            gains = [alone(p, prompt, a) - alone(base, prompt, a) for a in (better, worse)]
-            total = total - jax.nn.log_sigmoid(0.5 * (gains[0] - gains[1]))
-            right = right + (gains[0] > gains[1]).astype(int)
-        return total, right
+        gains = log_probs(p) - log_probs(base)
+        better, worse = gains[::2], gains[1::2]
+        return -jax.nn.log_sigmoid(0.5 * (better - worse)).sum(), (better > worse).sum()
 
     objective = Preference(model, 0.5, 50)  # no divisor of a row's length
     assert objective.weight(batch) == len(pairs)
@@ -124,11 +129,11 @@ def test_the_papers_formula(tmp_path):
 
 def test_a_fresh_adapter_is_its_own_reference(tmp_path):
     model = make_model(vocab_size=320, context_length=256)
-    batch = {k: jnp.asarray(v[None]) for k, v in stored(tmp_path, PAIRS)[0].items()}
-    whole = add_adapters(model, init_params(model), AdapterConfig(rank=2))
-    loss, (sums, _) = Preference(model, 0.5, 64)(whole, whole, batch)
-    weight = Preference(model, 0.5, 64).weight(batch)
-    np.testing.assert_allclose(loss / weight, np.log(2), rtol=1e-6)
+    batch = jax.device_put({k: v[None] for k, v in stored(tmp_path, PAIRS)[0].items()})
+    whole = jax.jit(lambda: add_adapters(model, init_params(model), AdapterConfig(rank=2)))()
+    objective = Preference(model, 0.5, 64)
+    loss, (sums, _) = jax.jit(objective.__call__)(whole, whole, batch)
+    np.testing.assert_allclose(loss / objective.weight(batch), np.log(2), rtol=1e-6)
     assert sums["margin"] == 0
 
 
