@@ -11,6 +11,7 @@ from jaxlm.decoding import engine
 from jaxlm.decoding.drafters.plain import PLAIN
 from jaxlm.decoding.processors import chain
 from jaxlm.decoding.processors.batch import Batch
+from jaxlm.decoding.request import NO_TOKEN
 from jaxlm.decoding.sampling import Sampling
 from jaxlm.decoding.tree import Draft, ancestors
 from tests.decoding import tiny
@@ -48,11 +49,13 @@ def draw(cache, encoding, settings, drafter=PLAIN, stops=()):
     """The new tokens of each row, and how many steps they took."""
     model, params = tiny.model(encoding), tiny.params(encoding)
     width = max(map(len, PROMPTS))
-    tokens = jnp.array([p + [0] * (width - len(p)) for p in PROMPTS])
-    lengths = jnp.array([len(p) for p in PROMPTS])
-    cache = caches.parse(cache).init(model.config, len(PROMPTS), width + NEW + drafter.depth)
+    tokens = np.array([p + [0] * (width - len(p)) for p in PROMPTS], np.int32)
+    lengths = np.array([len(p) for p in PROMPTS], np.int32)
+    # As large with drafts as without, and as many stop tokens: most programs are then the same.
+    cache = caches.parse(cache).init(model.config, len(PROMPTS), width + NEW + Foreknown.depth)
     batch = Batch(len(PROMPTS), model.config.vocab_size, tuple(stops), NEW)
-    sampling, stops = Sampling.make(batch, **settings), jnp.array(stops, jnp.int32)
+    stops = np.array(stops or (NO_TOKEN,), np.int32)
+    sampling = Sampling.make(batch, **settings)
     rest = (sampling, stops, drafter)
     state = engine.prefill(model, params, (tokens, lengths), cache, NEW, *rest)
     state = engine.decode(model, params, state, jnp.asarray(NEW), *rest)

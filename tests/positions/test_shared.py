@@ -109,14 +109,14 @@ def test_text_form_round_trips(case):
 def test_cached_decode_equals_full_forward(case):
     """Left-padded, two tokens at a time; at each step the full forward of that prefix."""
     model, params = make(CASES[case])
-    ids, pad = tokens(), np.array([[0], [3]], np.int32)
-    at, segments = np.maximum(AT - pad, 0), (AT >= pad).astype(np.int32)
+    ids, slots, pad = tokens(), AT, np.array([[0], [3]], np.int32)
+    at, segments = np.maximum(slots - pad, 0), (slots >= pad).astype(np.int32)
     cache = DenseCache.init(model.config, 2, LENGTH)
     for start, stop in ((i, i + 2) for i in range(0, LENGTH, 2)):
         part = slice(start, stop)
         said, cache = step(model, params, ids[:, part], at[:, part], segments[:, part], cache)
         # One shape, one program: what comes later is padding. The context's length is that so far.
-        there = (AT < stop).astype(np.int32)
+        there = (slots < stop).astype(np.int32)
         want = logits(model, params, ids, at * there, segments * there)
         got, want = np.asarray(said), np.asarray(want)[:, part]
         real = segments[:, part] == 1  # what padding says is nobody's
