@@ -81,5 +81,5 @@ def test_bad_settings_are_told(settings, told):
 
 
 def test_a_scorer_must_score_each():
-    with pytest.raises(ValueError, match="scorer gave 1 scores; allowed: 2"):
-        search(Reranked(1, 2, 4), scorer=lambda prompt, texts: [0.0])
+    with pytest.raises(ValueError, match="scorer gave 1 scores; allowed: 8"):
+        search(Reranked(1, 8, 16), scorer=lambda prompt, texts: [0.0])

@@ -170,11 +170,11 @@ def test_order_matters_and_gradients_are_finite(case):
     shallow = Transformer(model.config.replace(num_layers=period))  # compiles twice as fast
     layers = jax.tree.map(lambda x: np.asarray(x)[:1], params["layers"])
 
-    def loss(p):
+    def loss(p, ids):
         y, _ = shallow.apply({"params": p}, ids)
         return jnp.mean(jax.nn.log_softmax(y)[..., 0] ** 2)
 
-    gradients = jax.jit(jax.grad(loss))(params | {"layers": layers})
+    gradients = jax.jit(jax.grad(loss))(params | {"layers": layers}, ids)
     for path, g in jax.tree_util.tree_leaves_with_path(gradients):
         assert np.isfinite(g).all(), path
         if path[0].key == "position":
