@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -141,9 +142,10 @@ def test_a_stop_token_within_a_draft_ends_its_row():
 
 
 def test_nodes_see_their_way_from_the_root():
-    parents = jnp.array([[-1, 0, 0, 1, 3], [-1, 0, 1, 2, 0]])
-    ones = jnp.ones_like(parents)
-    depths, way = ancestors(Draft(ones, parents, ones == 1, depth=3))
+    parents = np.array([[-1, 0, 0, 1, 3], [-1, 0, 1, 2, 0]], np.int32)
+    ones = np.ones_like(parents)
+    given = (jnp.asarray(x) for x in (ones, parents, ones == 1))
+    depths, way = map(np.asarray, jax.jit(ancestors)(Draft(*given, depth=3)))
     np.testing.assert_array_equal(depths, [[0, 1, 1, 2, 3], [0, 1, 2, 3, 1]])
     np.testing.assert_array_equal(way[0, 4], [True, True, False, True, True])
     np.testing.assert_array_equal(way[1, 4], [True, False, False, False, True])
