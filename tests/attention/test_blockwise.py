@@ -21,8 +21,8 @@ def self_attention(length, *, heads=1, head_dim=4, document=None):
     rng = np.random.default_rng(0)
     shape, slots = (1, length, heads, head_dim), np.arange(length)
     document = document or length
-    positions = jnp.asarray(slots % document, jnp.int32)[None]
-    segments = jnp.asarray(1 + slots // document, jnp.int32)[None]
+    positions = jnp.asarray((slots % document)[None], jnp.int32)
+    segments = jnp.asarray((1 + slots // document)[None], jnp.int32)
     q, k, v = (jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(3))
     return AttentionInputs(q, k, v, positions, positions, segments, segments)
 
@@ -128,7 +128,7 @@ def test_vmap_over_models():
     """Many small models at once: arrays and head parameters differ, tokens are shared."""
     s, x, _ = build(Case(mask="lambda", score="alibi"))
     many = {
-        n: jnp.stack([getattr(x, n) * f for f in (1.0, 0.5, 2.0)])
+        n: np.stack([np.asarray(getattr(x, n)) * np.float32(f) for f in (1, 0.5, 2)])
         for n in ("q", "k", "v", "head_parameters")
     }
 
@@ -146,7 +146,7 @@ def test_vmap_over_models():
 def test_vmap_over_everything():
     """Rows with tile lists of different lengths, each its own call."""
     s, x, _ = build(Case(mask="lambda", sizes=(3, 97, 97, 2, 1, 4)))
-    rows = jax.tree.map(lambda a: a[:, None], x)
+    rows = jax.tree.map(lambda a: np.asarray(a)[:, None], x)
     out, _ = jax.jit(jax.vmap(lambda x: attend_blockwise(s, x)))(rows)
     np.testing.assert_allclose(out[:, 0], blockwise(s, x)[0], atol=2e-6)
 

@@ -109,7 +109,7 @@ ENCODINGS = {
     "kerple": "kerple",
     "sandwich": "sandwich(width=16)",
     "rope_alibi": "rope_alibi",
-    "fire": "fire(width=8, threshold=60)",
+    "fire": "fire(width=4, threshold=60)",
     "multiplicative": "rope_alibi(kind=multiplicative)",
     "lm_infinite": "lm_infinite(window=128, num_sinks=3)",
     "lm_infinite_multiplicative": (

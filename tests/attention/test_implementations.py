@@ -47,11 +47,14 @@ def check(name, case):
         assert_close(gradient, want[array], f"gradient of {array}")
 
 
+MUCH = Case(mask="lambda", ceiling=10, far=True, score="table", softcap=2.5, sinks=True)
+
+
 @every
 @pytest.mark.parametrize(
     "case",
     [
-        Case(mask="lambda", ceiling=10, far=True, score="table", softcap=2.5, sinks=True),
+        MUCH,
         Case(mask="prefix", score="multiplicative", sizes=(1, 97, 97, 6, 2, 4)),
         Case(mask="sinks", score="by_query", aligned=False, sizes=(2, 7, 61, 4, 2, 8)),
     ],
@@ -110,7 +113,7 @@ def test_bfloat16_stays_within_its_roundings(name):
 
 @every
 def test_twice_is_bit_equal(name):
-    spec, x, _ = build(Case(mask="lambda", score="table", ceiling=10, far=True, sinks=True))
+    spec, x, _ = build(MUCH)
     args = (IMPLEMENTATIONS[name], spec, x, x.q, x.q[..., 0])
     jax.tree.map(
         np.testing.assert_array_equal, value_and_gradients(*args), value_and_gradients(*args)

@@ -1,9 +1,7 @@
 """Two models that take turns, with text in and text out."""
 
-import functools
 import math
 
-import jax
 import pytest
 
 from jaxlm import caches
@@ -11,20 +9,19 @@ from jaxlm.data.tokenizers import Bytes
 from jaxlm.decoding.adaptive_text import complete_adaptive
 from jaxlm.decoding.entropy_adaptive import EntropyAdaptive, generate_adaptive
 from jaxlm.decoding.generate import complete
+from jaxlm.decoding.request import NO_TOKEN, STOP_TOKENS
 from jaxlm.decoding.sampling import Sampling
-from jaxlm.model.parameters import init_params
-from tests.decoding import tiny
+from tests.decoding import test_entropy_adaptive, tiny
+from tests.decoding.test_entropy_adaptive import NEW
 
-PROMPTS = ["Emma was", [256, 70, 9], "it"]
-NEW = 40
+# As long as those of test_entropy_adaptive, whose programs these texts share.
+PROMPTS = ["Emma was", [256, 70, 9], "it was all very new"]
+STOPS = [257] + [NO_TOKEN] * (STOP_TOKENS - 1)
 OFTEN = "entropy_adaptive(threshold=0.6, window=1, min_dwell=2)"
-LARGE = tiny.model(num_layers=3)
 
 
-@functools.cache
 def models():
-    grown = jax.tree.map(lambda x: 3 * x, init_params(LARGE, 1))
-    return (tiny.model(), tiny.params(), tiny.TOKENIZER), (LARGE, grown, tiny.TOKENIZER)
+    return tuple((*one, tiny.TOKENIZER) for one in test_entropy_adaptive.models())
 
 
 def say(prompts=PROMPTS, method=OFTEN, **settings):
@@ -34,9 +31,9 @@ def say(prompts=PROMPTS, method=OFTEN, **settings):
 def test_texts_are_those_of_the_tokens():
     texts, spoken = say()
     assert max(spoken.switches) > 2
-    ids = [[256, *b"Emma was"], [256, 70, 9], [256, *b"it"]]
+    ids = [[256, *b"Emma was"], [256, 70, 9], [256, *PROMPTS[2].encode()]]
     small, large = (m[:2] for m in models())
-    rest = (EntropyAdaptive(0.6, 1, 2), caches.parse("dense"), Sampling.make(3), [257])
+    rest = (EntropyAdaptive(0.6, 1, 2), caches.parse("dense"), Sampling.make(3), STOPS)
     want = generate_adaptive(small, large, ids, NEW, *rest)
     assert [t.token_ids for t in texts] == spoken.tokens == want.tokens
     for before, text in zip(ids, texts, strict=True):

@@ -78,19 +78,30 @@ def test_how_many_tokens_come_at_a_time_changes_nothing(cache, first, then):
 @pytest.mark.parametrize("rows", slow_but([[2, 0, 0, 1, 2]], [[2, 0, 0], [1], [2, 0, 0, 1, 2]]))
 def test_rows_change_places(kind, rows):
     """And number: as if the same tokens had been written into those rows."""
-    config, rows = tiny.model().config, jnp.array(rows)
+    config, rows = tiny.model().config, np.array(rows, np.int32)
     shape = (config.num_layers, 3, 2, config.num_kv_heads, config.head_dim)
-    k, v = jax.random.normal(jax.random.key(0), (2, *shape))
-    at = jnp.broadcast_to(jnp.arange(2)[None], (3, 2))
-    after = kind.init(config, 3, 8).commit((k, v), at, jnp.ones_like(at)).reorder(rows)
-    written = (k[:, rows], v[:, rows]), at[rows], jnp.ones_like(at[rows])
-    before = kind.init(config, len(rows), 8).commit(*written)
+    k, v = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+    after = reordered(committed(kind, k, v), rows)
+    before = committed(kind, k[:, rows], v[:, rows])
     np.testing.assert_array_equal(after.lengths, before.lengths)
     for layer in range(config.num_layers):
         a, b = (attended(cache.layer(layer), len(rows)) for cache in (after, before))
         np.testing.assert_array_equal(a, b)
 
 
+@jax.jit(static_argnums=0)
+def committed(kind, k, v):
+    """A cache of two tokens a row."""
+    at = jnp.broadcast_to(jnp.arange(2)[None], k.shape[1:3])
+    return kind.init(tiny.model().config, len(at), 8).commit((k, v), at, jnp.ones_like(at))
+
+
+@jax.jit
+def reordered(cache, rows):
+    return cache.reorder(rows)
+
+
+@jax.jit(static_argnums=1)
 def attended(layer, batch):
     """What one token a row at position 2 makes of a layer."""
     config = tiny.model().config
@@ -144,9 +155,9 @@ def test_a_ring_says_what_a_model_with_its_mask_says():
 def test_padding_is_no_context():
     """To an encoding that looks at the context's length."""
     model = tiny.model("rope(scaling=dynamic_ntk(factor=4, original_length=8))")
-    ids = jax.random.randint(jax.random.key(2), (1, 32), 0, model.config.vocab_size)
-    at, read = jnp.arange(32)[None], 10
-    there = (at < read).astype(jnp.int32)
+    ids = np.random.default_rng(2).integers(model.config.vocab_size, size=(1, 32), dtype=np.int32)
+    at, read = np.arange(32, dtype=np.int32)[None], 10
+    there = (at < read).astype(np.int32)
 
     def logits(count):
         cache = caches.parse("dense").init(model.config, 1, 32)

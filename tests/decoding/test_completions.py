@@ -1,6 +1,5 @@
 """What is told of each continuation, how many there are, and where they end."""
 
-import functools
 import itertools
 
 import jax
@@ -34,25 +33,25 @@ def ids(prompt):
 def test_logprobs_are_those_of_a_scoring_pass():
     """Of the model alone, whatever processors do to its logits."""
     model, params = tiny.model(), tiny.params()
-    score = jax.jit(functools.partial(token_scores, model))
 
     @jax.jit
-    def forward(params, row):
-        given = {"params": params}, row, jnp.arange(row.shape[1])[None], jnp.ones_like(row)
+    def forward(params, rows):
+        given = {"params": params}, rows, jnp.arange(rows.shape[1])[None], jnp.ones_like(rows)
         hidden, _ = model.apply(*given, method="hidden")
-        return hidden, model.apply({"params": params}, hidden, method="logits")
+        scores, _ = token_scores(model, params, hidden[:, :-1], rows[:, 1:])
+        return scores, model.apply({"params": params}, hidden, method="logits")
 
     for prompt, got in zip(PROMPTS, said(logprobs=4, seed=3, repetition_penalty=1.5), strict=True):
-        row, start = jnp.array([[*ids(prompt), *got.token_ids]]), len(ids(prompt))
-        hidden, logits = forward(params, row)
-        scores, _ = score(params, hidden[:, start - 1 : -1], row[:, start:])
-        logits = np.asarray(logits, np.float64)[0, start - 1 : -1]
+        row, start = [*ids(prompt), *got.token_ids], len(ids(prompt))
+        padded = np.array([row + [0] * (40 - len(row))], np.int32)  # one program for both
+        scores, logits = (np.asarray(x, np.float64)[0] for x in forward(params, padded))
+        scores, logits = (x[start - 1 : len(row) - 1] for x in (scores, logits))
         logprobs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         for i, (token, told) in enumerate(zip(got.token_ids, got.logprobs, strict=True)):
             best = np.argsort(-logprobs[i])[:4].tolist()
             assert list(told) == list(dict.fromkeys([token, *best]))
             # float32 through caches of another shape; tiny's weights make the softmaxes sharp
-            np.testing.assert_allclose(told[token], scores[0, i], rtol=0, atol=1e-3)
+            np.testing.assert_allclose(told[token], scores[i], rtol=0, atol=1e-3)
             np.testing.assert_allclose(list(told.values()), logprobs[i, list(told)], atol=1e-3)
         assert got.score == sum(p[t] for p, t in zip(got.logprobs, got.token_ids, strict=True))
         assert got.text == tiny.TOKENIZER.decode(got.token_ids)

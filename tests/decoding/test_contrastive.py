@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxlm import caches
+from jaxlm.decoding.request import NO_TOKEN
 from jaxlm.decoding.sampling import Sampling
 from jaxlm.decoding.search.contrastive import Contrastive
 from tests.decoding import tiny
@@ -16,12 +17,12 @@ from tests.marks import slow_but
 
 PROMPTS = [[5, 70, 9], [3, 3, 8, 120, 77, 6, 1]]
 NEW = 14
-NO_STOPS = jnp.zeros(0, jnp.int32)
+TOP = 5  # tokens that are compared, in most tests alike, so that they share programs
 
 
-def search(settings, stops=NO_STOPS, cache="dense"):
+def search(settings, stop=NO_TOKEN, cache="dense"):
     """The new tokens of each row."""
-    width = max(map(len, PROMPTS))
+    width, stops = max(map(len, PROMPTS)), jnp.asarray(np.array([stop], np.int32))
     tokens = jnp.array([p + [0] * (width - len(p)) for p in PROMPTS])
     lengths = jnp.array([len(p) for p in PROMPTS])
     model, params = tiny.model(), tiny.params()
@@ -46,13 +47,13 @@ def forward(mask, params, rows):
 def slowly(settings, prompt, mask=None):
     """Equation 5 of the paper."""
     row, room = list(prompt), max(map(len, PROMPTS)) + NEW
-    padded = np.zeros((settings.top_k, room), np.int32)
+    padded = np.zeros((TOP, room), np.int32)
     for _ in range(NEW):
         n = len(row)
         padded[:, :n] = row
         probs = np.asarray(forward(mask, tiny.params(), padded)[0][0, n - 1])
         top = np.argsort(-probs, kind="stable")[: settings.top_k]
-        padded[:, n] = top
+        padded[: len(top), n] = top
         states = np.asarray(forward(mask, tiny.params(), padded)[1])
         alike = [(states[i, n] @ states[i, :n].T).max() for i in range(len(top))]
         alpha = settings.penalty_alpha
@@ -62,23 +63,23 @@ def slowly(settings, prompt, mask=None):
 
 @pytest.mark.parametrize("cache", slow_but(["ring"], SETTINGS))
 def test_each_token_is_the_best_by_the_formula(cache):
-    settings = Contrastive(penalty_alpha=0.6, top_k=5)
+    settings = Contrastive(penalty_alpha=0.6, top_k=TOP)
     mask = caches.parse(SETTINGS[cache]).init(tiny.model().config, 1, 8).mask
     want = [slowly(settings, prompt, mask) for prompt in PROMPTS]
     assert search(settings, cache=SETTINGS[cache]) == want
-    assert want != search(Contrastive(penalty_alpha=0.0, top_k=5), cache=SETTINGS[cache])
+    assert want != search(Contrastive(penalty_alpha=0.0, top_k=TOP), cache=SETTINGS[cache])
 
 
 def test_without_a_penalty_it_is_greedy():
-    assert search(Contrastive(0.0, 3)) == [slowly(Contrastive(0.0, 1), p) for p in PROMPTS]
+    assert search(Contrastive(0.0, TOP)) == [slowly(Contrastive(0.0, 1), p) for p in PROMPTS]
 
 
 def test_a_row_ends_at_its_stop_token_and_the_others_go_on():
-    settings = Contrastive(penalty_alpha=0.6, top_k=5)
+    settings = Contrastive(penalty_alpha=0.6, top_k=TOP)
     free = search(settings)
     stop = free[0][4]
     want = [row[: row.index(stop) + 1] if stop in row else row for row in free]
-    assert search(settings, jnp.array([stop])) == want
+    assert search(settings, stop) == want
     assert len({len(row) for row in want}) == 2
 
 

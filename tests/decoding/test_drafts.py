@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from jaxlm.decoding import engine
 from jaxlm.decoding.drafters.plain import PLAIN
 from jaxlm.decoding.processors import chain
 from jaxlm.decoding.processors.batch import Batch
+from jaxlm.decoding.request import NO_TOKEN
 from jaxlm.decoding.sampling import Sampling
 from jaxlm.decoding.tree import Draft, ancestors
 from tests.decoding import tiny
@@ -48,11 +50,13 @@ def draw(cache, encoding, settings, drafter=PLAIN, stops=()):
     """The new tokens of each row, and how many steps they took."""
     model, params = tiny.model(encoding), tiny.params(encoding)
     width = max(map(len, PROMPTS))
-    tokens = jnp.array([p + [0] * (width - len(p)) for p in PROMPTS])
-    lengths = jnp.array([len(p) for p in PROMPTS])
-    cache = caches.parse(cache).init(model.config, len(PROMPTS), width + NEW + drafter.depth)
+    tokens = np.array([p + [0] * (width - len(p)) for p in PROMPTS], np.int32)
+    lengths = np.array([len(p) for p in PROMPTS], np.int32)
+    # As large with drafts as without, and as many stop tokens: most programs are then the same.
+    cache = caches.parse(cache).init(model.config, len(PROMPTS), width + NEW + Foreknown.depth)
     batch = Batch(len(PROMPTS), model.config.vocab_size, tuple(stops), NEW)
-    sampling, stops = Sampling.make(batch, **settings), jnp.array(stops, jnp.int32)
+    stops = np.array(stops or (NO_TOKEN,), np.int32)
+    sampling = Sampling.make(batch, **settings)
     rest = (sampling, stops, drafter)
     state = engine.prefill(model, params, (tokens, lengths), cache, NEW, *rest)
     state = engine.decode(model, params, state, jnp.asarray(NEW), *rest)
@@ -138,9 +142,10 @@ def test_a_stop_token_within_a_draft_ends_its_row():
 
 
 def test_nodes_see_their_way_from_the_root():
-    parents = jnp.array([[-1, 0, 0, 1, 3], [-1, 0, 1, 2, 0]])
-    ones = jnp.ones_like(parents)
-    depths, way = ancestors(Draft(ones, parents, ones == 1, depth=3))
+    parents = np.array([[-1, 0, 0, 1, 3], [-1, 0, 1, 2, 0]], np.int32)
+    ones = np.ones_like(parents)
+    given = (jnp.asarray(x) for x in (ones, parents, ones == 1))
+    depths, way = map(np.asarray, jax.jit(ancestors)(Draft(*given, depth=3)))
     np.testing.assert_array_equal(depths, [[0, 1, 1, 2, 3], [0, 1, 2, 3, 1]])
     np.testing.assert_array_equal(way[0, 4], [True, True, False, True, True])
     np.testing.assert_array_equal(way[1, 4], [True, False, False, False, True])

@@ -13,6 +13,7 @@ from jaxlm.decoding import entropy_adaptive as module
 from jaxlm.decoding.entropy_adaptive import EntropyAdaptive, Spoken, generate_adaptive
 from jaxlm.decoding.generate import complete
 from jaxlm.decoding.processors.batch import Batch
+from jaxlm.decoding.request import NO_TOKEN, STOP_TOKENS
 from jaxlm.decoding.sampling import Sampling
 from jaxlm.model.parameters import init_params
 from tests.decoding import tiny
@@ -34,6 +35,7 @@ def models():
 def say(settings, prompts=PROMPTS, large=None, stops=(), cache="dense"):
     small, other = models()
     sampling = Sampling.make(len(prompts))
+    stops = [*stops, *[NO_TOKEN] * (STOP_TOKENS - len(stops))]  # as requests pad them
     given = (settings, caches.parse(cache), sampling, stops)
     return generate_adaptive(small, large or other, prompts, NEW, *given)
 
@@ -86,7 +88,7 @@ def turns(bits, threshold, window, dwell, retroactive):
     ),
 )
 def test_each_token_is_drawn_by_the_model_that_the_rule_names(window, dwell, retroactive):
-    """Replayed with full forward passes."""
+    """Replayed with full forward passes; a row says the same among others."""
     threshold = float(np.median(say(EntropyAdaptive(math.inf)).entropy))
     settings = EntropyAdaptive(threshold, window, dwell, retroactive=retroactive)
     said = say(settings)
@@ -101,7 +103,8 @@ def test_each_token_is_drawn_by_the_model_that_the_rule_names(window, dwell, ret
         np.testing.assert_allclose(entropy, bits[used, range(NEW)], atol=1e-3)
         turned = [0, *(np.flatnonzero(np.diff(used)) + 1)]
         assert min(np.diff(turned)) >= dwell
-    assert say(settings, [PROMPTS[1]]).tokens == [said.tokens[1]]
+    others = [PROMPTS[1], PROMPTS[2], PROMPTS[1]]
+    assert say(settings, others).tokens == [said.tokens[i] for i in (1, 2, 1)]
 
 
 def test_a_text_as_long_as_a_learned_table():

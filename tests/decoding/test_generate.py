@@ -170,15 +170,15 @@ def spaced_metaspace(folder):
 def test_a_continuation_keeps_the_space_that_it_begins_with(tmp_path, make):
     model, params, tokenizer = tiny.model(), tiny.params(), load_tokenizer(make(tmp_path))
     prompts = ["Emma was", "It is", "her father", "a very", "the house", "and so"]
-    settings = {"max_new_tokens": 6, "temperature": 1.0, "seed": 3}
+    given, settings = (model, params, tokenizer), {"temperature": 1.0, "seed": 3}
     for prompt in prompts:
-        (text,) = generate(model, params, tokenizer, [prompt], **settings)
-        assert "".join(stream(model, params, tokenizer, prompt, **settings)) == text
-    texts = generate(model, params, tokenizer, prompts, max_new_tokens=6)
+        (text,) = generate(*given, [prompt], NEW, **settings)
+        assert "".join(stream(*given, prompt, NEW, **settings)) == text
+    texts = [generate(*given, [prompt], NEW)[0] for prompt in prompts]
     for prompt, text in zip(prompts, texts, strict=True):
         start = [tokenizer.bos_id, *tokenizer.encode(prompt)]
         row = list(start)
-        while len(row) < len(start) + 6:
+        while len(row) < len(start) + NEW:
             row.append(int(np.argmax(tiny.next_logits(model, params, row))))
             if row[-1] == tokenizer.eos_id:
                 break
@@ -205,13 +205,15 @@ def test_a_prompt_that_fits_the_table_is_continued(table, prompt, count):
 
 def test_prompts_and_settings_of_one_shape_compile_once():
     model, params = tiny.model(), tiny.params()
-    generate(model, params, tiny.TOKENIZER, ["abc", "de"], max_new_tokens=NEW)
+    generate(model, params, tiny.TOKENIZER, PROMPTS, max_new_tokens=NEW)
     with count_compiles() as compiles:
         settings = {"temperature": 0.7, "top_k": 3, "top_p": 0.5, "seed": 4}
-        generate(model, params, tiny.TOKENIZER, ["a", "longer one"], max_new_tokens=NEW, **settings)
-        texts = generate(tiny.model(), params, tiny.TOKENIZER, ["b", "c"], max_new_tokens=NEW)
+        others = ["a", "longer one", 25 * "z"]
+        generate(model, params, tiny.TOKENIZER, others, max_new_tokens=NEW, **settings)
+        alike = [20 * letter for letter in "bcd"]
+        texts = generate(tiny.model(), params, tiny.TOKENIZER, alike, max_new_tokens=NEW)
         # Token ids of every kind are the same prompts.
-        rows = np.array([start("b"), start("c")])
+        rows = np.array([start(prompt) for prompt in alike])
         for ids in (rows, list(rows), rows.tolist()):
             assert generate(model, params, tiny.TOKENIZER, ids, max_new_tokens=NEW) == texts
     assert sum(compiles.values()) == 0

@@ -29,14 +29,15 @@ def say(prompts=PROMPTS, new=12, **options):
 
 @pytest.mark.parametrize("method", slow_but([SETTINGS["beam"]], SETTINGS.values()))
 def test_texts_end_where_they_are_told_to(method):
-    """A row alone says the same; a stop string cuts; penalties count."""
+    """A row says the same beside itself; a stop string cuts; penalties count."""
     parsed = search.parse(method)
     assert search.parse(str(parsed)) == parsed
     free = say(method=method)
     assert [len(c.token_ids) for c in free] == [12, 12]
     assert {c.finish_reason for c in free} == {"length"}
-    assert say(PROMPTS[:1], method=method)[0].token_ids == free[0].token_ids
-    (cut,) = say(PROMPTS[:1], method=method, stop=[free[0].text[4:6]])
+    twice = say(PROMPTS[:1] * 2, method=method)
+    assert [c.token_ids for c in twice] == [free[0].token_ids] * 2
+    (cut, _) = say(method=method, stop=[free[0].text[4:6]])
     assert free[0].text.startswith(cut.text) and len(cut.text) <= 4
     assert cut.finish_reason == "stop"
     once = say(method=method, no_repeat_ngram_size=1)
@@ -45,13 +46,11 @@ def test_texts_end_where_they_are_told_to(method):
 
 
 def test_the_best_come_first_and_no_text_twice():
-    found = say(PROMPTS[:1], method=SETTINGS["beam"], n=4)
+    found = say(method=SETTINGS["beam"], n=4)[:4]
     scores = [c.score for c in found]
     assert scores == sorted(scores, reverse=True) and len({c.text for c in found}) >= 3
-    texts = generate(
-        tiny.model(), tiny.params(), tiny.TOKENIZER, PROMPTS[:1], 12, method=SETTINGS["beam"]
-    )
-    assert texts == [found[0].text]
+    given = (tiny.model(), tiny.params(), tiny.TOKENIZER, PROMPTS, 12)
+    assert generate(*given, method=SETTINGS["beam"])[0] == found[0].text
 
 
 def test_long_texts_of_a_low_score_are_texts():

@@ -135,7 +135,13 @@ def test_what_lay_in_a_page_is_gone():
     """A row that found NaN in pages given back, or in those of others, would be NaN too."""
     cache = Paged(PAGE).init(CONFIG, ROWS, CAPACITY)
     new = tokens(0, ROWS, 1)
-    nan = [tuple(x.at[:, 1:].set(jnp.nan) for x in xs) for xs in (cache.keys, cache.values)]
+
+    def spoilt(x):
+        x = np.array(x)
+        x[:, 1:] = np.nan
+        return jnp.asarray(x)
+
+    nan = [tuple(map(spoilt, xs)) for xs in (cache.keys, cache.values)]
     found = commit(dataclasses.replace(cache, keys=nan[0], values=nan[1]), *new)
     assert_like(found, commit(Dense().init(CONFIG, ROWS, CAPACITY + 20), *new))
     assert np.isfinite(attended(found.layer(0), ROWS)).all()

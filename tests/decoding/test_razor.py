@@ -22,6 +22,8 @@ from jaxlm.positions.alibi import ALiBi
 from kernels.decode_attention import merge
 from tests.decoding import tiny
 from tests.decoding.test_drafts import SAMPLED, draw, foreknown, same
+from tests.decoding.test_generate import NEW  # whose programs a test shares
+from tests.kernels.interpret import random
 from tests.marks import slow_but
 
 KEEPING = ((3, 0), (2,), (), (1,))
@@ -41,14 +43,19 @@ def config(scan_layers=False):
 def tokens():
     """Keys and values [layers, batch, length, kv_heads, head_dim], positions and segments."""
     shape = (4, len(LENGTHS), max(LENGTHS), 4, 8)
-    kv = jax.random.normal(jax.random.key(0), (2, *shape))
-    at = jnp.broadcast_to(jnp.arange(shape[2])[None], shape[1:3])
-    return kv, at, (at < jnp.array(LENGTHS)[:, None]).astype(jnp.int32)
+    kv = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+    at = np.broadcast_to(np.arange(shape[2], dtype=np.int32), shape[1:3])
+    return kv, at, (at < np.array(LENGTHS)[:, None]).astype(np.int32)
 
 
 def filled(kind, kv):
     cache = kind.init(config(), len(LENGTHS), max(LENGTHS))
-    return jax.jit(lambda cache, *new: cache.commit(*new))(cache, tuple(kv), *tokens()[1:])
+    return commit(cache, tuple(kv), *tokens()[1:])
+
+
+@jax.jit
+def commit(cache, kv, positions, segment_ids):
+    return cache.commit(kv, positions, segment_ids)
 
 
 @jax.jit(static_argnums=1)
@@ -58,12 +65,12 @@ def attended(view, spec, new):
 
 def new_tokens():
     """Two a row, which see each other in turn."""
-    q, k, v = (
-        jax.random.normal(jax.random.key(i), (2, 2, n, 8)) for i, n in ((1, 8), (2, 4), (3, 4))
-    )
-    at = jnp.array(LENGTHS)[:, None] + jnp.arange(2)[None]
-    sinks, slopes = jnp.linspace(-1, 1, 8), jnp.linspace(0.01, 0.3, 8)
-    there = jnp.ones_like(at)
+    rng = np.random.default_rng(1)
+    q, k, v = (random(rng, 2, 2, heads, 8) for heads in (8, 4, 4))
+    at = jnp.asarray(np.array(LENGTHS)[:, None] + np.arange(2), jnp.int32)
+    ends = (-1, 1), (0.01, 0.3)
+    sinks, slopes = (jnp.asarray(np.linspace(*x, 8), jnp.float32) for x in ends)
+    there = jnp.asarray(np.ones((2, 2), np.int32))
     return AttentionInputs(q, k, v, at, at, there, there, slopes, sink_logits=sinks)
 
 
@@ -110,8 +117,8 @@ def test_each_head_attends_to_what_it_has_kept():
 
 def test_a_mean_of_tokens_that_are_alike_is_as_good_as_they_are():
     """Without their number in its logit it would count as one."""
-    kv = jnp.where(jnp.arange(100)[:, None, None] < SINKS, tokens()[0], tokens()[0][:, :, :, 5:6])
-    kv = jnp.where(jnp.arange(100)[:, None, None] < 66, kv, tokens()[0])
+    kv = tokens()[0]
+    kv[:, :, :, SINKS:66] = kv[:, :, :, 5:6]
     spec, new = AttentionSpec(masks.causal(), 8**-0.5), new_tokens()
     views = (filled(caches.parse(one), kv).layer(1) for one in (SETTINGS, "dense"))
     razor, dense = (attended(view, spec, new) for view in views)
@@ -120,14 +127,17 @@ def test_a_mean_of_tokens_that_are_alike_is_as_good_as_they_are():
 
 def test_it_can_be_attended_to_alone_and_merged():
     """As kernels do that know nothing of it; row 1 has none."""
-    k, v = jax.random.normal(jax.random.key(5), (2, 2, 1, 4, 8))
-    count = jnp.array([40, 0])
-    mean = AveragedLayer(
-        k, v, count, jnp.array([[20], [0]]), (count[:, None] > 0).astype(jnp.int32)
-    )
-    new = new_tokens()
-    merged = merge([mean.alone(SPEC, new), attend_reference(SPEC, new)])[0]
-    one = attend_parts(SPEC, new, [mean.part(SPEC, new, None, None)])
+    rng = np.random.default_rng(5)
+    k, v = (random(rng, 2, 1, 4, 8) for _ in "kv")
+    count, at, there = (jnp.asarray(x, jnp.int32) for x in ([40, 0], [[20], [0]], [[1], [0]]))
+    mean, new = AveragedLayer(k, v, count, at, there), new_tokens()
+
+    @jax.jit
+    def both(mean, new):
+        merged = merge([mean.alone(SPEC, new), attend_reference(SPEC, new)])[0]
+        return merged, attend_parts(SPEC, new, [mean.part(SPEC, new, None, None)])
+
+    merged, one = both(mean, new)
     np.testing.assert_allclose(merged, one, rtol=0, atol=5e-6)  # float32, in another order
 
 
@@ -143,8 +153,9 @@ def test_it_can_be_attended_to_alone_and_merged():
 )
 def test_it_says_what_a_dense_cache_says_where_all_is_kept(encoding, heads):
     model, params = tiny.model(encoding), tiny.params(encoding)
-    ids = jax.random.randint(jax.random.key(4), (2, 20), 0, 200)
-    at, there = jnp.broadcast_to(jnp.arange(20)[None], ids.shape), jnp.ones_like(ids)
+    ids = np.random.default_rng(4).integers(0, 200, (2, 20))
+    numbers = ids, np.tile(np.arange(20), (2, 1)), np.ones_like(ids)
+    ids, at, there = (jnp.asarray(x, jnp.int32) for x in numbers)
 
     @jax.jit
     def logits(cache):
@@ -163,14 +174,14 @@ def test_it_says_what_a_dense_cache_says_where_all_is_kept(encoding, heads):
 
 def test_layers_in_a_loop_say_what_layers_that_are_apart_say():
     apart = tiny.model(numerics=NumericsConfig(scan_layers=False))
-    ours = unroll_layers(tiny.model().config, tiny.params())
+    ours = unroll_layers(tiny.model().config, jax.tree.map(np.asarray, tiny.params()))
     cache = "razor(heads=((1,), (0,)), window=16, group=16, num_sinks=1)"
     pairs = (tiny.model(), tiny.params()), (apart, ours)
     looped, unrolled = (
-        generate(*pair, tiny.TOKENIZER, ["it was the best"], 40, cache=cache) for pair in pairs
+        generate(*pair, tiny.TOKENIZER, ["it was the best"], NEW, cache=cache) for pair in pairs
     )
     assert looped == unrolled
-    assert looped != generate(*pairs[0], tiny.TOKENIZER, ["it was the best"], 40)
+    assert looped != generate(*pairs[0], tiny.TOKENIZER, ["it was the best"], NEW)
     with pytest.raises(ValueError, match="0 to 1 heads a layer; allowed: as many in each,"):
         generate(*pairs[0], tiny.TOKENIZER, ["it"], cache="razor(heads=((), (0,)), window=32)")
 
@@ -186,7 +197,7 @@ def test_others_may_keep_what_retrieval_heads_keep(inner):
     kv, new = tokens()[0], new_tokens()
     ours, alone = (filled(one, kv) for one in (kind, caches.parse(inner)))
     assert ours.mask == alone.mask
-    got, want = (attended(cache.layer(0), SPEC, new) for cache in (ours, alone))
+    got, want = (np.asarray(attended(cache.layer(0), SPEC, new)) for cache in (ours, alone))
     heads = np.array([0, 1, 6, 7])  # of kv heads 0 and 3
     np.testing.assert_allclose(got[:, :, heads], want[:, :, heads], rtol=0, atol=5e-6)
     assert np.abs(got - want)[:, :, 2:6].max() > 0.01

@@ -33,21 +33,21 @@ def test_one_sample_of_one_text_is_drawing():
 
 
 def test_one_segment_is_the_best_of_many():
-    found = search(Reranked(1, 6, 16))
-    want = drawn(best_of=6, scorer=few_high_bytes)
+    found = search(Reranked(1, 8, 16))  # as many rows as of two texts with four samples each
+    want = drawn(best_of=8, scorer=few_high_bytes)
     assert [f.text for (f,) in found] == [c.text for c in want]
 
 
 @pytest.mark.parametrize("cache", slow_but(["dense"], ["dense", "paged"]))
 def test_texts_come_with_their_scores_best_first(cache):
-    """Whatever keeps the past; a row alone says the same as one among others."""
+    """Whatever keeps the past; a row says the same beside itself as beside another."""
     found = search(Reranked(2, 4, 4), cache=SETTINGS[cache])
     for prompt, texts in zip(PROMPTS, found, strict=True):
         scores = [c.score for c in texts]
         assert len(texts) == 2 and scores == sorted(scores, reverse=True)
         assert scores == few_high_bytes(prompt, [c.text for c in texts])
         assert {len(c.token_ids) for c in texts} == {16}
-    alone = search(Reranked(2, 4, 4), PROMPTS[:1], cache=SETTINGS[cache])
+    alone = search(Reranked(2, 4, 4), PROMPTS[:1] * 2, cache=SETTINGS[cache])
     assert [c.token_ids for c in alone[0]] == [c.token_ids for c in found[0]]
 
 
@@ -81,5 +81,5 @@ def test_bad_settings_are_told(settings, told):
 
 
 def test_a_scorer_must_score_each():
-    with pytest.raises(ValueError, match="scorer gave 1 scores; allowed: 2"):
-        search(Reranked(1, 2, 4), scorer=lambda prompt, texts: [0.0])
+    with pytest.raises(ValueError, match="scorer gave 1 scores; allowed: 8"):
+        search(Reranked(1, 8, 16), scorer=lambda prompt, texts: [0.0])

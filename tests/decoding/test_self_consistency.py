@@ -2,8 +2,6 @@
 
 import re
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -27,11 +25,10 @@ def test_ways_begin_apart_and_go_on_greedily():
     given = (model, params, tiny.TOKENIZER)
     found = solve(*given, QUESTION, 2, 8, extract="[^ ]")
     bare = [256, *tiny.TOKENIZER.encode(ways(QUESTION, []))]
-    used, forward = set(), jax.jit(model.apply)
+    used = set()
     for i, (path, answer) in enumerate(zip(found.paths, found.answers, strict=True)):
         shown = [256, *tiny.TOKENIZER.encode(ways(QUESTION, found.paths[:i]))]
-        padded = jnp.array([shown + [0] * (256 - len(shown))])
-        logits = forward({"params": params}, padded)[0][0, len(shown) - 1]
+        logits = tiny.next_logits(model, params, shown, 256)
         texts = [(int(t), tiny.TOKENIZER.decode([int(t)]).strip()) for t in np.argsort(-logits)]
         first, text = next((t, x) for t, x in texts if x not in {"", '"', *used})
         used.add(text)

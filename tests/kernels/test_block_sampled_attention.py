@@ -21,6 +21,7 @@ from kernels.block_sampled_attention.sampling import NOWHERE
 from kernels.flash_attention import flash_attention
 from kernels.flash_attention.blocks import Blocks
 from tests.kernels.aot import TOPOLOGIES, compiles, needs_libtpu
+from tests.kernels.interpret import random
 from tests.kernels.test_flash_attention import TOLERANCE, assert_near
 
 STRICT = pltpu.InterpretParams(uninitialized_memory="nan", dma_execution_mode="on_wait")
@@ -43,13 +44,9 @@ def with_gradients(attend, arrays, cotangents):
 
 
 def arrays(length, heads, head_dim, dtype, batch=1):
-    keys = jax.random.split(jax.random.key(0), 5)
-    N, K = heads
-    q, k, v, d_out = (
-        jax.random.normal(key, (batch, n, length, head_dim), dtype)
-        for key, n in zip(keys[:4], (N, K, K, N), strict=True)
-    )
-    return (q, k, v), (d_out, jax.random.normal(keys[4], q.shape[:3]))
+    rng, (N, K) = np.random.default_rng(0), heads
+    q, k, v, d_out = (random(rng, batch, n, length, head_dim, dtype=dtype) for n in (N, K, K, N))
+    return (q, k, v), (d_out, random(rng, *q.shape[:3]))
 
 
 def near(found, wanted, dtype):
@@ -111,9 +108,17 @@ def test_full_probability_is_flash_attention():
     (q, k, v), _ = arrays(256, (1, 1), 64, jnp.float32)
     sample = sample_distances(jax.random.key(3), (1.0, 1.0))
     small = Blocks(128, 128, 128, 128, 256)
+
+    @jax.jit
+    def sampled(q, k, v):
+        return block_sampled_attention(q, k, v, sample, scale=0.125, block=128)
+
+    @jax.jit
+    def whole(q, k, v):
+        return flash_attention(q, k, v, scale=0.125, chip="v5e", blocks=(small, small))
+
     with pltpu.force_tpu_interpret_mode(STRICT):
-        found = block_sampled_attention(q, k, v, sample, scale=0.125, block=128)
-        wanted = flash_attention(q, k, v, scale=0.125, chip="v5e", blocks=(small, small))
+        found, wanted = sampled(q, k, v), whole(q, k, v)
     near(found, wanted, jnp.float32)
 
 

@@ -16,6 +16,7 @@ from kernels.cross_entropy.blocks import VMEM_BYTES, choose_blocks
 from kernels.cross_entropy.layout import entries, lies_transposed
 from launch.aot import traffic
 from tests.kernels.aot import TOPOLOGIES, compiles, needs_libtpu
+from tests.kernels.interpret import random
 
 MODE = pltpu.InterpretParams(uninitialized_memory="nan", dma_execution_mode="on_wait")
 SMALL = Blocks(16, 128, 8)
@@ -28,16 +29,16 @@ GRADIENTS = {jnp.float32: 5e-6, jnp.bfloat16: 2e-2}
 def problem(dtype, vocab_axis, tokens=24, width=None, vocab=200):
     # So that the kernels see the matrix as it is given: see `lies_transposed`.
     width = width or (64 if vocab_axis == 1 else 128)
-    keys = jax.random.split(jax.random.key(0), 6)
+    rng = np.random.default_rng(0)
     shape = (width, vocab) if vocab_axis == 1 else (vocab, width)
-    hidden = jax.random.normal(keys[0], (tokens, width), dtype)
-    matrix = (0.3 * jax.random.normal(keys[1], shape)).astype(dtype)
-    bias = jax.random.normal(keys[2], (vocab,))
+    hidden = random(rng, tokens, width, dtype=dtype)
+    matrix = jnp.asarray(0.3 * rng.normal(size=shape), dtype)
+    bias = random(rng, vocab)
     # Some are none: below 0, past the vocabulary, and past its last block.
-    targets = jax.random.randint(keys[3], (tokens,), 0, vocab)
-    targets = targets.at[:3].set(jnp.asarray([-1, vocab, 2**31 - 1])[:tokens])
-    cotangents = jax.random.normal(keys[4], (tokens,)), jax.random.normal(keys[5], (tokens,))
-    return (hidden, matrix, bias), targets, cotangents
+    targets = rng.integers(0, vocab, tokens, dtype=np.int32)
+    targets[:3] = np.array([-1, vocab, 2**31 - 1])[:tokens]
+    cotangents = random(rng, tokens), random(rng, tokens)
+    return (hidden, matrix, bias), jnp.asarray(targets), cotangents
 
 
 def with_gradients(function, arguments, targets, cotangents, mode=MODE):

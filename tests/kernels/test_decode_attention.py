@@ -46,9 +46,10 @@ def arrays(seed=0, B=2, N=4, K=2, T=1, S=256, H=128, dtype="float32", cache=None
     rng = np.random.default_rng(seed)
     dtype, cache = jnp.dtype(dtype), jnp.dtype(cache or dtype)
     q = random(rng, B, N, T, H, dtype=dtype)
-    k, v = (random(rng, B, K, S, H).astype(cache) for _ in range(2))
-    queries = Queries(jnp.full((B, T), S, jnp.int32) + jnp.arange(T, dtype=jnp.int32)[None])
-    slots = Slots(jnp.broadcast_to(jnp.arange(S, dtype=jnp.int32), (B, S)))
+    k, v = (random(rng, B, K, S, H, dtype=cache) for _ in range(2))
+    # NumPy's: what is made of them by small operations needs no programs.
+    queries = Queries(np.tile(np.arange(S, S + T, dtype=np.int32), (B, 1)))
+    slots = Slots(np.tile(np.arange(S, dtype=np.int32), (B, 1)))
     if bias:
         slots = slots._replace(bias=random(rng, B, N, T, S))
     return (q, k, v), queries, slots
@@ -117,19 +118,19 @@ def test_queries_in_pieces(cut, monkeypatch):
 def test_a_ring_of_packed_documents_with_padding():
     """Slots in another order, some empty; one query is padding, one document is unseen."""
     inputs, queries, slots = arrays(T=3, bias=True)
-    k_segments = jnp.broadcast_to(jnp.repeat(jnp.array([0, 1, 2, 3]), 64), (2, 256))
-    slots = slots._replace(
-        positions=jnp.roll(slots.positions, 77, 1).at[:, 50:60].set(-1),
-        segment_ids=jnp.roll(k_segments, 77, 1),
-    )
-    queries = queries._replace(segment_ids=jnp.array([[1, 2, 3], [3, 0, 1]]))
+    k_segments = np.tile(np.repeat(np.arange(4, dtype=np.int32), 64), (2, 1))
+    positions = np.roll(slots.positions, 77, 1)
+    positions[:, 50:60] = -1
+    slots = slots._replace(positions=positions, segment_ids=np.roll(k_segments, 77, 1))
+    queries = queries._replace(segment_ids=np.array([[1, 2, 3], [3, 0, 1]], np.int32))
     agree(inputs, queries, slots)
 
 
 def test_a_layer_is_read_where_it_lies():
-    (q, k, v), queries, slots = arrays(N=2, K=1)
-    others = jnp.full_like(k, jnp.nan)
-    stacked = [jnp.stack([others, x, others]).reshape(6, 1, 256, 128) for x in (k, v)]
+    (q, *kv), queries, slots = arrays(N=2, K=1)
+    k, v = map(np.asarray, kv)
+    others = np.full_like(k, np.nan)
+    stacked = [np.stack([others, x, others]).reshape(6, 1, 256, 128) for x in (k, v)]
 
     def run(q, keys, values, rows):
         return decode_attention(
@@ -165,8 +166,8 @@ def test_pages(page, ragged, monkeypatch):
     if page == 256:
         monkeypatch.setattr(kernels.decode_attention, "WORKED_OUT", vmem_bytes("v5e") - (1 << 20))
     pool = [random(rng, B * pages + 3, K, page, H) for _ in range(2)]
-    table = jnp.asarray(rng.permutation(B * pages + 3)[: B * pages].reshape(B, pages))
-    dense = [x[table].swapaxes(1, 2).reshape(B, K, -1, H) for x in pool]
+    table = rng.permutation(B * pages + 3)[: B * pages].reshape(B, pages).astype(np.int32)
+    dense = [np.asarray(x)[table].swapaxes(1, 2).reshape(B, K, -1, H) for x in pool]
     (q, _, _), queries, slots = arrays(S=pages * page, N=4, H=H, T=2, bias=ragged)
     slots = slots._replace(lengths=jnp.array([530, 40]) if ragged else None)
     run = functools.partial(paged_decode_attention, interpret=INTERPRET)
@@ -179,35 +180,39 @@ def test_a_tree_and_the_cache_have_one_softmax():
     B, N, K, T, S = 2, 4, 2, 6, 256
     (q, k, v), _, slots = arrays(T=T, bias=True)
     rng = np.random.default_rng(1)
-    new_k, new_v = (random(rng, B, K, T, 128) for _ in range(2))
-    new_bias = random(rng, B, N, T, T)
+    shapes = (B, K, T, 128), (B, K, T, 128), (B, N, T, T)
+    new_k, new_v, new_bias = (rng.normal(size=s).astype(np.float32) for s in shapes)
     parents = [-1, 0, 0, 1, 1, 2]
     depth = [0, 1, 1, 2, 2, 2]
     mask = np.eye(T, dtype=bool)
     for node, parent in enumerate(parents):
         if parent >= 0:
             mask[node] |= mask[parent]
-    at = S + jnp.broadcast_to(jnp.array(depth), (B, T))
+    at = np.tile(S + np.array(depth, np.int32), (B, 1))
     scoring = Scoring(0.1, softcap=3.0)
-    run = functools.partial(decode_attention, interpret=INTERPRET)
-    cached = jax.jit(run, static_argnums=3)(q, k, v, scoring, Queries(at), slots)
-    new = attend_new(
-        q, new_k, new_v, jnp.asarray(mask), scale=0.1, softcap=scoring.softcap, bias=new_bias
-    )
-    out, lse = merge([cached, new])
+
+    @jax.jit
+    def run(q, k, v, slots):
+        given = (q, k, v, scoring, Queries(at), slots)
+        cached = decode_attention(*given, interpret=INTERPRET)
+        new = attend_new(q, new_k, new_v, mask, scale=0.1, softcap=3.0, bias=new_bias)
+        return merge([cached, new])
+
+    out, lse = map(np.asarray, run(q, k, v, slots))
+    q, k, v, bias = map(np.asarray, (q, k, v, slots.bias))
 
     # One token at a time, its ancestors as if they were in the cache.
     for t in (5,):
         seen, one = np.flatnonzero(mask[t]), slice(t, t + 1)
         expected = wanted(
             q[:, :, one],
-            jnp.concatenate([k, new_k[:, :, seen]], 2),
-            jnp.concatenate([v, new_v[:, :, seen]], 2),
+            np.concatenate([k, new_k[:, :, seen]], 2),
+            np.concatenate([v, new_v[:, :, seen]], 2),
             scoring,
             Queries(at[:, one]),
             Slots(
-                jnp.concatenate([slots.positions, at[:, seen]], 1),
-                bias=jnp.concatenate([slots.bias[:, :, one], new_bias[:, :, one, seen]], 3),
+                np.concatenate([slots.positions, at[:, seen]], 1),
+                bias=np.concatenate([bias[:, :, one], new_bias[:, :, one, seen]], 3),
             ),
         )
         assert_close((out[:, :, one], lse[:, :, one]), expected, 1e-5)
@@ -235,7 +240,7 @@ def test_no_races(form, monkeypatch):
     (q, k, v), queries, slots = arrays(B=1, S=300, H=64, cache=cache, **sizes)
     slots = slots._replace(lengths=jnp.array([200]))
     if form == "ring":
-        slots = slots._replace(positions=jnp.roll(slots.positions, 77, 1), lengths=None)
+        slots = slots._replace(positions=np.roll(slots.positions, 77, 1), lengths=None)
     run, call = decode_attention, (q, k, v)
     if form == "paged":
         pool = random(np.random.default_rng(0), 5, 1, 64, 64)
@@ -352,28 +357,31 @@ def test_a_table_that_scalar_memory_does_not_hold():
         run(MOST_PAGES + 1)
 
 
+@jax.jit
+def scores_of(queries, slots):
+    """Of eight queries at these positions and of slots."""
+    rows = decode_inputs.describe_rows(Queries(queries), 1, 8)[0]
+    keys = decode_inputs.describe_keys(Slots(slots), 128)[0]
+    return SCORING(jnp.zeros((8, 128)), rows, keys, None)
+
+
 @pytest.mark.parametrize("position", [-1, -2, -(2**31)])
 def test_a_query_below_zero_sees_no_empty_slot(position):
     """The description of rows and keys, by the kernel's own rule: no difference wraps around."""
-    queries, slots = Queries(jnp.full((1, 8), position)), Slots(jnp.array([[-1, 0, 5, 2**31 - 2]]))
-    rows = decode_inputs.describe_rows(queries, 1, 8)[0]
-    keys = decode_inputs.describe_keys(slots, 128)[0]
-    assert (SCORING(jnp.zeros((8, 128)), rows, keys, None) == -jnp.inf).all()
+    slots = np.array([[-1, 0, 5, 2**31 - 2]], np.int32)
+    assert (scores_of(np.full((1, 8), position, np.int32), slots) == -np.inf).all()
 
 
 def test_the_last_position_sees_no_empty_slot():
     """Empty slots are described by it."""
-    queries, slots = Queries(jnp.full((1, 8), 2**31 - 1)), Slots(jnp.array([[-1, 0]]))
-    rows = decode_inputs.describe_rows(queries, 1, 8)[0]
-    keys = decode_inputs.describe_keys(slots, 128)[0]
-    seen = SCORING(jnp.zeros((8, 128)), rows, keys, None) == 0
+    seen = scores_of(np.full((1, 8), 2**31 - 1, np.int32), np.array([[-1, 0]], np.int32)) == 0
     assert seen[:, 1].all() and seen.sum() == 8
 
 
 def test_blocks_in_use():
     """None below 0, no more than there are: no sum wraps around."""
-    lengths = jnp.array([-3, 0, 1, 128, 129, 300, 2**31 - 1])
-    found = decode_inputs.blocks_in_use(lengths, 300, 128)
+    lengths = np.array([-3, 0, 1, 128, 129, 300, 2**31 - 1], np.int32)
+    found = jax.jit(decode_inputs.blocks_in_use, static_argnums=(1, 2))(lengths, 300, 128)
     assert found.tolist() == [0, 0, 1, 1, 2, 3, 3]
 
 

@@ -12,7 +12,7 @@ from kernels.flash_attention import HEAD_DIMS, Fire, Sinks, flash_attention, ref
 from kernels.flash_attention.blocks import TABLE, Blocks, choose_blocks
 from kernels.flash_attention.segments import count_up
 from tests.kernels.aot import TOPOLOGIES, compiles, needs_libtpu
-from tests.kernels.interpret import INTERPRET, races
+from tests.kernels.interpret import INTERPRET, races, random
 from tests.marks import slow_but
 
 # float32 sums of up to 768 terms in another order: products of float32 are exact here, as on a TPU
@@ -140,10 +140,8 @@ IN_EVERY_RUN = ("causal_ragged", "scattered", "lambda_packed")
 
 
 def arrays(length, heads, head_dim, dtype, batch=1):
-    N, K = heads
-    keys = jax.random.split(jax.random.key(0), 4)
-    shapes = [(N, length, head_dim), *[(K, length, head_dim)] * 2, (N, length, head_dim)]
-    return [jax.random.normal(k, (batch, *s), dtype) for k, s in zip(keys, shapes, strict=True)]
+    rng, (N, K) = np.random.default_rng(0), heads
+    return [random(rng, batch, n, length, head_dim, dtype=dtype) for n in (N, K, K, N)]
 
 
 def of_arrays(function, num_sinks, **options):
@@ -162,13 +160,12 @@ def of_arrays(function, num_sinks, **options):
 
 def fire_of(positions, heads, width=12):
     """A network whose kinks lie within, before and after the range of its quotients."""
-    T = positions.shape[1]
-    keys = jax.random.split(jax.random.key(3), 4)
+    T, rng = positions.shape[1], np.random.default_rng(3)
     numerator = jnp.log1p(0.1 * jnp.maximum(jnp.arange(1.0 - T, T), 0))
     reciprocal = 1 / jnp.log1p(0.1 * jnp.maximum(positions, 50.0))
-    w_in, b_in = (jax.random.normal(key, (width,)) for key in keys[:2])
+    w_in, b_in = (random(rng, width) for _ in "wb")
     w_in, b_in = w_in.at[0].set(0), b_in.at[:8].set(-w_in[:8] * jnp.linspace(0.1, 0.99, 8))
-    w_out, b_out = jax.random.normal(keys[2], (heads, width)), jax.random.normal(keys[3], (heads,))
+    w_out, b_out = random(rng, heads, width), random(rng, heads)
     return Fire(numerator, reciprocal, w_in, b_in.at[0].set(0.3), w_out, b_out)
 
 
@@ -214,22 +211,22 @@ def results(function, x, cotangents, apart):
     return found, grads
 
 
-def more_arrays(keys, x, ids, *, bias, factor, fire, far):
+def more_arrays(rng, x, ids, *, bias, factor, fire, far):
     """What a bias, a factor, FIRE's network or far sinks take beside q [1, heads, length, …]."""
     q, k, more = x["q"], x["k"], {}
     heads, length = q.shape[1:3]
-    for name, key in (("bias", keys[1]), ("factor", keys[5])):
-        if {"bias": bias, "factor": factor}[name]:
-            more[name] = jax.random.normal(key, (heads, 2 * length - 1))
+    for name, wanted in (("bias", bias), ("factor", factor)):
+        if wanted:
+            more[name] = random(rng, heads, 2 * length - 1)
     if factor and far:
-        more["far_factor"] = jax.random.normal(keys[6], (heads,))
+        more["far_factor"] = random(rng, heads)
     if fire:
         counted = count_up(jnp.ones((1, length), jnp.int32) if ids is None else ids)
         more["fire"] = fire_of(counted.astype(jnp.float32), heads)
     if far:
-        more["q_far"] = jax.random.normal(keys[2], q.shape, q.dtype)
-        more["k_far"] = jax.random.normal(keys[3], k.shape, k.dtype)
-        more["far_bias"] = jax.random.normal(keys[4], (heads,))
+        more["q_far"] = random(rng, *q.shape, dtype=q.dtype)
+        more["k_far"] = random(rng, *k.shape, dtype=k.dtype)
+        more["far_bias"] = random(rng, heads)
     return more
 
 
@@ -258,14 +255,14 @@ def case_of(
     `sinks`: "near" as ever, or "far" with queries, keys and a bias of their own. `start`: position
     of each document's first token; None: unsaid. `parts`: that the queries are cut into."""
     q, k, v, d_out = arrays(length, heads, head_dim, dtype)
-    keys = jax.random.split(jax.random.key(9), 7)
-    d_lse = jax.random.normal(keys[0], q.shape[:3])
+    rng = np.random.default_rng(9)
+    d_lse = random(rng, *q.shape[:3])
     ids = None if segment_ids is None else jnp.asarray(segment_ids)[None]
     if ids is not None:
         d_lse = jnp.where(ids[:, None] == 0, 0.0, d_lse)  # such a query's is a constant
     positions = None if start is None else count_up(ids) + start
     x = {"q": q, "k": k, "v": v}
-    x |= more_arrays(keys, x, ids, bias=bias, factor=factor, fire=fire, far=sinks == "far")
+    x |= more_arrays(rng, x, ids, bias=bias, factor=factor, fire=fire, far=sinks == "far")
 
     options |= {"scale": head_dim**-0.5, "segment_ids": ids, "positions": positions}
     num_sinks = 0 if sinks is None else num_sinks
