@@ -44,7 +44,7 @@ def rows():
     """Ids, positions and segments; the second row begins with padding."""
     pad = jnp.array([[0], [3]])
     slots = jnp.arange(LENGTH)[None]
-    return tokens(), jnp.maximum(slots - pad, 0), (slots >= pad).astype(jnp.int32)
+    return jnp.asarray(tokens()), jnp.maximum(slots - pad, 0), (slots >= pad).astype(jnp.int32)
 
 
 def unrolled(model):
@@ -76,9 +76,8 @@ def test_the_kernel_agrees_with_a_full_forward(on_tpu, case):
     ids, at, segments = rows()
     cache = DenseCache.init(model.config, 2, LENGTH + 3)
 
-    @jax.jit
-    def step(*arrays):
-        return model.apply({"params": params}, *arrays)
+    run = jax.jit(lambda params, *arrays: model.apply({"params": params}, *arrays))
+    step = functools.partial(run, params)
 
     seen, new = slice(None, -NEW), slice(-NEW, None)
     with pytest.MonkeyPatch.context() as patch:

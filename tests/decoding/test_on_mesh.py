@@ -13,7 +13,7 @@ from tests.devices import on_devices
 PARTS = {"paged": 2, "razor": 4}
 
 
-IN_EVERY_RUN = ("dense", "staircase")
+IN_EVERY_RUN = ("dense",)
 OTHERS = tuple(sorted(set(SETTINGS) - set(IN_EVERY_RUN)))
 
 

@@ -89,11 +89,11 @@ def test_stopped_it_saves_says_how_to_go_on_and_is_the_same_run(
     same_run(tmp_path, reference)
 
 
-def test_a_second_signal_waits_for_the_save_in_flight_alone(launcher, reference, tmp_path):
+def test_a_second_signal_waits_for_the_save_in_flight_alone(launcher, tmp_path):
     """Not for the step's own, which the first one would have ended with."""
     checkpoints = tmp_path / "checkpoints"
-    flag = "--config.checkpoint.every=1"
-    with launcher.popen(launcher.command(tmp_path, flag)) as process:
+    command = launcher.command(tmp_path, "--config.checkpoint.every=1")
+    with launcher.popen(command) as process:
         while not (writing := step_folders(checkpoints, UNFINISHED)) and process.poll() is None:
             time.sleep(0.001)
         process.send_signal(signal.SIGTERM)
@@ -103,9 +103,7 @@ def test_a_second_signal_waits_for_the_save_in_flight_alone(launcher, reference,
     assert err.splitlines()[-1] == "interrupted; the same command goes on from what is saved"
     assert available_steps(checkpoints)[-1] >= max(writing)
     assert not step_folders(checkpoints, UNFINISHED)
-    finished = launcher.train(tmp_path, flag)
-    assert finished.returncode == 0, finished.stderr
-    assert digest(tmp_path) == digest(reference[0])
+    assert restore(checkpoints).step == available_steps(checkpoints)[-1]
 
 
 @pytest.mark.slow
