@@ -80,9 +80,11 @@ def check_types(cls: type, values: Mapping[str, Any], owner: str) -> None:
             known = ", ".join(fields) or "none"
             raise ValueError(f"{owner}: unknown field {name!r}{hint}; allowed: {known}")
         if not fits(value, hints[name]):
-            kind = hints[name]
-            shown = kind.__name__ if isinstance(kind, type) else str(kind)
-            raise ValueError(f"{owner}: {name}={value!r}; allowed: {shown}")
+            raise ValueError(f"{owner}: {name}={value!r}; allowed: {_shown(hints[name])}")
+
+
+def _shown(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint)
 
 
 def build(cls: type, values: Mapping[str, Any], owner: str) -> Any:
@@ -92,7 +94,8 @@ def build(cls: type, values: Mapping[str, Any], owner: str) -> Any:
     such a part, and the command line can switch it on by setting that one.
 
     Raises:
-        ValueError: an unknown field, with the nearest known name; fields of a part that is off.
+        ValueError: an unknown field, with the nearest known name; fields of a part that is off; one
+            that is absent and has no default.
     """
     hints, made = typing.get_type_hints(cls), {}
     for name, value in values.items():
@@ -102,6 +105,12 @@ def build(cls: type, values: Mapping[str, Any], owner: str) -> Any:
             value = None if optional and _off(part, value, below) else build(part, value, below)  # noqa: PLW2901
         made[name] = tuple(value) if isinstance(value, list) else value
     check_types(cls, made, owner)
+    for field in dataclasses.fields(cls):
+        unset = field.default is field.default_factory is dataclasses.MISSING
+        if unset and field.name not in made:
+            raise ValueError(
+                f"{owner}: {field.name} is absent; allowed: {_shown(hints[field.name])}"
+            )
     return cls(**made)
 
 

@@ -43,7 +43,7 @@ from launch.compile_decode import Batch, compile_decode, print_decode
 from launch.compile_train import compile_train, print_train
 from launch.kernel_cases import select
 from launch.kernel_table import Row, compile_cases, in_short, print_notes, table_of
-from launch.overrides import parse
+from launch.overrides import parse, run_of
 
 TOPOLOGY = flags.DEFINE_string("topology", "v5e:2x2", "Generation and grid of chips.")
 ONLY = flags.DEFINE_string("only", None, "Cases whose name contains this.")
@@ -131,7 +131,7 @@ def run_of_config() -> RunConfig:
     """Of --config."""
     if CONFIG.value is None:
         raise ValueError("config is absent; allowed: a config file: configs/….py")
-    return RunConfig.from_dict(CONFIG.value.to_dict())
+    return run_of(CONFIG.value)
 
 
 def compile_training() -> bool:

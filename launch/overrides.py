@@ -11,6 +11,8 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
+from jaxlm.training.run import RunConfig
+
 OVERRIDE = ("--config.", "-config.")
 CONFIG = ("--config", "-config")
 SOURCES = ("config.data.sources", "config.data.held_out")
@@ -39,6 +41,17 @@ def parse(argv: Sequence[str]) -> list[str]:
     except (AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as error:
         print(f"error: {unknown_field(argv) or error}", file=sys.stderr)
         raise SystemExit(1) from error
+
+
+def run_of(config: Any) -> RunConfig:
+    """Of what the get_config() of --config's file returned.
+
+    Raises:
+        ValueError: it is no ConfigDict, or its fields are no run's.
+    """
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f"get_config() gave {config!r}; allowed: an ml_collections.ConfigDict")
+    return RunConfig.from_dict(config.to_dict())
 
 
 def _quoted(argument: str) -> str:

@@ -18,10 +18,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from jaxlm.sharding.processes import is_first
-from jaxlm.training.run import RunConfig
 from jaxlm.training.train import train
 from launch import compare, console, determinism, processes
-from launch.overrides import parse
+from launch.overrides import parse, run_of
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Path of a config file: configs/….py")
 WORKDIR = flags.DEFINE_string(
@@ -39,7 +38,7 @@ def main(argv: list[str]) -> None:
     with processes.leaving_on_error(), console.clear_errors(goes_on=True):
         determinism.start()
         processes.start()
-        run = RunConfig.from_dict(CONFIG.value.to_dict())
+        run = run_of(CONFIG.value)
         if run.compare is not None:
             compare.run_comparison(run, WORKDIR.value, ALLOW_CHANGE.value)
         else:

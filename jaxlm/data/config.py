@@ -75,7 +75,7 @@ class DataConfig:
     Attributes:
         sources: trained on; paths (also several in one string, with commas between), mappings of
             SourceConfig's fields, or SourceConfigs.
-        held_out: evaluated on.
+        held_out: evaluated on; () for none.
         tokenizer: "bytes"; "bpe:4096", a byte-level BPE of that size trained on `sources`; or the
             path of a tokenizer.json, a SentencePiece .model, a .tiktoken file or a folder that a
             tokenizer was saved to.
@@ -97,7 +97,10 @@ class DataConfig:
 
     def __post_init__(self):
         for name in ("sources", "held_out"):
-            object.__setattr__(self, name, as_sources(getattr(self, name)))
+            value = getattr(self, name)
+            allowed = "a path, or a list of paths, mappings or SourceConfigs"
+            check("data", **{name: (value, isinstance(value, Iterable), allowed)})
+            object.__setattr__(self, name, as_sources(value))
         check_types(type(self), vars(self), "data")
         stall = self.stall_seconds
         check(

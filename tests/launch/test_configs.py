@@ -8,7 +8,7 @@ import re
 import jax
 import pytest
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 import configs
 from jaxlm.data.config import DataConfig, SourceConfig
@@ -17,7 +17,7 @@ from jaxlm.model.parameters import abstract_params
 from jaxlm.model.transformer import Transformer
 from jaxlm.training.flops import matmul_parameters
 from jaxlm.training.run import CompareConfig, RunConfig
-from launch.overrides import _quoted, clear
+from launch.overrides import _quoted, clear, run_of
 
 NAMES = sorted(p.stem for p in pathlib.Path(configs.__path__[0]).glob("[a-z]*.py"))
 # Parameters of the published checkpoints.
@@ -29,19 +29,18 @@ PUBLISHED = {
 }
 
 
-def run_of(name):
-    config = importlib.import_module(f"configs.{name}").get_config()
-    return RunConfig.from_dict(config.to_dict())
+def preset(name):
+    return run_of(importlib.import_module(f"configs.{name}").get_config())
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_a_run_and_says_how_to_start_it(name):
-    run = run_of(name)
+    run = preset(name)
     if run.finetune is None:
         model = run.model_config(tokenizer_vocab_size=1000)
         assert model.context_length == run.data.sequence_length
     else:  # what it does not say is the checkpoint's
-        base = run_of("tiny").model_config(tokenizer_vocab_size=1000)
+        base = preset("tiny").model_config(tokenizer_vocab_size=1000)
         assert run.model_config(tokenizer_vocab_size=1000, base=base) == base
     if name == "default":
         return
@@ -53,7 +52,7 @@ def test_it_is_a_run_and_says_how_to_start_it(name):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_it_has_the_published_size(name):
-    config = run_of(name).model_config(tokenizer_vocab_size=1000)
+    config = preset(name).model_config(tokenizer_vocab_size=1000)
     leaves = jax.tree.leaves(abstract_params(Transformer(config)))
     count = sum(math.prod(x.shape) for x in leaves)
     assert count == PUBLISHED[name]
@@ -118,5 +117,20 @@ def test_a_field_of_a_part_that_is_off():
         RunConfig.from_dict(config).check_model()
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"data": {"sources": None}}, "data: sources=None; allowed: a path, or a list"),
+        ({"data": {"held_out": 3}}, "data: held_out=3; allowed: a path, or a list"),
+        ({"model": {}}, "config: data is absent; allowed: DataConfig"),
+    ],
+)
+def test_what_no_run_can_be_made_of(config, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        run_of(ConfigDict(config))
+    with pytest.raises(ValueError, match=r"allowed: an ml_collections\.ConfigDict"):
+        run_of(config)
+
+
 def test_presets_are_distinct_models():
-    assert len({str(run_of(n).model) + str(run_of(n).data) for n in NAMES if n != "default"}) >= 6
+    assert len({str(preset(n).model) + str(preset(n).data) for n in NAMES if n != "default"}) >= 6
