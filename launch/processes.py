@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -66,17 +67,27 @@ def start() -> None:
 
 @contextlib.contextmanager
 def leaving_on_error() -> Iterator[None]:
-    """Of several processes, one that fails alone is gone at once. Else JAX has it wait for the
-    others at its end, in good health, while they wait for its part of a step.
+    """Of several processes, one that fails alone is gone in `SECONDS_TO_MEET`. Else JAX has it wait
+    for the others at its end, in good health, while they wait for its part of a step.
     """
     try:
         yield
     except BaseException as error:
         # Whatever ends one of them (a diverged loss, a config) ends most often all: each says why.
-        if not jax.distributed.is_initialized() or meet(SECONDS_TO_MEET):
+        if not jax.distributed.is_initialized() or _all_came():
             raise
         if not isinstance(error, SystemExit):
             traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(1)
+        code = getattr(error, "code", None)
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def _all_came() -> bool:
+    """Whether the other processes end too. Ctrl-C would only make this one wait for them."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return meet(SECONDS_TO_MEET)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -10,7 +10,6 @@ from jaxlm.checkpoints.config_file import (
     ConfigMismatchError,
     check_config,
     check_known_config,
-    check_metadata,
     write_config,
 )
 from jaxlm.checkpoints.digest import tree_digest
@@ -36,7 +35,6 @@ __all__ = [
     "available_steps",
     "check_config",
     "check_known_config",
-    "check_metadata",
     "load_numpy",
     "local_folder",
     "restore",

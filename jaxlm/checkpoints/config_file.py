@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -9,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from absl import logging
+
+from jaxlm.checkpoints.layout import step_folders
+from jaxlm.checkpoints.manifest import BadStepError
+from jaxlm.checkpoints.verify import opened_step
 
 CONFIG = "config.json"
 _ABSENT = object()
@@ -23,6 +28,7 @@ def check_config(
     config: Mapping[str, Any],
     allow_change: bool = False,
     defaults: Mapping[str, Any] | None = None,
+    checkpoints: Path | None = None,
 ) -> None:
     """Compare the config with the one that a workdir holds, if it holds one.
 
@@ -31,49 +37,31 @@ def check_config(
         config: nested, JSON-able (tuples count as lists).
         allow_change: log the differences as warnings.
         defaults: what a field means that config.json lacks, because an older version wrote it.
+        checkpoints: whose newest one's metadata counts where config.json is gone; what `config` has
+            no name for is passed over.
 
     Raises:
         ConfigMismatchError: another config, and allow_change is False.
         ValueError: config.json is there but unreadable.
     """
     saved = saved_config(workdir)
-    if saved is not None:
-        _compare(workdir, config, saved, allow_change, defaults)
-
-
-def check_metadata(
-    workdir: str | os.PathLike[str],
-    config: Mapping[str, Any],
-    metadata: Mapping[str, Any],
-    allow_change: bool = False,
-    defaults: Mapping[str, Any] | None = None,
-) -> None:
-    """Compare with the config that a checkpoint was saved under, where config.json is gone.
-
-    Args:
-        metadata: the checkpoint's; what `config` has no name for is passed over. Empty: there is no
-            checkpoint. All else as of `check_config`.
-
-    Raises:
-        ConfigMismatchError, ValueError: as `check_config`.
-    """
-    if metadata and saved_config(workdir) is None:
-        saved = {name: value for name, value in metadata.items() if name in config}
-        _compare(workdir, config, saved, allow_change, defaults)
-
-
-def _compare(
-    workdir: str | os.PathLike[str],
-    config: Mapping[str, Any],
-    saved: Any,
-    allow_change: bool,
-    defaults: Mapping[str, Any] | None,
-) -> None:
+    if saved is None and checkpoints is not None:
+        saved = {n: v for n, v in _newest_metadata(checkpoints).items() if n in config} or None
+    if saved is None:
+        return
     lines = differences(json.loads(_text_of(config)), _completed(saved, defaults or {}))
     if lines and not allow_change:
         raise _mismatch(workdir, lines)
     for line in lines:
         logging.warning("config changed: %s", line)
+
+
+def _newest_metadata(checkpoints: Path) -> Mapping[str, Any]:
+    """Of the newest step that is good but for its arrays, which are not read."""
+    for step, folder in reversed(step_folders(checkpoints).items()):
+        with contextlib.suppress(BadStepError):
+            return opened_step(step, folder).metadata
+    return {}
 
 
 def write_config(workdir: str | os.PathLike[str], config: Mapping[str, Any]) -> None:

@@ -38,8 +38,8 @@ def local_folder(path: str | os.PathLike[str]) -> Path:
     """A workdir's path.
 
     Raises:
-        ValueError: it is empty, or an address such as gs://bucket/run.
+        ValueError: it is empty, an address such as gs://bucket/run, or a file.
     """
-    if not str(path) or "://" in str(path):
+    if not str(path) or "://" in str(path) or os.path.isfile(path):
         raise ValueError(f"workdir={str(path)!r}; allowed: a local folder")
     return Path(path)

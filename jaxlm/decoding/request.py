@@ -102,7 +102,8 @@ def make_request(
     rows = [_ids(model, tokenizer, p, end) for p in prompts]
     for prompt, row in zip(prompts, rows, strict=True):
         if not row:
-            raise ValueError(f"prompt={prompt!r} is empty and the tokenizer has no start token")
+            allowed = "a text, or an empty one if the tokenizer has a start token; at least one id"
+            raise ValueError(f"prompt={prompt!r} has no token; allowed: {allowed}")
     longest = max(len(row) for row in rows)
     limit = check_lengths(model.config, longest, max_new_tokens)
     kind = caches.parse(cache)

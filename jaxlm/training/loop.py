@@ -21,7 +21,6 @@ from jaxlm.checkpoints import (
     Saver,
     available_steps,
     check_config,
-    check_metadata,
     local_folder,
     restore,
     workdir_lock,
@@ -109,13 +108,12 @@ def run_loop(
         begin = _begin(run, model, mesh)
         settings = _settings(run, model, loader, begin)
         changed, absent = allow_config_change, run.default_settings()
-        from_first(lambda: check_config(workdir, settings, changed, absent))
+        from_first(lambda: check_config(workdir, settings, changed, absent, checkpoints))
         about, files = {**settings, "tokenizer": tokenizer.name}, {TOKENIZER: workdir / TOKENIZER}
         saver = _saver(run, checkpoints)
         with stop_on_signals() as stop, saver:
             step, go_on = _step_and_states(run, model, begin, mesh, checkpoints)
             state, saved = go_on(None)
-            from_first(lambda: check_metadata(workdir, settings, saved, changed, absent))
             from_first(lambda: _write_down(workdir, settings, tokenizer))
             told = functools.partial(reporting, workdir, description, run.train.steps)
             report = _reopened(stack, told)

@@ -241,7 +241,11 @@ def test_the_cache_is_donated():
         ({"prompts": "Emma"}, "prompts='Emma'; allowed: a non-empty list"),
         ({"max_new_tokens": 0}, "max_new_tokens=0; allowed: an integer >= 1"),
         ({"temperature": -1}, "temperature=-1; allowed"),
-        ({"top_k": -2}, "top_k=-2; allowed"),
+        ({"top_k": -2}, r"top_k=-2; allowed: \[-1, 2147483647\]"),
+        (
+            {"seed": 2**80},
+            r"seed=1208925819614629174706176; allowed: a number in \[0, 2147483647\]",
+        ),
         ({"top_p": 0}, "top_p=0; allowed"),
         ({"seed": [1, 2, 3]}, "seed has 3 values; allowed: one, or 1"),
         ({"prompts": ["a", "\udcff\udcfe"]}, r"text …'\\udcff\\udcfe'… is not UTF-8"),
@@ -325,7 +329,7 @@ def test_an_empty_prompt_needs_a_start_token():
     class NoStart(type(tiny.TOKENIZER)):
         bos_id = None
 
-    with pytest.raises(ValueError, match="empty and the tokenizer has no start token"):
+    with pytest.raises(ValueError, match="has no token; allowed: a text, or an empty one"):
         generate(tiny.model(), {}, NoStart(), [""])
     assert len(generate(tiny.model(), tiny.params(), tiny.TOKENIZER, [""], max_new_tokens=NEW)) == 1
 

@@ -273,14 +273,20 @@ def case_of(
     return kernel, oracle, x, (d_out, d_lse)
 
 
-def assert_sums_to(d_lse, b_out):
-    """Each row of a softmax's gradient adds up to its log-sum-exp's cotangent, so FIRE's `b_out`,
-    which all scores have in common, has a gradient that is known exactly. Summed up from gradients
-    of both signs, it is off by roundings of the rows' sums, not of its own small value.
+def assert_sums_up(found, d_out, wanted, softcap):
+    """The gradient of FIRE's `b_out`, which all scores have in common: a sum of gradients of both
+    signs, off by two roundings of them, not of its own small value. Without a soft cap it is known
+    exactly, as each row of a softmax's gradient adds up to its log-sum-exp's cotangent.
+
+    Args:
+        wanted: the oracle's output and gradient, and the log-sum-exp's cotangent.
     """
-    rows = np.asarray(d_lse, np.float64)
-    roundings = 4 * np.finfo(np.float32).eps * np.abs(rows).sum((0, 2)).max()
-    np.testing.assert_allclose(b_out, rows.sum((0, 2)), rtol=0, atol=roundings)
+    out, b_out, d_lse = wanted
+    summed = np.asarray(np.abs(d_lse) + np.abs(d_out * out).sum(-1), np.float64)
+    exact = np.asarray(d_lse, np.float64).sum((0, 2)) if softcap is None else b_out
+    roundings = 2 if softcap is None else 4  # the oracle's as well
+    atol = roundings * np.finfo(np.float32).eps * summed.sum((0, 2)).max()
+    np.testing.assert_allclose(found, exact, rtol=0, atol=atol)
 
 
 def compare(*, learned_bias=True, **case):
@@ -294,8 +300,10 @@ def compare(*, learned_bias=True, **case):
         if name in x:
             assert (grads.pop(name) == 0).all()
             del wanted_grads[name]
-    if "fire" in x and case.get("softcap") is None and d_out.dtype == jnp.float32:
-        assert_sums_to(np.where(np.abs(wanted[1]) < 1e30, d_lse, 0), grads["fire"].b_out)
+    if "fire" in x and d_out.dtype == jnp.float32:
+        d_lse = np.where(np.abs(wanted[1]) < 1e30, d_lse, 0)  # of a query that sees nothing
+        of_oracle = wanted[0], wanted_grads["fire"].b_out, d_lse
+        assert_sums_up(grads["fire"].b_out, d_out, of_oracle, case.get("softcap"))
         for of_all in (grads, wanted_grads):
             of_all["fire"] = of_all["fire"]._replace(b_out=None)
     leaves = (jax.tree.leaves(all_) for all_ in ((found, grads), (wanted, wanted_grads)))

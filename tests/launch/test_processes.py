@@ -5,12 +5,14 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 
 from jaxlm.checkpoints import available_steps, load_numpy, restore
+from launch.processes import SECONDS_TO_MEET
 from tests.launch.processes import Launcher, last_step, what_a_run_determines
 
 # Without a sign of one process the others stop so soon: three missed heartbeats of three seconds.
@@ -26,21 +28,8 @@ class Together:
     launcher: Launcher
 
     def start(self, workdir, devices: tuple[int, ...], *flags: str) -> list[subprocess.Popen]:
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        processes = []
-        for index, count in enumerate(devices):
-            own = (
-                []
-                if len(devices) == 1
-                else [
-                    f"--coordinator=localhost:{port}",
-                    f"--num_processes={len(devices)}",
-                    f"--process_id={index}",
-                    f"--heartbeat_seconds={HEARTBEAT}",
-                ]
-            )
+        processes, each = [], flags_of_each(len(devices))
+        for own, count in zip(each, devices, strict=True):
             command = self.launcher.command(workdir, *FLAGS, *own, *flags)
             env = {**self.launcher.env, "XLA_FLAGS": devices_flag(count)}
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -53,6 +42,25 @@ class Together:
         said = [process.communicate(timeout=300) for process in processes]
         assert [p.returncode for p in processes] == [0] * len(devices), said
         return ["".join(outputs) for outputs in said]
+
+
+def flags_of_each(count: int) -> list[list[str]]:
+    if count == 1:
+        return [[]]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    common = [f"--coordinator=localhost:{port}", f"--heartbeat_seconds={HEARTBEAT}"]
+    common.append(f"--num_processes={count}")
+    return [[*common, f"--process_id={index}"] for index in range(count)]
+
+
+def two_of(module: str, *arguments: str) -> list[subprocess.Popen]:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return [
+        subprocess.Popen([sys.executable, "-m", module, argument, *own], text=True, **pipes)
+        for argument, own in zip(arguments, flags_of_each(2), strict=True)
+    ]
 
 
 def devices_flag(count: int) -> str:
@@ -146,6 +154,27 @@ def test_an_error_of_one_process_ends_all_soon(together, tmp_path):
     # which TPUs have not.
     assert processes[1].returncode == -signal.SIGABRT
     assert "Terminating process because the JAX distributed service" in said[1][1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize(("act", "status"), [("fails", 1), ("waits", 130)])
+def test_one_that_ends_alone_does_not_wait(index, act, status):
+    """Interrupted while it looks whether the others end too, or before."""
+    acts = ["waits", "waits"]
+    acts[index] = act
+    processes = two_of("tests.launch.failing_process", *acts)
+    try:
+        assert processes[index].stdout.readline() == "started\n"
+        time.sleep(2)
+        processes[index].send_signal(signal.SIGINT)
+        assert processes[index].wait(SECONDS_TO_MEET + HEARTBEAT) == status
+        assert processes[1 - index].wait(6 * HEARTBEAT) == -signal.SIGABRT
+    finally:
+        for process in processes:
+            process.kill()
+        said = [process.communicate()[1] for process in processes]
+    assert ("error: x=1; allowed: 2" if act == "fails" else "interrupted") in said[index]
 
 
 @pytest.mark.slow

@@ -268,6 +268,7 @@ BAD_FLAGS = {
     "--workdir=": "workdir=''; allowed: a local folder",
     "--config=no/such/config.py": "no/such/config.py",
     "--config=README.md": "--config=README.md; allowed: a Python file",
+    "--workdir=README.md": "workdir='README.md'; allowed: a local folder",
     "--config.model.num_layers.foo=3": "--config.model.num_layers.foo=3: config.model.num_layers h",
 }
 

@@ -47,7 +47,9 @@ def test_the_first_state_is_that_of_one_device_to_the_bit(meshes):
 
 
 def test_losses_and_parameters_are_those_of_one_device(meshes):
-    """On 2, 4, 8 and 16 devices, cut one way or another: sums of float32 in another order."""
+    """On 2, 4, 8 and 16 devices, cut one way or another: float32 is summed in another order. (In
+    every run on 8 and 16.)
+    """
     directory, results = meshes
     for name, result in results.items():
         _, state, losses, _ = one_device(RUNS[name][0])

@@ -232,9 +232,14 @@ def test_another_config_is_refused_with_the_difference(finished, texts):
 
 
 def test_without_its_config_a_workdir_has_the_checkpoints(finished, texts, tmp_path):
-    """Else the run would go on under any config that has the same parameters."""
+    """Else the run would go on under any config that has the same parameters; and of one that has
+    others, their shapes would be all that is told.
+    """
     copy = shutil.copytree(finished.workdir, tmp_path / "copy")
     (copy / "config.json").unlink()
+    wider = tiny_run(texts, model__d_model=64)
+    with pytest.raises(ConfigMismatchError, match=r"\nmodel\.d_model: 64 here, "):
+        train_tiny(wider, copy, texts / "cache")
     other = tiny_run(texts, train__optimizer__b1=0.5, train__profile=(2, 3))
     with pytest.raises(ConfigMismatchError) as caught:
         train_tiny(other, copy, texts / "cache")

@@ -41,19 +41,20 @@ class Batch:
 
     def numbers(self, name: str, value: Any, low: float, high: float, dtype: Any) -> np.ndarray:
         """One number a row, within [low, high]."""
+        span = f"[{low:.10g}, {high:.10g}]"
         try:
             given = np.asarray(value)
             x = given.astype(np.float64)
         except (TypeError, ValueError):
             given, x = np.zeros(0, object), np.zeros(0)
         if given.dtype.kind not in "iuf":
-            raise ValueError(f"{name}={value!r}; allowed: a number, or one a row")
+            raise ValueError(f"{name}={value!r}; allowed: a number in {span}, or one a row")
         if x.ndim and x.shape != (self.rows,):
             raise ValueError(f"{name} has {x.size} values; allowed: one, or {self.rows} (a row)")
         x = np.broadcast_to(x, (self.rows,))
         fine = (x >= low) & (x <= high)
         if not fine.all():
-            raise ValueError(f"{name}={x[~fine][0]:g}; allowed: [{low:g}, {high:g}]")
+            raise ValueError(f"{name}={x[~fine][0]:.10g}; allowed: {span}")
         whole = x.astype(dtype)
         if np.issubdtype(dtype, np.integer) and (whole != x).any():
             raise ValueError(f"{name}={x[whole != x][0]:g}; allowed: an integer")
