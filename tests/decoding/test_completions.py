@@ -234,7 +234,7 @@ def test_requests_of_other_settings_share_a_program():
         ({"forced_eos_token_id": 300}, "forced_eos_token_id: token id 300; allowed"),
         ({"forced_bos_token_id": "x"}, "forced_bos_token_id='x'; allowed"),
         ({"seed": -1}, "seed=-1; allowed"),
-        ({"seed": 2**31}, "seed=2.14748e.09; allowed"),
+        ({"seed": 2**31}, "seed=2147483648; allowed"),
         ({"stop_token_ids": [258]}, "stop_token_ids: token id 258; allowed: 0 to 257"),
         ({"stop": "x"}, "stop='x'; allowed: a list of non-empty strings"),
         ({"stop": [""]}, r"stop=\[''\]; allowed: a list of non-empty strings"),
